@@ -201,3 +201,11 @@ def test_the_record_counts_and_hashes_samples_in_order():
     assert record["sha256"] == representative_samples(lists, ONE, 12).sha256()
     assert record["sha256"] != representative_samples(ROWS[::-1], ONE, 12).sha256()
     assert record["sha256"] != representative_samples(ROWS, ONE, 13).sha256()
+
+
+@pytest.mark.parametrize(("shape", "is_resizable"), [((3, 9, 9, 3), True), ((3, 9, 9, 1), False), ((3, 9), False)])
+def test_images_of_another_size_are_refused_with_the_resize_to_use(shape, is_resizable):
+    spec = [InputSpec(name="image", shape=(1, 4, 5, 3))]
+    with refused(InputError, expected=(4, 5, 3), got=shape) as caught:
+        representative_samples(np.zeros(shape, np.float32), spec, 2)
+    assert ("data.resize=4,5" in str(caught.value)) == is_resizable

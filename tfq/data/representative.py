@@ -316,7 +316,8 @@ def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, limit:
         ):
             raise InputError(
                 f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}, expected "
-                f"{_shape_text(spec.shape[1:])} for a single sample or {_shape_text(spec.shape[1:], 'n')} for a batch",
+                f"{_shape_text(spec.shape[1:])} for a single sample or {_shape_text(spec.shape[1:], 'n')} for a batch"
+                f"{_resize_advice(spec.shape, array.shape)}",
                 field=_field(index, spec.name),
                 expected=spec.shape[1:],
                 got=array.shape,
@@ -353,6 +354,16 @@ def _field(index: int, name: str) -> str:
 def _shape_text(shape: tuple[int | None, ...], *first: str) -> str:
     sizes = [*first, *("any" if size in (None, -1) else str(size) for size in shape)]
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _resize_advice(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> str:
+    """Return the end of an error message that says how to resize images to `expected`; "" for other data."""
+    is_image = len(expected) == 4 and len(shape) in (3, 4) and expected[3] == shape[-1]
+    return (
+        f". Resize the images with data.resize={expected[1]},{expected[2]}"
+        if is_image and None not in expected[1:]
+        else ""
+    )
 
 
 def _checked_sample(
