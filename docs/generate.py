@@ -77,14 +77,14 @@ def help_of(command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         module.cli([f"tfq {command}", "--help"])
-    starts = r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)"
+    starts = r"\n\n(?=Flags:\n|[a-z_.]+: .+\n(?:  --|\n)|Exit codes:)"
     description, *groups, exit_codes = re.split(starts, output.getvalue().strip())
     parts = [_description(description.removeprefix(f"tfq {command}: "))]
     for group in groups:
         heading, _, rows = group.partition("\n")
         path, _, subject = heading.partition(": ")
         title = f"{subject[:1].upper()}{subject[1:]} (`{path}`)" if subject else "General"
-        parts.append(f"## {title}\n\n{_flags(rows)}")
+        parts.append(f"## {title}\n\n{_flags(rows)}".rstrip())
     return "\n\n".join([*parts, " ".join(exit_codes.split())]) + "\n"
 
 
@@ -116,8 +116,9 @@ def _flags(rows: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return text with flags, patterns and file names that hold a placeholder as code."""
-    return re.sub(r"(?<![`\w])(--[\[\]\w.]*\w(?:=\w+)?|'\*'|[\w./]*<\w+>(?:[\w.<>]*\w)?)", r"`\1`", text)
+    """Return text with flags, patterns and file names that hold a placeholder as code; existing code stays as it is."""
+    code = r"(?<!\w)(?:--[\[\]\w.]*\w(?:=[\w.]*\w)?|'\*'|[\w./]*<\w+>(?:[\w.<>]*\w)?)"
+    return re.sub(rf"`[^`]*`|{code}", lambda match: f"`{match[0].strip('`')}`", text)
 
 
 def api_of(group: str) -> str:
