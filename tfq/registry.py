@@ -242,8 +242,9 @@ def load_plugin(path: str) -> Plugin:
     """
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
+        problem = "is not a Python file" if file.exists() else "does not exist"
         raise InputError(
-            f"plugin: {path} is not a Python file: expected a path that ends in .py",
+            f"plugin: {path} {problem}: expected a path that ends in .py",
             field="plugin",
             expected="a .py file",
             got=path,

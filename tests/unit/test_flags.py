@@ -64,7 +64,7 @@ def test_compress_train_is_its_own_section_key(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--shceme=int8"], "'scheme'"),
+        (["--shceme=int8"], "'--scheme'"),
         (["--scheme=int4"], "int4"),
         (["--num_calibration_samples=many"], "many"),
         (["--num_calibration_samples=0"], "num_calibration_samples"),
@@ -202,3 +202,19 @@ def test_help_tells_every_flag_with_its_default():
         assert setting.flag in text
         assert setting.field.metadata["help"].split()[0] in text
     assert "default: int8)" in text
+
+
+def test_a_model_named_twice_is_refused_instead_of_the_first_one_being_ignored():
+    with refused(InputError, field="model", word="--against"):
+        parsed("--model=a.tflite", "--model=b.tflite", section="benchmark")
+    assert parsed("--model=a.tflite", section="benchmark").model == "a.tflite"
+
+
+def test_an_unknown_flag_suggests_the_nearest_flag_as_it_is_typed():
+    with refused(InputError, got="outt", word="'--out'"):
+        parsed("--outt=x")
+
+
+def test_text_where_a_number_is_expected_is_refused_with_the_flag():
+    with refused(InputError, word="--data.scale:"):
+        parsed("--data.scale=1/255")

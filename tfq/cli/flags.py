@@ -138,6 +138,13 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         raise InputError(
             f"{_explain(error, values)} (tfq {command} --help lists all flags)", got=getattr(error, "flagname", None)
         ) from error
+    if values["model"].present > 1:
+        advice = ". Name the other files with --against" if "against" in values else ""
+        raise InputError(
+            f"--model is set {values['model'].present} times, expected one{advice}",
+            field="model",
+            got=values["model"].value,
+        )
     if len(rest) > 1 and not values["help"].value:
         raise InputError(f"unexpected argument {rest[1]!r}: expected flags only, such as --model=FILE")
     tree: dict[str, Any] = {}
@@ -302,8 +309,12 @@ def _plain(setting: Setting, value: Any) -> Any:
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
-        return f"unknown flag --{error.flagname}: {did_you_mean(error.flagname, list(values))}"
-    return str(error).removesuffix(".")
+        flags_of_command = [f"--{name}" for name in values]
+        return f"unknown flag --{error.flagname}: {did_you_mean(f'--{error.flagname}', flags_of_command)}"
+    message = str(error).removesuffix(".")
+    return re.sub(
+        r"^flag (--[\w.]+)=(.*): could not convert string to float: .*", r"\1: expected a number, got '\2'", message
+    )
 
 
 def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

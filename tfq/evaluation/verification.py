@@ -128,7 +128,7 @@ class Verification:
         compared = f"compared on {self.num_samples} samples" if self.compared else "outputs not compared"
         lines = [f"{self.execution.to_text()}; {compared}"]
         for item in self.outputs:
-            ratio = "no SQNR" if item.sqnr_db is None else f"{item.sqnr_db:.1f} dB"
+            ratio = "no SQNR" if item.sqnr_db is None else f"SQNR {item.sqnr_db:.1f} dB"
             lines.append(f"output {item.name}: {ratio}" + _agreement(item))
         lines += [f"COLLAPSED {item.message}" for item in self.collapsed]
         return "\n".join([*lines, *(f"note      {item.message}" for item in self.notes)])
