@@ -32,7 +32,7 @@ ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "hard_silu", "mish", "softplus"),
     *("log_sigmoid", "softsign", "tanh", "hard_tanh", "sigmoid", "hard_sigmoid", "squareplus", "exponential"),
 )
-BOUND_DB, MOST_BEHIND_DB = 25.0, 1.0
+BOUND_DB, MAX_LOSS_DB = 25.0, 1.0
 
 
 def trained(activation: str, split: Split, epochs: int) -> Any:
@@ -94,7 +94,7 @@ def main() -> int:
             flush=True,
         )
         report = tfq.audit(content, tfq.AuditConfig(require="full_int8"))
-        after = activation != "exponential" and (ours_db < BOUND_DB or ours_db < theirs_db - MOST_BEHIND_DB)
+        after = activation != "exponential" and (ours_db < BOUND_DB or ours_db < theirs_db - MAX_LOSS_DB)
         if after or not report.ok:
             failed.append(f"{activation}: {ours_db:.1f} dB, {report.scheme}")
     for message in failed:

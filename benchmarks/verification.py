@@ -43,7 +43,7 @@ from tfq.keras_bridge import deterministic, import_keras
 from tfq.models import MODELS
 
 SAMPLES = 100
-BOUND_SHARE, BOUND_SECS = 0.15, 0.3
+BOUND_FRACTION, BOUND_SECS = 0.15, 0.3
 Case = tuple[str, Callable[[], tuple[Any, Any]]]
 
 
@@ -174,7 +174,7 @@ def costs(arguments: argparse.Namespace, out: Path) -> int:
     missed = 0
     for label, make in cases:
         record = kept(out / f"cost_{'_'.join(label.split())}.json", partial(_cost, make, arguments.rounds))
-        holds = record["more_secs"] <= max(BOUND_SECS, BOUND_SHARE * record["off_secs"])
+        holds = record["more_secs"] <= max(BOUND_SECS, BOUND_FRACTION * record["off_secs"])
         missed += not holds
         print(
             f"| {label} | {record['off_secs']:.2f} | {record['on_secs']:.2f} | {record['more_secs']:.2f} | "

@@ -139,8 +139,8 @@ def _with_constant(kind: str | None, values: Any, out: tuple[int, ...], first: d
 
     def parts(op: str, dtype: str) -> Parts:
         array = np.asarray(values).astype(dtype)
-        given = {name: constant(value, "int32") for name, value in (first or {}).items()}
-        tensors = {"x": _tensor(dtype, SHAPE), **given, "k": _tensor(dtype, array.shape, array)}
+        constants = {name: constant(value, "int32") for name, value in (first or {}).items()}
+        tensors = {"x": _tensor(dtype, SHAPE), **constants, "k": _tensor(dtype, array.shape, array)}
         return {**tensors, "y": _tensor(dtype, out)}, options(kind) if kind else None
 
     return parts

@@ -133,9 +133,9 @@ class Chain:
         [pixels] = self.test_split.inputs.values()
         return pixels[:count]
 
-    def _fit(self, steps: int, share: float) -> Any:
+    def _fit(self, steps: int, rate_fraction: float) -> Any:
         def fit(model: Any, callbacks: list[Any]) -> None:
-            zoo.train(model, self.train_split, max(1, steps), share * self.family.learning_rate, callbacks)
+            zoo.train(model, self.train_split, max(1, steps), rate_fraction * self.family.learning_rate, callbacks)
 
         return fit
 

@@ -22,13 +22,13 @@ COLUMNS = (
 )  # fmt: skip
 
 LEGEND = f"""\
-float, pruned, QAT, int8: accuracy on the test images of the trained Keras 3 model, after pruning, after QAT, of the
-flatbuffer. bridge: largest difference of outputs, Keras 3 to tf_keras, of their range. QAT / PTQ only / refused:
-layers by preflight. identity: difference that fake quantization, taken as identity, makes. zeros: least share in a
-pruned layer, counted in the flatbuffer. top-1 differs: images with another class in the flatbuffer than in the QAT
-model; lead: the QAT model's largest top-2 margin among those, in LSB of the logits (must be
-below {MAX_MARGIN_LSB:g}). logits: SQNR (must be at least {MIN_LOGIT_SQNR_DB:g} dB).
-stock: tfmot.quantization.keras.quantize_model alone. minutes: of all but stock."""
+float, pruned, QAT, int8: accuracy on the test images of the trained Keras 3 model, after pruning, after QAT, and of the
+flatbuffer. bridge: largest output difference between Keras 3 and tf_keras as a fraction of the range. QAT / PTQ only /
+refused: layers by preflight. identity: output difference by fake quantization without rounding. zeros: the smallest
+fraction in a pruned layer, counted in the flatbuffer. top-1 differs: images with another class in the flatbuffer than
+in the QAT model; lead: the QAT model's largest top-2 margin among those, in LSB of the logits (must be below
+{MAX_MARGIN_LSB:g}). logits: SQNR (must be at least {MIN_LOGIT_SQNR_DB:g} dB). stock: only
+tfmot.quantization.keras.quantize_model. minutes: of everything except stock."""
 
 
 def misses(record: Mapping[str, Any], name: str = "") -> list[str]:
@@ -172,7 +172,7 @@ def table(records: Mapping[str, Mapping[str, Any]], heading: Sequence[str]) -> s
         "",
         LEGEND,
         "",
-        f"{passing} of {len(records)} families pass; stock tfmot has the function right on {right}.",
+        f"{passing} of {len(records)} families pass; stock tfmot computes the right function for {right}.",
     ]
     for name, record in records.items():
         lines += [f"- {name}: {miss}" for miss in misses(record, name)]

@@ -65,16 +65,20 @@ def converter(function: Callable, *shapes: tuple[int, ...]) -> tf.lite.TFLiteCon
 
 
 def quantized(
-    made: tf.lite.TFLiteConverter, samples: np.ndarray | None, *ops, io: tf.DType = tf.int8, per_channel: bool = True
+    tflite_converter: tf.lite.TFLiteConverter,
+    samples: np.ndarray | None,
+    *ops,
+    io: tf.DType = tf.int8,
+    per_channel: bool = True,
 ) -> bytes:
-    made.optimizations = [tf.lite.Optimize.DEFAULT]
-    made.target_spec.supported_ops = list(ops)
-    made.inference_input_type = made.inference_output_type = io
+    tflite_converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    tflite_converter.target_spec.supported_ops = list(ops)
+    tflite_converter.inference_input_type = tflite_converter.inference_output_type = io
     # Read in TensorFlow 2.21; the attribute has no public equivalent.
-    made._experimental_disable_per_channel = not per_channel
+    tflite_converter._experimental_disable_per_channel = not per_channel
     if samples is not None:
-        made.representative_dataset = lambda: ([sample[None]] for sample in samples)
-    return made.convert()
+        tflite_converter.representative_dataset = lambda: ([sample[None]] for sample in samples)
+    return tflite_converter.convert()
 
 
 def save(name: str, content: bytes, signed: bool = True) -> None:

@@ -246,11 +246,11 @@ def by_name() -> dict[str, CorpusModel]:
     import corpus_operations
 
     cases = [*corpus_kinds.models(), *corpus_layers.models(), *corpus_operations.models()]
-    found = {}
+    models_by_name = {}
     for case in cases:
         collapses, refused = declared(case.name)
-        found[case.name] = dataclasses.replace(case, collapses=collapses, refused=refused)
-    return found
+        models_by_name[case.name] = dataclasses.replace(case, collapses=collapses, refused=refused)
+    return models_by_name
 
 
 def agreeing_models(scheme: str = "int8") -> list[CorpusModel]:

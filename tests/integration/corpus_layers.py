@@ -246,9 +246,9 @@ def adapted() -> tuple[Any, Any]:
 def models() -> list[CorpusModel]:
     """Return the models of layers, each with the name `layers.<layer>` or `layers.<layer>_<variant>`."""
     groups = [(VECTORS, VECTOR), (SEQUENCES, SEQUENCE), (IMAGES, IMAGE), (VOLUMES, VOLUME), (RECURRENT, STEPS)]
-    found = {name: seeded(shape, call) for calls, shape in groups for name, call in calls.items()}
-    found |= {name: seeded(COLORS, call, 0.0, 255.0) for name, call in PIXELS.items()}
-    found |= {name: seeded(COLORS, passed(name, items), 0.0, 255.0) for name, items in PASSED.items()}
-    found |= {name: of_ids(call) for name, call in IDS.items()}
-    found["Normalization"] = adapted
-    return [CorpusModel(name=f"layers.{name}", build=build) for name, build in found.items()]
+    builders = {name: seeded(shape, call) for calls, shape in groups for name, call in calls.items()}
+    builders |= {name: seeded(COLORS, call, 0.0, 255.0) for name, call in PIXELS.items()}
+    builders |= {name: seeded(COLORS, passed(name, items), 0.0, 255.0) for name, items in PASSED.items()}
+    builders |= {name: of_ids(call) for name, call in IDS.items()}
+    builders["Normalization"] = adapted
+    return [CorpusModel(name=f"layers.{name}", build=build) for name, build in builders.items()]

@@ -340,11 +340,11 @@ def models() -> list[CorpusModel]:
     """Return the models of operations, each with the name `ops.<function>` or `ops.<function>_<variant>`."""
     older = {name: call for calls in (INT8, FLOAT, NO_TFLITE) for name, (call, _) in calls.items()}
     groups = (ARITHMETIC, CONDITIONS, REDUCTIONS, SHAPES, PRODUCTS)
-    found = older | {name: call for calls in groups for name, call in calls.items()}
-    found |= INSTEAD
-    found |= {name: of_integers(call) for name, call in INTEGERS.items()}
-    found |= {f"image.{name}": call for name, call in IMAGES.items()}
-    return [CorpusModel(name=f"ops.{name}", build=built(call)) for name, call in found.items()]
+    calls_by_name = older | {name: call for calls in groups for name, call in calls.items()}
+    calls_by_name |= INSTEAD
+    calls_by_name |= {name: of_integers(call) for name, call in INTEGERS.items()}
+    calls_by_name |= {f"image.{name}": call for name, call in IMAGES.items()}
+    return [CorpusModel(name=f"ops.{name}", build=built(call)) for name, call in calls_by_name.items()]
 
 
 def of_integers(call: Call) -> Call:

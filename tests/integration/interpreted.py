@@ -10,14 +10,14 @@ def answers_of(content: bytes, data, output: int = 0):
 
     interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
-    (given,), made = interpreter.get_input_details(), interpreter.get_output_details()[output]
+    (input_details,), output_details = interpreter.get_input_details(), interpreter.get_output_details()[output]
     results = []
     for example in data:
         interpreter.reset_all_variables()
-        interpreter.set_tensor(given["index"], _stored(example[None], given))
+        interpreter.set_tensor(input_details["index"], _stored(example[None], input_details))
         interpreter.invoke()
-        results.append(interpreter.get_tensor(made["index"])[0])
-    (scale, zero_point), values = made["quantization"], np.stack(results)
+        results.append(interpreter.get_tensor(output_details["index"])[0])
+    (scale, zero_point), values = output_details["quantization"], np.stack(results)
     return (values.astype("float64") - zero_point) * scale if scale else values
 
 

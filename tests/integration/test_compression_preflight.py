@@ -15,8 +15,8 @@ from tfq.errors import InputError
 from tfq.keras_bridge import bridge, import_keras
 
 
-def verdicts(found):
-    return {layer.name: (layer.prunable, layer.qat) for layer in found.layers}
+def verdicts(report):
+    return {layer.name: (layer.prunable, layer.qat) for layer in report.layers}
 
 
 def test_every_layer_has_a_row_and_text_agrees_with_dict():

@@ -160,11 +160,11 @@ def test_a_groups_range_covers_all_its_members_on_calibration_data(build):
             assert tfmot_symbols.output_range(layer) == pytest.approx(expected, rel=1e-5)
 
 
-def check_parity(found):
-    assert found.first_departure is None
+def check_parity(parity):
+    assert parity.first_departure is None
     # A few quantized values may lie between two.
-    assert min(layer.agreement for layer in found.layers) > 0.95, found.to_text()
-    assert found.logit_sqnr_db > 40
+    assert min(layer.agreement for layer in parity.layers) > 0.95, parity.to_text()
+    assert parity.logit_sqnr_db > 40
 
 
 def test_the_flatbuffer_computes_what_the_qat_model_does(build):

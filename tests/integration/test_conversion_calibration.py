@@ -75,10 +75,10 @@ def test_one_wrong_sample_in_hundreds_is_left_out_and_named():
         result = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
     agreement = (answers(result) == answers(FLOATING.read_bytes())).mean()
     extremes = tfq.ConversionConfig(**{**settings, "calibration": tfq.CalibrationConfig(method="min_max")})
-    spoilt = tfq.convert(FLOATING.read_bytes(), wrong, extremes)
+    damaged = tfq.convert(FLOATING.read_bytes(), wrong, extremes)
     image = tflite.read(result).main_subgraph.input_tensors[0]
     assert image.scale[0] == pytest.approx(16 / 255, rel=0.02)
-    assert tflite.read(spoilt).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
+    assert tflite.read(damaged).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
     assert agreement > 0.97
 
 

@@ -108,13 +108,13 @@ def outputs_of(content):
     """Return the outputs of a file, computed by a plain interpreter."""
     runner = Interpreter(model_content=content, num_threads=1)
     runner.allocate_tensors()
-    (given,), results = runner.get_input_details(), runner.get_output_details()
-    limits = np.iinfo(given["dtype"])
+    (input_details,), results = runner.get_input_details(), runner.get_output_details()
+    limits = np.iinfo(input_details["dtype"])
     rows = []
     for sample in X:
-        scale, zero = given["quantization"]
+        scale, zero = input_details["quantization"]
         quantized = np.clip(np.rint(sample / scale) + zero, limits.min, limits.max)
-        runner.set_tensor(given["index"], quantized[None].astype(given["dtype"]))
+        runner.set_tensor(input_details["index"], quantized[None].astype(input_details["dtype"]))
         runner.invoke()
         rows.append([])
         for item in results:

@@ -46,11 +46,11 @@ def reordered(content: bytes, seed: int) -> bytes:
     model, rng = tflite.unpack(content), np.random.default_rng(seed)
     graph = model.subgraphs[0]
     waiting, ordered = list(graph.operators), []
-    made = {int(index) for op in waiting for index in op.outputs}
+    missing = {int(index) for op in waiting for index in op.outputs}
     while waiting:
-        ready = [op for op in waiting if made.isdisjoint(map(int, op.inputs))]
+        ready = [op for op in waiting if missing.isdisjoint(map(int, op.inputs))]
         op = ready[rng.integers(len(ready))]
-        made -= set(map(int, op.outputs))
+        missing -= set(map(int, op.outputs))
         ordered.append(op)
         waiting.remove(op)
     graph.operators = ordered

@@ -72,11 +72,11 @@ def converted(model, quantizer="tensorflow"):
 def _child(pipe, content):
     runner = Interpreter(model_content=content, num_threads=1)
     runner.allocate_tensors()
-    (given,), (result,) = runner.get_input_details(), runner.get_output_details()
+    (input_details,), (result,) = runner.get_input_details(), runner.get_output_details()
     rows = []
     for sample in X:
-        steps = np.rint(sample / given["quantization"][0])
-        runner.set_tensor(given["index"], np.clip(steps, -32768, 32767)[None].astype(np.int16))
+        steps = np.rint(sample / input_details["quantization"][0])
+        runner.set_tensor(input_details["index"], np.clip(steps, -32768, 32767)[None].astype(np.int16))
         runner.invoke()
         rows.append(runner.get_tensor(result["index"]).astype(np.float32) * result["quantization"][0])
     pipe.send(np.concatenate(rows))
@@ -101,24 +101,24 @@ def sqnr(model, content):
 def test_int16x8_agrees_with_keras(name):
     model = model_of(name)
     for quantizer in ("tensorflow", "litert"):
-        found = sqnr(model, converted(model, quantizer))
-        assert found is not None and found > 40, (quantizer, found)
+        result = sqnr(model, converted(model, quantizer))
+        assert result is not None and result > 40, (quantizer, result)
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_without_the_rewriting_int16x8_is_wrong(name, monkeypatch):
     monkeypatch.setattr(quantize, "with_int16_forms", lambda model, ranges: (model, ranges))
     model = model_of(name)
-    found = sqnr(model, converted(model))
-    assert found is None or found < 30
+    result = sqnr(model, converted(model))
+    assert result is None or result < 30
 
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_without_fitting_operands_int16x8_is_wrong(name, monkeypatch):
     monkeypatch.setattr(quantize, "with_int16_types", lambda model: model)
     model = model_of(name)
-    found = sqnr(model, converted(model))
-    assert found is None or found < 30
+    result = sqnr(model, converted(model))
+    assert result is None or result < 30
 
 
 def test_scatter_in_int16_does_not_run(monkeypatch):

@@ -31,9 +31,9 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
     np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["dataset", "no dataset"])
+@pytest.mark.parametrize("with_dataset", [True, False], ids=["dataset", "no dataset"])
 @pytest.mark.parametrize("keepdims", [True, False])
-def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
+def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, with_dataset):
     keras = import_tf_keras()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 3))
@@ -45,7 +45,7 @@ def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
     quantized = untrained_qat_model(model, images)
     values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_squeeze").weights}
     low, high = values["quant_squeeze/output_min:0"], values["quant_squeeze/output_max:0"]
-    graph = tfq.tflite.read(tfq.convert(quantized, images if given else None)).main_subgraph
+    graph = tfq.tflite.read(tfq.convert(quantized, images if with_dataset else None)).main_subgraph
     [mean] = [op for op in graph.ops if op.name == "MEAN"]
     np.testing.assert_allclose(graph.tensors[mean.outputs[0]].scale, (high - low) / 255, rtol=1e-5)
     # The input's range differs: a mean of many pixels is smaller than the largest of them.

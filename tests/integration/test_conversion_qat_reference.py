@@ -23,13 +23,13 @@ def trained():
 def outputs(content, images):
     interpreter = Interpreter(model_content=content)
     interpreter.allocate_tensors()
-    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (input_details,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     rows = []
     for image in images:
-        if given["dtype"] is np.int8:
-            scale, zero = given["quantization"]
+        if input_details["dtype"] is np.int8:
+            scale, zero = input_details["quantization"]
             image = np.clip(np.rint(image / scale) + zero, -128, 127)
-        interpreter.set_tensor(given["index"], image[None].astype(given["dtype"]))
+        interpreter.set_tensor(input_details["index"], image[None].astype(input_details["dtype"]))
         interpreter.invoke()
         values = interpreter.get_tensor(result["index"])[0].astype(np.float32)
         scale, zero = result["quantization"]

@@ -52,9 +52,9 @@ def by_hand(model, kept, zeroed):
     return copy
 
 
-def places_left(small, given, name, weight=-1):
+def places_left(small, original, name, weight=-1):
     """Return the positions of a layer's last axis that stayed, identified by values that are all different."""
-    after, before = small.get_layer(name).get_weights()[weight], given.get_layer(name).get_weights()[weight]
+    after, before = small.get_layer(name).get_weights()[weight], original.get_layer(name).get_weights()[weight]
     return [int(np.flatnonzero(before == value)[0]) for value in after]
 
 

@@ -11,7 +11,7 @@ from tfq.errors import AuditError, InputError
 
 # As converted by other tools and by tfq. TensorFlow's dynamic scheme leaves weights of fewer than 1,024 values in
 # float32.
-MADE_AS = {
+SCHEMES = {
     "digits_int8": "full_int8",
     "digits_int8_per_tensor": "full_int8",
     "digits_int8_per_tensor_dense": "full_int8",
@@ -28,11 +28,11 @@ MADE_AS = {
 
 
 @pytest.mark.parametrize("required", AUDIT_SCHEMES)
-@pytest.mark.parametrize("name", MADE_AS)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_a_file_meets_only_the_scheme_of_its_conversion(name, required):
     config = AuditConfig(require=required)
     report = audit_model(golden(name), config)
-    assert report.ok == (MADE_AS[name] == required), report.to_text()
+    assert report.ok == (SCHEMES[name] == required), report.to_text()
     assert report.to_text().splitlines()[-1].startswith(f"{required}: {'met' if report.ok else 'NOT met'}")
     assert (report.requirement, report.to_dict()["requirement"]) == (required, required)
     if report.ok:

@@ -93,11 +93,11 @@ def test_what_is_clipped_in_a_later_piece_is_counted(tmp_path):
     x = np.full((COUNT, 8, 8, 1), 8, np.float32)
     x[-1000:] = 1000
     np.savez(tmp_path / "a.npz", x_test=x)
-    shares = [
+    fractions = [
         evaluate_model(INT8, DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=size)).clipped_input_fraction
         for size in (1, 100)
     ]
-    assert shares == [0.2, 0.2]
+    assert fractions == [0.2, 0.2]
 
 
 def test_an_error_in_a_later_chunk_names_the_example(tmp_path):

@@ -244,7 +244,7 @@ def mean_offset(model, layer):
     return (got - expected).reshape(-1, got.shape[-1]).mean(axis=0)
 
 
-def spoilt(model):
+def biased_weights(model):
     """Add an error of the same sign to all weights of conv2, as coarse rounding may cause."""
     buffer, quantized = constant(model, "conv2", 1)
     buffer.data = np.clip(quantized + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
@@ -252,7 +252,7 @@ def spoilt(model):
 
 @pytest.mark.parametrize("layer", ["conv2", "logits"])
 def test_biases_take_off_what_quantization_added(layer):
-    model = changed(QUANTIZED, spoilt)
+    model = changed(QUANTIZED, biased_weights)
     result = ptq.correct_biases(model, FLOATING, SAMPLES)
     before, after = (np.abs(mean_offset(item, layer)).mean() for item in (model, result.model))
     assert after < before / 5

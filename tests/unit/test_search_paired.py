@@ -17,11 +17,11 @@ def answers(wins, losses, both, neither=0):
 
 def score(wins, losses, count, difference):
     """Return the score statistic of an assumed difference; its nuisance fraction is found by exhaustive search."""
-    shares = np.linspace(1e-9, 1, 2_000_001)
+    fractions = np.linspace(1e-9, 1, 2_000_001)
     with np.errstate(divide="ignore", invalid="ignore"):
-        likelihood = wins * np.log(shares + difference) + losses * np.log(shares)
-        likelihood += (count - wins - losses) * np.log(1 - 2 * shares - difference)
-    fraction = shares[np.nanargmax(np.where(np.isfinite(likelihood), likelihood, -np.inf))]
+        likelihood = wins * np.log(fractions + difference) + losses * np.log(fractions)
+        likelihood += (count - wins - losses) * np.log(1 - 2 * fractions - difference)
+    fraction = fractions[np.nanargmax(np.where(np.isfinite(likelihood), likelihood, -np.inf))]
     variance = count * (2 * fraction + difference - difference**2)
     return (wins - losses - count * difference) / np.sqrt(variance)
 

@@ -313,8 +313,8 @@ def test_audit_of_a_file_that_does_not_run_fails():
     report = audit_and_run(broken, AuditConfig(require="full_int8"))
 
     static = {item.kind for item in audit_model(broken, AuditConfig(require="full_int8")).failures}
-    (found,) = [item for item in report.failures if item.kind not in static]
-    assert not report.ok and (found.kind, found.op_index) == ("does_not_run", conv)
+    (failure,) = [item for item in report.failures if item.kind not in static]
+    assert not report.ok and (failure.kind, failure.op_index) == ("does_not_run", conv)
     assert "runs     fails" in report.to_text()
 
 
@@ -374,12 +374,12 @@ def chain(ratios: list[float]) -> tuple[tflite.Model, dict[int, OutputCheck]]:
 def test_accumulated_rounding_is_gradual_and_one_bad_op_is_not():
     gradual = [45.0 - 1.5 * step for step in range(1, 20)]
     steep = [40.0] * 10 + [17.0] * 9
-    shares = {}
+    fractions = {}
     for name, ratios in (("gradual", gradual), ("steep", steep)):
         model, checks = chain(ratios)
-        index, shares[name] = _first_loss(model, checks, {}, len(ratios), constant=False)
+        index, fractions[name] = _first_loss(model, checks, {}, len(ratios), constant=False)
         assert name == "gradual" or index == 10
 
-    assert shares["gradual"] < 0.35 and shares["steep"] > 0.95
-    assert is_gradual(17.0, shares["gradual"]) and not is_gradual(17.0, shares["steep"])
-    assert not is_gradual(14.9, shares["gradual"])
+    assert fractions["gradual"] < 0.35 and fractions["steep"] > 0.95
+    assert is_gradual(17.0, fractions["gradual"]) and not is_gradual(17.0, fractions["steep"])
+    assert not is_gradual(14.9, fractions["gradual"])
