@@ -197,7 +197,7 @@ def make_flatbuffers(run: Run) -> tuple[list[Built], dict[str, float]]:
         return built, {}
     compressed, result = _compressed(run, model)
     name = f"{workflows.compression_suffix(config)}_{scheme}"
-    last = _converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}")
+    last = _converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed model to {scheme}")
     if config.compression.qat.enabled:
         last = dataclasses.replace(last, qat_parity=_qat_parity(run, compressed, last))
     return [*built, last], result.details["sparsity"]
