@@ -115,7 +115,7 @@ def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained):
     assert "| " in (out / "report.md").read_text()
 
 
-def test_run_compresses_a_keras_3_model_and_gives_it_back_trained(tfq_here, work, npz, trained):
+def test_run_compresses_a_keras_3_model_and_returns_it_trained(tfq_here, work, npz, trained):
     out = work / "run3"
     done = good(
         tfq_here(

@@ -115,7 +115,7 @@ def test_a_model_without_normalization_needs_no_callback():
         assert callbacks == []
 
 
-def test_in_the_whole_of_qat_the_step_of_the_config_counts():
+def test_qat_uses_the_step_of_the_config():
     watches = []
 
     def fit(model, callbacks):

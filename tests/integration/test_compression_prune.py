@@ -188,7 +188,7 @@ def test_weights_that_became_nan_are_an_error_with_the_layers_names():
         prune_model(small_model(), fit)
 
 
-def test_the_plan_tells_every_layer_and_why_it_is_left_out():
+def test_the_plan_lists_every_layer_and_reasons_for_exclusion():
     plan = pruning_plan(small_model(), PruneConfig(layers=("c*",)))
     assert plan.pruned == ("conv",)
     assert plan.skipped["head"] == "no pattern in layers matches its name"

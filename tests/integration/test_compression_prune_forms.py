@@ -266,7 +266,7 @@ def test_stock_wrappers_lose_the_mask_of_an_embedding():
     assert np.abs(np.asarray(model(x)) - np.asarray(stock(x))).max() > 1e-3
 
 
-def test_layers_of_the_users_own_are_pruned_where_they_say_what():
+def test_user_layers_are_pruned_if_they_declare_weights():
     keras = import_tf_keras()
 
     class Own(keras.layers.Layer):

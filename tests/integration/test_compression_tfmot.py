@@ -12,7 +12,7 @@ from tfq.keras_bridge import BridgedLayer, import_tf_keras, import_tfmot
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 
 
-def test_automatic_names_of_the_user_go_on_counting_where_they_were():
+def test_automatic_names_continue_counting():
     keras = import_tf_keras()
     before = keras.layers.Dense(1).name
     with tfmot_symbols.automatic_names_from_zero(avoid=["dense_7", "dense"]):

@@ -33,7 +33,7 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
 
 @pytest.mark.parametrize("with_dataset", [True, False], ids=["dataset", "no dataset"])
 @pytest.mark.parametrize("keepdims", [True, False])
-def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, with_dataset):
+def test_learned_ranges_of_a_mean_before_a_reshape_stay(keepdims, with_dataset):
     keras = import_tf_keras()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 3))

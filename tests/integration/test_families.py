@@ -108,7 +108,7 @@ def test_the_table_counts_and_has_a_cell_for_every_column():
     lines = verdict.table({"VGG16": GOOD, "MobileNet": failed}, ["today"]).splitlines()
     rows = [line.replace("\\|", "") for line in lines if line.startswith("|")]
     assert {row.count("|") for row in rows} == {len(verdict.COLUMNS) + 1}
-    assert "1 of 2 families pass; stock tfmot has the function right on 1." in lines
+    assert "1 of 2 families pass; stock tfmot computes the right function for 1." in lines
 
 
 def test_a_hang_and_a_crash_of_a_child_are_results(tmp_path):

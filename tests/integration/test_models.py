@@ -103,7 +103,7 @@ def test_a_model_of_keras_applications_is_built_by_its_name(kind):
         ("MobileNetV2,classes=3", "data"),
     ],
 )
-def test_a_name_or_an_argument_that_there_is_not_is_refused(name, word):
+def test_unknown_names_and_arguments_are_refused(name, word):
     with refused(InputError, field="model", word=word):
         models.build(name, import_tf_keras(), (32, 32, 3), 2)
 

@@ -440,7 +440,7 @@ def test_flatbuffers_that_do_not_belong_together_are_refused(pair):
         analysis.analyze(*pair, IMAGES)
 
 
-def test_sensitivity_counts_other_classes_of_outputs_that_say_a_class_only():
+def test_sensitivity_counts_changed_classes_of_class_outputs_only():
     def without_softmax(model):
         graph = model.subgraphs[0]
         graph.outputs = [graph.operators[-1].inputs[0]]

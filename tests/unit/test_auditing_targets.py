@@ -126,7 +126,7 @@ def test_one_fault_fails_on_the_targets_that_cannot_run_it(change, targets, op, 
         assert bool(failures) == (name in targets), name
 
 
-def test_what_xnnpack_leaves_is_noted_for_tflites_own_kernels_run_it():
+def test_ops_that_xnnpack_does_not_run_are_a_note():
     report = audited(golden("digits_int8"), "xnnpack")
     left = [finding for finding in report.findings if finding.kind == "not_on_target"]
     # As the interpreter itself delegates it: 7 of 9.

@@ -60,7 +60,7 @@ def test_output_of_any_other_type_fails_and_names_the_op(op, dtype):
     assert op in {finding.op_index for finding in report.failures}
 
 
-def test_findings_name_the_keras_layer_and_speak_of_what_to_do():
+def test_findings_name_the_keras_layer_and_the_remedy():
     tensor = int(unpacked(golden("digits_int8")).subgraphs[0].operators[3].outputs[0])
     finding = next(f for f in audit_model(_retyped("digits_int8", tensor, FLOAT32)).failures if f.op_index == 3)
     assert (finding.op, finding.keras_layer, finding.kind) == ("ADD", "residual", "float_op")
@@ -252,7 +252,7 @@ I8, I32, I64, B = (INT8, (4,), True), (INT32, (4,), False), (INT64, (4,), False)
         ("TRANSPOSE", [(INT16, (4,), True), I32, (INT16, (4,), True)], False),
     ],
 )
-def test_whole_numbers_are_taken_where_they_are_indices_conditions_or_shapes(op, tensors, ok):
+def test_integers_are_accepted_as_indices_conditions_or_shapes(op, tensors, ok):
     report = audit_model(_with_added_op(op, tensors))
     assert report.ok == ok, report.to_text()
     assert all(finding.op_index == 9 for finding in report.failures)

@@ -51,7 +51,7 @@ def test_pieces_that_end_within_a_models_own_batch_give_the_same():
     assert any("batch size is 4" in note for note in streamed.notes)
 
 
-def test_arrays_that_lie_elsewhere_in_memory_are_fed_as_they_read():
+def test_arrays_in_another_memory_layout_are_fed_correctly():
     inputs = examples(300)
     reversed_examples, transposed = inputs[::-1], np.asfortranarray(inputs)
     np.testing.assert_array_equal(run((reversed_examples,)).outputs[0], run((inputs,)).outputs[0][::-1])

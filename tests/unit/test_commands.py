@@ -144,7 +144,7 @@ def test_a_script_file_runs_by_itself(command, root):
     assert "--config" in done.stdout
 
 
-def test_a_typo_in_the_name_of_a_script_gets_a_suggestion(tfq_cli):
+def test_a_typo_in_the_name_of_a_command_gets_a_suggestion(tfq_cli):
     done = tfq_cli("covnert")
     assert done.returncode == 2
     assert "'convert'" in done.stderr

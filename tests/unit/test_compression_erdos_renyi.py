@@ -32,7 +32,7 @@ def test_densities_follow_the_erdos_renyi_kernel_formula():
     assert (1 - result["one"]) / (1 - result["three"]) == pytest.approx(one / three)
 
 
-def test_small_layers_stay_dense_and_large_ones_make_up_for_it():
+def test_small_layers_stay_dense_and_large_ones_compensate():
     result = erk_sparsities(RESNET, 0.8)
     assert result["stem"] == result["head"] == 0
     assert 0.8 < result["two"] < result["three"] < 1

@@ -61,7 +61,7 @@ def test_noise_is_recognised_at_any_scale(kind, shape, seed):
     assert "real" in finding
 
 
-def test_noise_normalised_by_channel_or_clipped_is_noise_all_the_same():
+def test_normalized_or_clipped_noise_is_still_noise():
     rng = np.random.default_rng(0)
     x = (rng.uniform(0, 1, (30, 32, 32, 3)) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert judge_noise(x.astype(np.float32)).is_noise

@@ -72,7 +72,7 @@ def test_every_number_is_that_of_the_interpreter_and_numpy(digits):
     assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
 
 
-def test_a_bug_in_the_rounding_of_inputs_does_not_go_unseen(digits, monkeypatch):
+def test_a_bug_in_the_rounding_of_inputs_is_detected(digits, monkeypatch):
     x, y = digits
     x = x + np.random.default_rng(0).uniform(-0.03, 0.03, x.shape).astype(np.float32)
     right = evaluate_model(INT8, (x, y), QUICK, reference=by_hand_reference(x))

@@ -75,7 +75,7 @@ def test_the_error_says_what_does_not_fit(outputs, labels, field, expected, got)
         top1(outputs, np.array(labels))
 
 
-def test_agreement_is_the_share_of_equal_top1_and_needs_no_labels():
+def test_agreement_is_the_fraction_of_equal_top1_without_labels():
     other = OUTPUTS.copy()
     other[0] = [0.8, 0.1, 0.1]
     assert agreement(OUTPUTS, OUTPUTS * 100) == 1.0

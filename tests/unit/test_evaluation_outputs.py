@@ -64,7 +64,7 @@ def same_class(model, reference, output):
     return np.mean(plain(model)[output].argmax(axis=1) == plain(reference)[output].argmax(axis=1))
 
 
-def test_logits_say_classes_by_their_labels_or_the_chosen_metric_only():
+def test_logits_predict_classes_only_by_labels_or_metric():
     bare = evaluate_model(LOGITS, X, QUICK, reference=FLOAT_LOGITS)
     assert bare.agreement is None and "top1" in bare.agreement_reason
     assert bare.output_sqnr_db > 20
@@ -115,7 +115,7 @@ def test_min_sqnr_db_bounds_the_worst_output():
     assert len(missed_requirements(alone, RequireConfig(min_sqnr_db=0))) == 1
 
 
-def test_of_several_outputs_the_one_that_says_a_class_is_scored():
+def test_the_class_output_of_several_is_scored():
     probabilities = plain(TWO)[1]
     record = evaluate_model(TWO, (X, Y), QUICK, reference=FLOAT_TWO)
     assert record.accuracy == np.mean(probabilities.argmax(axis=1) == Y)

@@ -64,7 +64,7 @@ def test_the_unpaired_interval_is_right_on_a_steady_machine():
     assert 0.92 <= coverage(unpaired, "none") <= 0.98
 
 
-def test_the_order_must_turn_round_for_a_steady_drift_to_cancel():
+def test_a_steady_drift_cancels_only_with_reversed_orders():
     steady = np.exp(np.linspace(0, np.log(8), 2 * ROUNDS)).reshape(ROUNDS, 2)
     turned = steady.copy()
     turned[1::2] = turned[1::2, ::-1]

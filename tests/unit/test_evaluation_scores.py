@@ -167,7 +167,7 @@ def without_its_softmax_and_with_the_input_of_its_output(model):
     graph.outputs = list(graph.inputs)
 
 
-def test_a_flatbuffer_that_reconstructs_is_known_and_scored_against_its_input(digits):
+def test_a_reconstructing_flatbuffer_is_recognized_and_scored_against_its_input(digits):
     x, _ = digits
     model = changed(FLOAT, without_its_softmax_and_with_the_input_of_its_output)
     record = evaluate_model(model, (x, np.arange(60) % 2), QUICK, reference=model)
@@ -332,7 +332,7 @@ def root_mean_squared_error(outputs, labels):
 root_mean_squared_error.direction = "lower"
 
 
-def test_a_gate_on_an_own_error_fails_when_the_error_grows(digits):
+def test_a_bound_on_a_custom_error_fails_if_it_grows(digits):
     x, y = digits
     worse = dataclasses.replace(reference_outputs(FLOAT, x), outputs=(np.eye(10, dtype=np.float32)[y],))
     config = EvaluationConfig(num_runs=0, require=RequireConfig(max_accuracy_drop=1e-6))

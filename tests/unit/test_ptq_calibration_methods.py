@@ -99,7 +99,7 @@ def test_zeros_of_a_relu_do_not_move_the_range(method):
     assert (one.minimum, one.maximum) == (other.minimum, other.maximum)
 
 
-def test_entropy_keeps_most_of_a_bell_and_drops_a_lonely_outlier():
+def test_entropy_keeps_most_of_a_gaussian_and_drops_an_outlier():
     assert chosen(NORMAL, method="entropy").maximum > 2.5
     assert chosen(OUTLIER, method="entropy").maximum < 50
 

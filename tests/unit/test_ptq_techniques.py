@@ -182,7 +182,7 @@ def test_bias_absorption_keeps_the_function(layer, reader):
     assert before.max() - min(0, before.min()) == pytest.approx(pair.width_before, rel=1e-3)
 
 
-def test_channels_that_are_zero_now_and_then_keep_what_they_give():
+def test_channels_that_are_sometimes_zero_keep_their_output():
     result = ptq.absorb_biases(FLOATING, SAMPLES)
     assert "conv2" not in {pair.first for pair in result.pairs}
     assert "narrower" in result.skipped["conv2"]

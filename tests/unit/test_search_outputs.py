@@ -17,7 +17,7 @@ FLOAT = golden("digits_float32")
 DATA = Split(name="val", inputs={"x": X}, labels=Y, source="arrays")
 
 
-def test_the_output_that_says_a_class_is_compared_with_the_labels():
+def test_the_class_output_is_compared_with_the_labels():
     assert [scored_output(model, DATA, "search") for model in (FLOAT, FLOAT_LOGITS, FLOAT_TWO)] == [0, 0, 1]
     assert classes_of(TWO, DATA, 1).tolist() == plain(TWO)[1].argmax(axis=1).tolist()
     assert labels_of(DATA, "search", tflite.read(FLOAT_TWO), 1).tolist() == Y.tolist()

@@ -23,7 +23,7 @@ def test_the_config_offers_the_grids_that_there_are():
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
-def test_no_more_values_are_left_than_the_bits_can_tell_apart(grid, bits):
+def test_the_number_of_values_fits_the_bits(grid, bits):
     result = on_grid(ROWS, grid, bits)
     assert result.shape == ROWS.shape and result.dtype == np.float32
     parts = [result] if grid == "kmeans" else result
