@@ -46,7 +46,7 @@ def scripted(keras, name, values):
 
 
 def spoiling(keras):
-    """Return a callback that permutes the classes in the last epoch, so that it is not the best."""
+    """Return a callback that negates the head's weights in the last epoch, so that it is not the best."""
 
     class Spoiling(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -113,7 +113,7 @@ def test_layers_that_are_named_are_drawn_towards_the_teachers():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
     kernel, bias, head, _ = model.get_weights()
-    # The loss and almost all of the outputs' distance have no weight: only the layer's distance trains.
+    # The loss has no weight, and the outputs' distance is negligible: only the layer's distance trains.
     config = DistillationConfig(enabled=True, weight=1.0, layers=("hid*",), layers_weight=1e6)
     with distilled(model, teacher, config) as student:
         student.compile(keras.optimizers.SGD(1e-7), "mse")

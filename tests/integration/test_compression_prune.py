@@ -38,7 +38,7 @@ def fit_for(epochs, batch_size=8, seen=None):
     def fit(model, callbacks):
         if seen is not None:
             seen.append(model)
-        # Sometimes eager, because tracing the training takes longer than running it.
+        # Eager for a single epoch, because tracing the training takes longer than running it.
         model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=epochs == 1)
         model.fit(X, Y, epochs=epochs, batch_size=batch_size, callbacks=callbacks, verbose=0)
 

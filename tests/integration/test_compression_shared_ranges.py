@@ -64,7 +64,7 @@ def joined_and_added(x):
 
 
 def a_mean_of_one_place(x):
-    """Return the end of a MobileNet for small images."""
+    """Return the end of a MobileNet for small images: the mean of one position."""
     layers = import_tf_keras().layers
     return layers.GlobalAveragePooling2D(keepdims=True, name="mean")(
         layers.Conv2D(6, 8, activation="relu", name="whole")(x)

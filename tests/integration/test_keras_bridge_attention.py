@@ -77,7 +77,7 @@ GROUPED = [
 
 
 def grouped(*, queries=3, length=5, **options):
-    """Return a layer of six heads over two keys and values by default."""
+    """Return a model with grouped-query attention, by default six heads over two keys and values."""
     keras = import_keras()
     query, value, key = keras.Input((queries, 7)), keras.Input((length, 7)), keras.Input((length, 4))
     options = {"num_query_heads": 6, "num_key_value_heads": 2} | options

@@ -158,7 +158,7 @@ def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):
 
     first = result.candidates[0]
     assert first.collapsed and not result.chosen.collapsed
-    # It satisfies the budget and is excluded only by its verification.
+    # Even with an accuracy within the budget, its verification alone excludes it.
     kept = dataclasses.replace(first, against_float=result.chosen.against_float)
     judged = _judged(kept, budget(max_accuracy_drop=0.5))
     assert all(requirement.holds for requirement in judged.requirements)
