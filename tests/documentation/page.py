@@ -7,7 +7,7 @@ The blocks of a page share this process and the current directory, which holds `
 Python blocks run as they stand. In bash blocks, lines that begin with `tfq` run in this process, which saves the
 import of TensorFlow; other lines are errors. Blocks of other languages, and indented ones, are output or data.
 
-HTML comments direct this. Each stands in front of a block:
+HTML comments direct this. Each is in front of a block:
 
     <!-- not run: REASON -->         the next block is not run
     <!-- run first:                  code that is run and not shown, up to the end of the comment

@@ -186,10 +186,10 @@ def test_of_probabilities_the_logits_count():
 
     keras = import_tf_keras()
     logits = dense_model(6, 4)
-    centred = keras.Model(logits.inputs, logits.output - tf.reduce_mean(logits.output, axis=-1, keepdims=True))
+    centered = keras.Model(logits.inputs, logits.output - tf.reduce_mean(logits.output, axis=-1, keepdims=True))
     probabilities = keras.Model(logits.inputs, keras.layers.Softmax()(logits.output))
     x = examples(logits)
-    expected = sensitivity(centred, x, (0.5,)).errors
+    expected = sensitivity(centered, x, (0.5,)).errors
     assert sensitivity(probabilities, x, (0.5,)).errors == {
         name: pytest.approx(errors, rel=1e-3) for name, errors in expected.items()
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tfmot does wrong, what is fixed while it is repaired, and that it is what it was after."""
+"""Faults of tfmot, which tfq fixes inside a context and restores after it."""
 
 import contextlib
 import importlib

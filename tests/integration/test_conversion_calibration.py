@@ -198,7 +198,7 @@ def test_ranges_of_another_model_are_refused_by_the_script(tmp_path, capsys):
     assert code == 2 and "calibrated" in capsys.readouterr().err
 
 
-def test_analyse_tells_a_line_a_layer(tmp_path, capsys):
+def test_analyze_prints_one_line_per_layer(tmp_path, capsys):
     model = tmp_path / "int8.tflite"
     model.write_bytes(tfq.convert(FLOATING.read_bytes(), IMAGES, config()))
     arguments = ["analyze", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]

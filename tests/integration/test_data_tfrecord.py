@@ -115,7 +115,7 @@ def test_images_of_several_sizes_need_resize(tmp_path):
     assert resized.inputs["x"].shape == (3, 6, 6, 3) and resized.inputs["x"][:, 3, 3, 0].tolist() == [1, 2, 3]
 
 
-def test_grey_and_colour_images_in_one_set_are_refused(tmp_path):
+def test_gray_and_color_images_in_one_set_are_refused(tmp_path):
     write(tmp_path / "test", [example(png(image_of(1)), 0), example(png(image_of(1, channels=1)), 0)])
     for size in ((), (4, 4)):
         with refused(InputError, field="data.source", word="grayscale"):

@@ -49,7 +49,7 @@ def test_the_model_may_be_a_path_and_the_store_is_optional(tmp_path):
     assert result.holds and [item.name for item in tmp_path.iterdir()] == ["model.tflite"]
 
 
-def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
+def test_an_easy_model_needs_only_the_first_candidate(tmp_path):
     result = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
     assert result.holds and result.chosen.name == "percentile" and len(result.candidates) == 1
     assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok

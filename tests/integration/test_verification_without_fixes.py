@@ -60,7 +60,7 @@ class Fault:
         switches: See above.
         kind: Of the problem.
         op: The op that is named.
-        cause: Its kind; None if the words of the runtime are all there is to say.
+        cause: Its kind; None if only the runtime's message is known.
     """
 
     model: str | Callable[[], Any]

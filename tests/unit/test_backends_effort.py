@@ -58,7 +58,7 @@ def test_the_time_limit_grows_with_the_model():
     ],
 )
 def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, shape, got, word):
-    # An interpreter would allocate the memory first and take the machine down.
+    # An interpreter would allocate the memory first and exhaust the memory of the machine.
     refuse(with_shape(index, shape), got=got, word=word)
 
 

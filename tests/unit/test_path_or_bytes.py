@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public function that takes a flatbuffer takes its bytes, its path, or its path as a string."""
+"""Every public function of a flatbuffer accepts its bytes, its path, or its path as a string."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def benchmarked(model):
     return [item.model_bytes for item in tfq.benchmark({"a": model}, config).models]
 
 
-# The call, the model that it takes, and the field of its errors.
+# The call, its model, and the field of its errors.
 CALLS = {
     "audit": (tfq.audit, INT8, "model"),
     "evaluate": (evaluated, INT8, "model"),
@@ -43,7 +43,7 @@ CALLS = {
     "benchmark": (benchmarked, INT8, "models['a']"),
     "convert": (lambda model: tfq.convert(model, None, AS_FLOAT), FLOAT, "model"),
 }
-# The results of the last two are tested in tests/integration: they take a trained model, or minutes.
+# The results of the last two are tested in tests/integration: they need a trained model, or minutes.
 READS = {
     **CALLS,
     "find_int8": (lambda model: tfq.find_int8(model, LABELLED, LABELLED, LABELLED), FLOAT, "floating"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where progress is shown, and what: lines of a command, a line that is redrawn on a terminal, or nothing."""
+"""The form and place of progress: lines of a command, a line that is redrawn on a terminal, or nothing."""
 
 import io
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds and verdicts, and what a search says of a candidate that misses its budget."""
+"""Bounds and verdicts, and the messages of a search about candidates beyond its budget."""
 
 import numpy as np
 import pytest
