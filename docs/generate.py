@@ -117,8 +117,8 @@ def _flags(rows: str) -> str:
 
 def _quoted(text: str) -> str:
     """Return text with flags, patterns and file names that hold a placeholder as code; existing code stays as it is."""
-    code = r"(?<!\w)(?:--[\[\]\w.]*\w(?:=[\w.]*\w)?|'\*'|[\w./]*<\w+>(?:[\w.<>]*\w)?)"
-    return re.sub(rf"`[^`]*`|{code}", lambda match: f"`{match[0].strip('`')}`", text)
+    code = r"--[\[\]\w.]*\w(?:\.\*|=[\w./:]*\w)?|'\*'|[\w./]*<\w+>(?:[\w.<>]*\w)?"
+    return re.sub(rf"`[^`]*`|(?<!\w)(?:{code})", lambda part: f"`{part[0].strip('`')}`", text)
 
 
 def api_of(group: str) -> str:

@@ -87,3 +87,24 @@ def test_a_new_object_makes_the_table_stale(root, generate):
     with registry.temporary():
         registry.register(CalibrationMethod(name="mine", help="of my own", choose=lambda *seen: (0.0, 1.0)))
         assert "| `mine` | of my own |" in generate.filled(before) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("with --out and --fresh.", "with `--out` and `--fresh`."),
+        ("`tfq run --config=report.json` repeats", "`tfq run --config=report.json` repeats"),
+        ("--require.* set bounds", "`--require.*` set bounds"),
+        ("--backend=qemu:CPU counts", "`--backend=qemu:CPU` counts"),
+        ("Writes <model>_<steps>.h5, not a < b.", "Writes `<model>_<steps>.h5`, not a < b."),
+    ],
+)
+def test_flags_and_placeholders_become_code_once(generate, text, expected):
+    assert generate._quoted(text) == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_page_lists_every_flag_below_its_heading(generate, command):
+    page = generate.help_of(command)
+    lines = [line for line in page.splitlines() if line.startswith("- `--")]
+    assert lines and not [line for line in lines if re.search(r"default[^()]*\)\s+\S", line)]

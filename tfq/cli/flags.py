@@ -28,31 +28,42 @@ class CommandFlags(NamedTuple):
 
     Args:
         command: Its name: a file in pipelines/.
+        model: What --model accepts, for the help.
         uses: What it reads besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
         ignores: What it does not read of the sections that it uses, or sets itself.
     """
 
     command: str
+    model: str
     uses: tuple[str, ...]
     ignores: tuple[str, ...] = ()
 
 
+_KERAS = "a .keras or .h5 file, or a SavedModel directory that Keras 2's model.save wrote"
+_KERAS_OR_TFLITE = "a .keras, .h5 or float .tflite file, or a SavedModel directory that Keras 2's model.save wrote"
+
 # Section of RunConfig that belongs to the command -> its flags; None is `run`, which reads all sections.
 COMMANDS: dict[str | None, CommandFlags] = {
-    "training": CommandFlags("train", ("data", "seed")),
-    "compression": CommandFlags("compress", ("data", "seed", "allow_code")),
-    "conversion": CommandFlags("convert", ("data", "allow_code")),
-    "audit": CommandFlags("audit", ()),
-    "evaluation": CommandFlags("evaluate", ("data",)),
-    "benchmark": CommandFlags("benchmark", ("data", "seed")),
+    "training": CommandFlags("train", "the name of a model that tfq builds, such as digits_cnn", ("data", "seed")),
+    "compression": CommandFlags("compress", _KERAS, ("data", "seed", "allow_code")),
+    "conversion": CommandFlags("convert", _KERAS_OR_TFLITE, ("data", "allow_code")),
+    "audit": CommandFlags("audit", "a .tflite file", ()),
+    "evaluation": CommandFlags("evaluate", "a .tflite file", ("data",)),
+    "benchmark": CommandFlags("benchmark", "a .tflite file", ("data", "seed")),
     "search": CommandFlags(
         "search",
+        _KERAS_OR_TFLITE,
         ("data", "allow_code", "conversion"),
         ignores=("conversion.calibration.method", "conversion.techniques"),
     ),
-    "analysis": CommandFlags("analyze", ("data", "allow_code")),
+    "analysis": CommandFlags(
+        "analyze",
+        "an int8 .tflite file; with --bit_widths and without --reference, a float model: a .keras, .h5 or .tflite file",
+        ("data", "allow_code"),
+    ),
     None: CommandFlags(
         "run",
+        f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds",
         ("allow_code",),
         ignores=("search", "analysis", "evaluation.reference", "benchmark.against", "audit.execute"),
     ),
@@ -391,7 +402,8 @@ def _help(
             choices = (*field.metadata["choices"], "a name from this list")
             group += _flag_lines(values, setting.flag, field.metadata["help"], choices) + _registered_lines(kind)
         else:
-            group += _flag_lines(values, setting.flag, field.metadata["help"], choices_of(field))
+            what = COMMANDS[section].model if setting.path == ("model",) else field.metadata["help"]
+            group += _flag_lines(values, setting.flag, what, choices_of(field))
     for name in _OTHERS:
         if name in values:
             choices = ("text", "json") if name == "format" else ()

@@ -17,7 +17,7 @@ from tfq.config.search import SearchConfig
 class RunConfig(Config):
     """All settings. Each command reads its own section, and the fields that `cli.flags.COMMANDS` lists for it."""
 
-    model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
+    model: str = setting("", "a .keras, .h5 or .tflite file, a SavedModel directory, or the name of a model")
     data: DataConfig = section(DataConfig, "source and preprocessing of the examples")
     out: str = setting("", "output directory")
     plugin: tuple[str, ...] = setting(
