@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMES = ("int8", "int16x8")
+WITH_FLOATS = "yes, with float ops"
 
 
 def markdown_table(rows: Iterable[Sequence[str]]) -> str:
@@ -45,7 +46,10 @@ def _corpus_names() -> tuple[str, ...]:
 
 
 def conversion(models: Iterable[str], scheme: str) -> str:
-    """Return how corpus models convert: "yes", the op of a collapse that is reported, or what a refusal names."""
+    """Return how corpus models convert.
+
+    "yes", "yes, with float ops" and their names, the op of a collapse that is reported, or what a refusal names.
+    """
     results = []
     for model in models:
         collapses, refused = _test_module("corpus_declared").declared(model)
@@ -53,6 +57,8 @@ def conversion(models: Iterable[str], scheme: str) -> str:
             results.append(f"refused: {refused[scheme]}")
         elif scheme in collapses:
             results.append(f"may collapse: {', '.join(collapses[scheme])}")
+        elif floats := _test_module("corpus_floats").float_ops(model).get(scheme):
+            results.append(f"{WITH_FLOATS}: {', '.join(floats)}")
         else:
             results.append("yes")
     return "; ".join(dict.fromkeys(results)) or "-"
@@ -110,11 +116,15 @@ def functions() -> str:
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, cases in models.items():
         details = (conversion(cases, scheme) for scheme in SCHEMES)
-        results = ("refused" if result.startswith("refused") else result for result in details)
-        groups.setdefault(tuple(results), []).append(name)
+        groups.setdefault(tuple(_without_names(result) for result in details), []).append(name)
     rows = [("int8", "int16x8", "models")]
     rows += [(*key, code(sorted(names))) for key, names in sorted(groups.items(), key=lambda item: -len(item[1]))]
     return markdown_table(rows)
+
+
+def _without_names(result: str) -> str:
+    """Return a result of `conversion` without the ops that it names, except those of a collapse."""
+    return next((kind for kind in ("refused", WITH_FLOATS) if result.startswith(kind)), result)
 
 
 def tflite_ops() -> str:

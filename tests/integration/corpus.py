@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 from corpus_declared import declared
+from corpus_floats import float_ops
 from plain_runs import FIXED_SCALES, DoesNotRun, Output, run_plainly
 
 import tfq
+from tfq import tflite
 from tfq.conversion import Conversion, convert_with_record
 from tfq.errors import TfqError, TfqWarning
 from tfq.keras_bridge import import_keras
@@ -38,12 +40,14 @@ class CorpusModel:
         build: Returns the Keras model, and samples by the names of its inputs.
         collapses: For a scheme that this model may collapse in, the ops of which the conversion must name one.
         refused: For a scheme that it may be refused in, what the message must contain.
+        float_ops: For a scheme, the ops of the file that have a float tensor.
     """
 
     name: str
     build: Callable[[], tuple[Any, Samples]]
     collapses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    float_ops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ class Outcome:
         worst: The least SQNR in dB of all float outputs, the least agreement of all others; None if it did not run.
         op: The op that the conversion blames.
         detail: The error, or the difference.
+        float_ops: The ops of a file that agrees, other than QUANTIZE and DEQUANTIZE, that have a float tensor.
     """
 
     kind: str
     worst: float | None = None
     op: str | None = None
     detail: str = ""
+    float_ops: tuple[str, ...] = ()
 
 
 def collapsed_op(conversion: Conversion) -> str | None:
@@ -179,8 +185,19 @@ def outcome_of(case: CorpusModel, scheme: str) -> Outcome:
         return Outcome("collapsed" if op else "does not run", op=op, detail=f"{error}")
     worst, detail = compared(source, results)
     if not detail:
-        return Outcome("agrees", worst, op)
+        return Outcome("agrees", worst, op, float_ops=ops_with_floats(conversion.content))
     return Outcome("collapsed" if op else "differs", worst, op, detail)
+
+
+def ops_with_floats(content: bytes) -> tuple[str, ...]:
+    """Return the sorted names of the ops that have a float tensor, without QUANTIZE and DEQUANTIZE."""
+    names = {
+        op.name
+        for graph in tflite.read(content).subgraphs
+        for op in graph.ops
+        if any(graph.tensors[index].dtype == "float32" for index in op.tensors)
+    }
+    return tuple(sorted(names - {"QUANTIZE", "DEQUANTIZE"}))
 
 
 def compared(source: Traced, results: dict[str, Output]) -> tuple[float, str]:
@@ -226,8 +243,14 @@ def constant_slices(expected: np.ndarray, result: Output) -> list[int]:
 
 
 def fault(case: CorpusModel, scheme: str, outcome: Outcome) -> str:
-    """Return the fault of an outcome; "" if it agrees, is reported as collapsed, or is refused by name."""
+    """Return the fault of an outcome.
+
+    "" if it agrees with the declared float ops, is reported as collapsed, or is refused by name.
+    """
     if outcome.kind == "agrees":
+        floats = case.float_ops.get(scheme, ())
+        if outcome.float_ops != floats:
+            return f"expected the float ops {floats}: {outcome}"
         return f"false alarm: {outcome}" if outcome.op else ""
     if outcome.kind == "collapsed":
         expected = case.collapses.get(scheme, ())
@@ -249,7 +272,9 @@ def by_name() -> dict[str, CorpusModel]:
     models_by_name = {}
     for case in cases:
         collapses, refused = declared(case.name)
-        models_by_name[case.name] = dataclasses.replace(case, collapses=collapses, refused=refused)
+        models_by_name[case.name] = dataclasses.replace(
+            case, collapses=collapses, refused=refused, float_ops=float_ops(case.name)
+        )
     return models_by_name
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from corpus import CorpusModel, Outcome, Traced, by_name, compared, constant_slices, fault, outcome_of, sqnr
 from corpus_checks import checked
+from corpus_floats import FLOAT_INT8, FLOAT_INT16X8
 from plain_runs import DoesNotRun, Output, run_plainly
 
 from tfq.keras_bridge import import_keras
@@ -32,6 +33,7 @@ QUICK = (
     "ops.concatenate",
     "ops.pad_value",
     "ops.softplus",
+    "ops.cos",
     "ops.erf",
     "ops.argmax",
     "ops.scatter",
@@ -95,7 +97,7 @@ def test_every_function_of_keras_ops_has_a_model_or_a_reason():
 def test_the_corpus_is_large_and_its_names_are_distinct():
     names = [case.name for module in (corpus_kinds, corpus_layers, corpus_operations) for case in module.models()]
     assert len(names) == len(set(names)) > 300
-    assert len(QUICK) == len(set(QUICK)) == 30 and set(QUICK) <= set(by_name())
+    assert len(QUICK) == len(set(QUICK)) == 31 and set(QUICK) <= set(by_name())
 
 
 class Abort:
@@ -150,3 +152,15 @@ def test_only_reported_collapses_of_the_right_op_and_named_refusals_pass():
     wrong += [Outcome("refused", detail="SIN"), Outcome("agrees", 30.0, "ADD")]
     assert all(fault(case, "int8", outcome) for outcome in wrong)
     assert fault(case, "int16x8", Outcome("refused", detail="something went wrong"))
+
+
+def test_only_the_declared_float_ops_pass():
+    case = CorpusModel(name="x", build=None, float_ops={"int8": ("COS",)})
+    assert fault(case, "int8", Outcome("agrees", 30.0, float_ops=("COS",))) == ""
+    assert fault(case, "int8", Outcome("agrees", 30.0))
+    assert fault(case, "int16x8", Outcome("agrees", 30.0, float_ops=("COS",)))
+
+
+def test_every_model_with_float_ops_exists():
+    names = {name for table in (FLOAT_INT8, FLOAT_INT16X8) for models in table.values() for name in models.split()}
+    assert names <= set(by_name())
