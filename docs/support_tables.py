@@ -8,6 +8,7 @@ the conversions of one-op models (tests/one_op_conversions.py).
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -174,14 +175,17 @@ def layers_without_translation() -> str:
 
 
 def layers_unknown() -> str:
-    """Return the Keras 3 layers that have no `BridgedLayer`, as code."""
+    """Return the table of the Keras 3 layers that have no `BridgedLayer`: how their corpus models convert."""
     from tfq import registry
     from tfq.keras_bridge import BridgedLayer, import_keras
 
     layers, base = import_keras().layers, import_keras().layers.Layer
     known = registry.entries(BridgedLayer)
     names = {value.__name__ for value in vars(layers).values() if isinstance(value, type) and issubclass(value, base)}
-    return code(sorted(names - set(known) - {"Layer", "InputLayer", "Wrapper"})) + "\n"
+    unknown = sorted(names - set(known) - {"Layer", "InputLayer", "Wrapper"})
+    return markdown_table(
+        [("layer", "to int8", "to int16x8"), *((f"`{name}`", *layer_columns(name).values()) for name in unknown)]
+    )
 
 
 def code_in_files() -> str:
@@ -192,19 +196,61 @@ def code_in_files() -> str:
 
 
 def operations_refused() -> str:
-    """Return the operation classes of Keras 3 that the bridge refuses, as code."""
+    """Return the table of the operation classes that the bridge refuses: how the models of their functions convert."""
     from tfq.keras_bridge.loading.custom_objects import REFUSED_OPERATIONS
 
-    return code(sorted(REFUSED_OPERATIONS)) + "\n"
+    rows = [("operation", "function", "to int8", "to int16x8")]
+    for name in sorted(REFUSED_OPERATIONS):
+        function = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+        models = [case for case in _corpus_names() if case == f"ops.{function}"]
+        rows.append((f"`{name}`", f"`ops.{function}`", *(conversion(models, scheme) for scheme in SCHEMES)))
+    return markdown_table(rows)
+
+
+_PIPELINE = "do it in the data pipeline"
+_ERF = "ops.tanh(x * (1.1284 + 0.10091 * x * x))"
+# Word of the refusal (a key of corpus_declared.REFUSED) -> what to use instead. tests/integration/test_not_supported.py
+# converts the expressions.
+ALTERNATIVES = {
+    "AssignVariableOp": "leave the layer out: see [augmentation layers](#augmentation-layers)",
+    "WHILE": "a Python loop with a fixed number of steps instead of `fori_loop`, `scan` and `while_loop`; "
+    "`ops.vectorized_map` instead of `map`",
+    "switch_case": "`ops.where`, which computes both branches",
+    "tf.Acos": "`ops.arctan2(ops.sqrt(1 - x * x), x)`; arctan2 stays float",
+    "tf.Acosh": "`ops.log(x + ops.sqrt(x * x - 1))`",
+    "tf.AsString": _PIPELINE,
+    "tf.Asin": "`ops.arctan2(x, ops.sqrt(1 - x * x))`; arctan2 stays float",
+    "tf.Asinh": "`ops.log(x + ops.sqrt(x * x + 1))`",
+    "tf.Atan": "`ops.arctan2(x, ops.ones_like(x))`; arctan2 stays float",
+    "tf.Atanh": "`0.5 * (ops.log(1 + x) - ops.log(1 - x))`",
+    "tf.AvgPool3D": "`TimeDistributed(AveragePooling2D(n))`, `Reshape((depth, -1))`, `AveragePooling1D(n)`, `Reshape`",
+    "tf.BitwiseAnd": "`x < 0` instead of `signbit`",
+    "tf.Complex": "`ops.rfft` or `ops.stft` for real inputs; they stay float",
+    "tf.Cosh": "`0.5 * (ops.exp(x) + ops.exp(-x))`",
+    "tf.DenseBincount": "`ops.one_hot(x, n)`; for several categories, `ops.max(ops.one_hot(x, n), axis=1)`",
+    "tf.Erf": f"`{_ERF}`. For GELU, call `ops.gelu(x)`, which is converted",
+    "tf.Erfc": f"`1 - {_ERF}`",
+    "tf.ExtractImagePatches": "`ops.image.extract_patches`; the order of its values differs",
+    "tf.HSVToRGB": _PIPELINE,
+    "tf.ImageProjectiveTransformV3": _PIPELINE,
+    "tf.MatrixDiagPartV3": "`ops.sum(x * ops.eye(n), axis=-1)` for the main diagonal",
+    "tf.MaxPool3D": "`TimeDistributed(MaxPooling2D(n))`, `Reshape((depth, -1))`, `MaxPooling1D(n)`, `Reshape`",
+    "tf.Placeholder": _PIPELINE,
+    "tf.RGBToHSV": _PIPELINE,
+    "tf.ResizeBicubic": '`interpolation="bilinear"`; the values differ, so train with it',
+    "tf.Sinh": "`0.5 * (ops.exp(x) - ops.exp(-x))`",
+    "tf.StatelessRandomGetKeyCounter": _PIPELINE,
+    "tf.Tan": "`ops.sin(x) / ops.cos(x)`; sin and cos stay float",
+}
 
 
 def models_not_convertible() -> str:
     """Return the table of Keras layers and functions whose conversion is refused, by the op that the error names."""
     declared = _test_module("corpus_declared").REFUSED
-    rows = [("the error contains", "layers and functions")]
+    rows = [("the error contains", "layers and functions", "what to do instead")]
     for word, models in declared.items():
         if names := [name for name in models.split() if not name.startswith("kinds.")]:
-            rows.append((f"`{word}`", code(names)))
+            rows.append((f"`{word}`", code(names), ALTERNATIVES.get(word, "-")))
     return markdown_table(rows)
 
 

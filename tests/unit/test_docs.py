@@ -49,6 +49,13 @@ def test_a_new_refusal_makes_the_support_table_stale(generate, monkeypatch):
     assert "| `Mine` | my reason |" in generate.filled(before) != before
 
 
+def test_alternatives_belong_to_refusals(generate):
+    import support_tables
+
+    declared = support_tables._test_module("corpus_declared").REFUSED
+    assert set(support_tables.ALTERNATIVES) <= set(declared)
+
+
 def test_every_command_has_a_page(text):
     assert set(re.findall(r"<!-- help: (\w+) -->", text)) == set(COMMANDS)
 
