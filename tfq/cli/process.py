@@ -98,7 +98,8 @@ def _noted_interrupts() -> Iterator[list[int]]:
     """Yield a list of the SIGINTs that arrive inside.
 
     A library may swallow the KeyboardInterrupt and fail with another error, as TensorFlow does while it traces
-    ("'SymbolicTensor' object has no attribute '_type_spec'").
+    ("'SymbolicTensor' object has no attribute '_type_spec'"). Python itself drops an exception that is raised in a
+    `__del__`: a KeyboardInterrupt there is raised again a moment later.
     """
     interrupts: list[int] = []
 
@@ -111,10 +112,22 @@ def _noted_interrupts() -> Iterator[list[int]]:
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield interrupts
         return
+    unraisable_hook = sys.unraisablehook
+
+    def raise_later(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            timer.daemon = True
+            timer.start()
+        else:
+            unraisable_hook(unraisable)
+
     signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = raise_later
     try:
         yield interrupts
     finally:
+        sys.unraisablehook = unraisable_hook
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
