@@ -26,7 +26,8 @@ from tfq.cli import flags, process
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    if workflows.needs_data(config.conversion):
+    # A quantization-aware trained model (.h5) needs no data; whether it is one is known after it is loaded.
+    if workflows.needs_data(config.conversion) and (config.data.source or not config.model.endswith((".h5", ".hdf5"))):
         workflows.check_named(config)
     workflows.check_model_file(config)
     out = process.out_dir(invocation)
