@@ -18,7 +18,7 @@ quantization, and which of its ops would stay float in an int8 .tflite. The exit
 
 from collections.abc import Sequence
 
-from tfq import workflows
+from tfq import artifacts, workflows
 from tfq.cli import flags, process
 from tfq.errors import RequirementError
 
@@ -32,8 +32,9 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_named(config)
     workflows.compression_suffix(config)
     workflows.check_model_file(config)
-    out = process.out_dir(invocation)
+    artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     compressed = workflows.compress(model, config)
     stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"

@@ -30,8 +30,9 @@ def main(invocation: flags.Invocation) -> None:
     if workflows.needs_data(config.conversion) and (config.data.source or not config.model.endswith((".h5", ".hdf5"))):
         workflows.check_named(config)
     workflows.check_model_file(config)
-    out = process.out_dir(invocation)
+    artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     built, details = workflows.convert(model, config)
     stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"

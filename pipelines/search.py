@@ -26,8 +26,9 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     workflows.check_named(config)
     workflows.check_model_file(config)
-    out = process.out_dir(invocation)
+    artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     result = workflows.search_on_data(model, config, out)
     path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)

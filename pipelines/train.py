@@ -13,7 +13,7 @@ with fake quantization.
 
 from collections.abc import Sequence
 
-from tfq import evaluation, workflows
+from tfq import artifacts, evaluation, workflows
 from tfq.cli import flags, process
 
 
@@ -21,8 +21,9 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_named(config)
-    out = process.out_dir(invocation)
+    artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
+    out = process.out_dir(invocation)
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
     record = process.record(invocation, "train", file=path.name, **details)

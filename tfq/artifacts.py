@@ -192,16 +192,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} is not JSON: {error}", got=str(path)) from error
 
 
+def check_out_is_set(path: str | os.PathLike[str]) -> None:
+    """Check that an output directory is named, without creating it.
+
+    Raises:
+        InputError: The path is empty.
+    """
+    if not os.fspath(path):
+        raise InputError(
+            "out is missing: expected a directory to write to", field="out", expected="a directory", got=""
+        )
+
+
 def make_out_dir(path: str | os.PathLike[str]) -> Path:
     """Create the directory at `path` with its parents, and return it.
 
     Raises:
         InputError: The path is empty, a file is in the way, or the directory is not writable.
     """
-    if not os.fspath(path):
-        raise InputError(
-            "out is missing: expected a directory to write to", field="out", expected="a directory", got=""
-        )
+    check_out_is_set(path)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

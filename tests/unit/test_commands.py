@@ -153,7 +153,7 @@ def test_a_typo_in_the_name_of_a_command_gets_a_suggestion(tfq_cli):
 def test_a_typo_in_a_flag_gets_a_suggestion(tfq_cli):
     done = tfq_cli("evaluate", "--bakend=local")
     assert done.returncode == 2
-    assert "'backend'" in done.stderr
+    assert "'--backend'" in done.stderr
 
 
 def test_tfq_alone_tells_its_scripts(tfq_cli):
