@@ -22,13 +22,16 @@ _NOT_MEASURED = frozenset(
         *("BROADCAST_TO", "DYNAMIC_UPDATE_SLICE", "FILL", "GATHER", "GATHER_ND", "PRELU"),
     )
 )
-# Op -> a Keras layer that becomes it, for ops with weights.
+# Op -> a Keras layer or function that becomes it, for ops with weights or with constant indices and shapes.
 LAYERS: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
+    "BROADCAST_TO": ((4, 1, 3), lambda _: lambda x: import_keras().ops.broadcast_to(x, (1, 4, 5, 3))),
     "CONV_2D": ((6, 6, 3), lambda layers: layers.Conv2D(4, 3)),
     "CONV_3D": ((4, 4, 4, 2), lambda layers: layers.Conv3D(4, 3)),
     "DEPTHWISE_CONV_2D": ((6, 6, 3), lambda layers: layers.DepthwiseConv2D(3)),
     "FULLY_CONNECTED": ((8,), lambda layers: layers.Dense(4)),
+    "GATHER": ((8, 3), lambda _: lambda x: import_keras().ops.take(x, [2, 0, 5], axis=1)),
     "PRELU": ((8,), lambda layers: layers.PReLU(alpha_initializer="ones")),
+    "TOPK_V2": ((4, 8), lambda _: lambda x: import_keras().ops.top_k(x, 2)[0]),
     "TRANSPOSE_CONV": ((6, 6, 3), lambda layers: layers.Conv2DTranspose(4, 3, strides=2)),
 }
 MEASURED = (*(op for op in BUILT if op not in _NOT_MEASURED), *LAYERS)
@@ -36,14 +39,15 @@ MEASURED = (*(op for op in BUILT if op not in _NOT_MEASURED), *LAYERS)
 # (int8, int16x8) -> ops, as `conversion_of` measures them.
 _RESULTS: dict[tuple[str, str], str] = {
     ("int8", "int16"): """
-        ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXP FULLY_CONNECTED GELU
-        LEAKY_RELU LOG LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL PACK PAD PADV2 REDUCE_MAX REDUCE_MIN
+        ABS ADD AVERAGE_POOL_2D BATCH_MATMUL BROADCAST_TO CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXP FULLY_CONNECTED
+        GATHER GELU LEAKY_RELU LOG LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL PACK PAD PADV2 REDUCE_MAX
+        REDUCE_MIN
         REDUCE_PROD RELU RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 RSQRT SELECT SLICE SOFTMAX
         SPACE_TO_BATCH_ND SUB TANH TILE TRANSPOSE TRANSPOSE_CONV
     """,
     ("int8", "float"): """
         ARG_MAX ARG_MIN DEPTH_TO_SPACE DIV ELU EMBEDDING_LOOKUP EQUAL GREATER GREATER_EQUAL HARD_SWISH
-        L2_NORMALIZATION LESS LESS_EQUAL LOG_SOFTMAX PRELU RELU_N1_TO_1 SELECT_V2 SPACE_TO_DEPTH SQRT
+        L2_NORMALIZATION LESS LESS_EQUAL LOG_SOFTMAX PRELU RELU_N1_TO_1 SELECT_V2 SPACE_TO_DEPTH SQRT TOPK_V2
     """,
     ("float", "float"): """
         ADD_N ATAN2 CAST CEIL CONV_3D COS CUMSUM FLOOR FLOOR_DIV FLOOR_MOD NOT_EQUAL POW ROUND SIGN SIN ZEROS_LIKE
