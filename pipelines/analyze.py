@@ -6,17 +6,17 @@
 
 Reads both files, and examples of --data without their labels. Prints one line per input and op, then the causes:
 
-    SQNR dB     signal-to-quantization-noise ratio of the output, inherited errors included (low values are bad)
-    by grid     SQNR with only the rounding to this output's own scale
-    rounding    SQNR of the values within the range: rounding, and inherited errors
-    clipping    SQNR of the values that the range clips
-    weights     SQNR of the weights of the worst channel
-    shift       largest mean error of a channel, relative to the standard deviation of the tensor
-    max LSB     largest error in quantization steps
-    clipped     fraction of the values that are clipped
-    range used  fraction of the quantized range that the values span
-    dead        number of channels whose values never reach half a quantization step
-    alone dB    SQNR of the model's outputs with only this op quantized (--sensitivity)
+    SQNR dB          signal-to-quantization-noise ratio of the output, inherited errors included (low values are bad)
+    rounding alone   SQNR with only the rounding to this output's own scale
+    values in range  SQNR of the values within the range: rounding, and inherited errors
+    clipped values   SQNR of the values that the range clips
+    worst weights    SQNR of the weights of the worst channel
+    mean shift       largest mean error of a channel, relative to the standard deviation of the tensor
+    max LSB          largest error in quantization steps
+    clipped          fraction of the values that are clipped
+    range used       fraction of the quantized range that the values span
+    dead             number of channels whose values never reach half a quantization step
+    alone dB         SQNR of the model's outputs with only this op quantized (--sensitivity)
 
 --require.min_layer_sqnr_db sets a bound on every op; the exit code is 1 if one is below it. Ops that output only zeros
 are not counted. With --out it writes analyze.json, and analyze.html with plots.

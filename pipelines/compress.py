@@ -40,8 +40,10 @@ def main(invocation: flags.Invocation) -> None:
     stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
     path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
     details = compressed.details
-    lines = [*details["data_notes"], f"{path}: fraction of zeros by layer"]
-    lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
+    lines = [*details["data_notes"], str(path)]
+    if config.compression.prune.enabled:
+        lines.append("fraction of zeros by layer")
+        lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
     if details["clusters"]:
         lines.append("number of quantized weight values by clustered layer")
         lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]

@@ -3,7 +3,8 @@
 
 All of it goes to stderr:
 
-- A command prints one line for each stage when the stage starts, with the seconds since the command started.
+- A command prints one line for each stage when the stage starts, with the seconds since the command started. The parts
+  of a long stage of `tfq run` are printed too, indented.
 - On a terminal and in a notebook, a stage that takes longer than a second is shown with its elapsed time, and a count
   as a bar. Both disappear when the stage ends. They are plain text: no widgets are needed.
 - A Python program whose stderr is neither prints nothing.
@@ -38,21 +39,27 @@ class _Display:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.stages: list[tuple[str, float]] = []
+        # Whether the parts of the outermost stage are printed too.
+        self.prints_parts = False
         self.thread: int | None = None
         self.hidden = 0
         # When the command started, if a line is printed for each stage.
         self.command_start: float | None = None
         self._width = 0
 
-    def begin(self, name: str) -> bool:
+    def begin(self, name: str, prints_parts: bool) -> bool:
         """Add a stage; return False if it is not shown, because another thread has stages under way."""
         with self.lock:
             if self.stages and self.thread != threading.get_ident():
                 return False
             self.clear()
-            if self.command_start is not None and not self.stages:
-                _write(f"[{time.monotonic() - self.command_start:5.1f} s] {name}\n")
             is_outermost = not self.stages
+            if is_outermost:
+                self.prints_parts = prints_parts
+            is_part = self.prints_parts and len(self.stages) == 1
+            if self.command_start is not None and (is_outermost or is_part):
+                indent = "  " if is_part else ""
+                _write(f"[{time.monotonic() - self.command_start:5.1f} s] {indent}{name}\n")
             self.thread = threading.get_ident()
             self.stages.append((name, time.monotonic()))
         if is_outermost and _is_live():
@@ -93,9 +100,15 @@ _display = _Display()
 
 
 @contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Name what is done inside. Stages may be nested: a command prints a line only for the outermost one."""
-    is_shown = _is_enabled() and _display.begin(name)
+def stage(name: str, *, prints_parts: bool = False) -> Iterator[None]:
+    """Name what is done inside. Stages may be nested: a command prints a line only for the outermost one.
+
+    Args:
+        name: What is done.
+        prints_parts: Whether a command prints a line for each stage directly inside this one too, if this one is the
+            outermost.
+    """
+    is_shown = _is_enabled() and _display.begin(name, prints_parts)
     try:
         yield
     finally:

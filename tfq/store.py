@@ -122,7 +122,7 @@ class StageStore:
         with self._writing():
             making = Path(tempfile.mkdtemp(dir=self._directory, prefix=_MAKING))
         try:
-            with remembered_warnings() as messages, progress.stage(name):
+            with remembered_warnings() as messages, progress.stage(name, prints_parts=True):
                 details = make(making)
             with self._writing():
                 record = {

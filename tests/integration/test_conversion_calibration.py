@@ -204,7 +204,7 @@ def test_analyze_prints_one_line_per_layer(tmp_path, capsys):
     arguments = ["analyze", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]
     assert script(*arguments, "--sensitivity") == 0
     message = capsys.readouterr().out
-    assert "conv2" in message and "alone dB" in message
+    assert "conv2" in message and "alone dB  " in message
     record = json.loads((tmp_path / "analyze.json").read_text())
     numbers = [item["op_index"] for item in record["ops"]]
     assert numbers == [None, *range(9)] and len(record["sensitivity"]) == 9  # None: the input

@@ -430,7 +430,9 @@ def test_the_record_is_json_and_the_table_lists_every_op():
     assert record["num_samples"] == 8 and len(record["sensitivity"]) + 1 == len(record["ops"]) == 10
     assert len({item["label"] for item in record["ops"]}) == 10
     lines = result.to_text().splitlines()
-    assert lines[0].split()[:2] == ["op", "SQNR"] and lines[1].startswith("input") and lines[2].startswith("conv1/")
+    assert lines[0].split()[:2] == ["op", "SQNR"] and lines[2].startswith("input") and lines[3].startswith("conv1/")
+    assert any(line.startswith("alone dB  ") for line in lines)
+    assert "alone dB" not in dataclasses.replace(result, sensitivity=()).to_text()
     assert [line[2:] for line in lines if line.startswith("- ")] == [item.message for item in result.findings]
 
 

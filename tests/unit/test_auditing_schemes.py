@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each quantization scheme is recognized from the tensors alone."""
 
+import dataclasses
 import json
 
 import pytest
@@ -52,6 +53,18 @@ def test_report_is_plain_json_and_reads_on_a_terminal(name):
     assert report.scheme in text
     assert text.splitlines()[-1].startswith("full_int8: met" if report.ok else "full_int8: NOT met")
     assert sum(line.startswith("FAIL ") for line in text.splitlines()) == len(report.failures)
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [("digits_int8", "one scale per channel"), ("digits_int8_per_tensor", "one scale per tensor")],
+)
+def test_the_text_names_the_scales_of_the_weights(name, scales):
+    report = audit_model(golden(name))
+    (line,) = [line for line in report.to_text().splitlines() if line.startswith("weights")]
+    assert line.endswith(f" int8, {scales}") and f"{report.model_bytes:,} bytes" in report.to_text()
+    both = dataclasses.replace(report, weights_per_channel=4, weights_per_tensor=1, dense_per_channel=0)
+    assert "4 with one scale per channel, 1 with one scale per tensor" in both.to_text()
 
 
 def test_dynamic_range_ops_are_distinguished_from_float_ops():

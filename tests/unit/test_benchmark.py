@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tfq.config import BenchmarkConfig
 from tfq.data import as_split
 from tfq.errors import InputError, ModelError
 from tfq.evaluation.benchmark import timed_model
+from tfq.evaluation.paired import MIN_PAIRS
 
 SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
 
@@ -170,6 +172,18 @@ def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
     )
 
 
+def test_a_benchmark_has_enough_blocks_for_an_interval():
+    def blocks(num_runs):
+        entry = types.SimpleNamespace(latencies=[], blocks=[], seconds=0.0)
+        while target.fraction_done(entry, {"num_runs": num_runs, "min_secs": 0}) < 1:
+            entry.latencies += [1.0] * num_runs  # one block has all the runs that were requested
+            entry.blocks.append([1.0, 1.0])
+        return len(entry.blocks)
+
+    assert blocks(100) == target.MIN_BLOCKS == 2 * MIN_PAIRS
+    assert blocks(3) == 3 and blocks(1) == 1
+
+
 class TestRounds:
     """The order of blocks on the target."""
 
@@ -296,8 +310,9 @@ class TestCommandLine:
         )
         assert ended.returncode == 0, ended.stderr
         lines = ended.stdout.splitlines()
-        assert lines[0].split()[:4] == ["model", "kernels", "init", "first"]
-        assert [line.split()[:2] for line in lines[1:3]] == [["digits_int8", "xnnpack"], ["digits_float32", "xnnpack"]]
+        assert lines[0].startswith("ms per inference")
+        assert lines[1].split()[:4] == ["model", "kernels", "init", "first"]
+        assert [line.split()[:2] for line in lines[2:4]] == [["digits_int8", "xnnpack"], ["digits_float32", "xnnpack"]]
         assert "digits_float32 / digits_int8, xnnpack: " in ended.stdout
         assert "CONV_2D" in ended.stdout
         record = json.loads((tmp_path / "benchmark.json").read_text())

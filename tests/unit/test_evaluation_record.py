@@ -19,6 +19,7 @@ from tfq.evaluation import (
     compare_outputs,
     missed_requirements,
 )
+from tfq.evaluation.record import NO_REFERENCE
 
 RECORD = EvaluationRecord(
     accuracy=0.75,
@@ -96,6 +97,16 @@ def test_the_record_is_plain_json_and_fits_a_screen():
         assert part in text
     assert max(map(len, text.splitlines())) <= 100
     assert "the data has no labels" in WITHOUT_LABELS.to_text()
+
+
+def test_the_text_leaves_out_comparisons_that_were_not_requested():
+    missing = {"agreement": None, "output_sqnr_db": None, "reference_accuracy": None}
+    reasons = {"agreement_reason": NO_REFERENCE, "output_sqnr_db_reason": NO_REFERENCE}
+    text = dataclasses.replace(RECORD, **missing, **reasons).to_text()
+    assert not any(word in text for word in ("agreement", "SQNR", "reference"))
+    reasons = {"agreement_reason": "no class", "output_sqnr_db_reason": "identical"}
+    text = dataclasses.replace(RECORD, **missing, **reasons).to_text()
+    assert "agreement    no class" in text and "output SQNR  identical" in text
 
 
 def compared(a, b):

@@ -77,6 +77,20 @@ def test_a_piped_command_prints_one_plain_line_per_outermost_stage(show):
     assert re.fullmatch(r"\[ +\d+\.\d s\] loading\n\[ +\d+\.\d s\] converting\n", screen.getvalue())
 
 
+def test_a_stage_may_print_the_stages_directly_inside_it(show):
+    screen = show(Screen(False))
+    with progress.printed_lines():
+        with progress.stage("compress", prints_parts=True):
+            with progress.stage("pruning"), progress.stage("inside"):
+                pass
+            with progress.stage("training", prints_parts=True), progress.stage("inside"):
+                pass
+        with progress.stage("converting"), progress.stage("inside"):
+            pass
+    names = [line.split("s] ")[1] for line in screen.getvalue().splitlines()]
+    assert names == ["compress", "  pruning", "  training", "converting"]
+
+
 def test_a_program_whose_stderr_is_a_file_prints_nothing(show):
     screen = show(Screen(False))
     with progress.stage("loading"), progress.bar("samples", 3, "") as bar:

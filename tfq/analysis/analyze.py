@@ -26,10 +26,20 @@ from tfq.typing import Data, PathOrBytes
 
 # The text lists this many findings of a kind; the record has all.
 _MAX_PER_KIND = 3
-_COLUMNS = (
-    *("op", "SQNR dB", "by grid", "rounding", "clipping", "weights", "shift", "max LSB"),
-    *("clipped", "range used", "dead", "alone dB"),
-)
+# Title of a column -> its legend. The titles are those of the HTML page, if it has the column.
+_COLUMNS = {
+    "SQNR dB": "SQNR of the output, including the errors of all ops before it (low values are bad)",
+    "rounding alone": "SQNR with only the rounding to the scale of this output, dB",
+    "values in range": "SQNR of the values inside the quantized range: rounding, and inherited errors, dB",
+    "clipped values": "SQNR of the values that the range clips, dB",
+    "worst weights": "SQNR of the weights of the worst channel, dB",
+    "mean shift": "largest mean error of a channel, relative to the standard deviation of the tensor",
+    "max LSB": "largest error, in quantization steps",
+    "clipped": "fraction of the values that are clipped",
+    "range used": "fraction of the quantized range that the values span",
+    "dead": "number of channels whose values never reach half a quantization step",
+}
+_ALONE = {"alone dB": "SQNR of the model's outputs with only this op quantized"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +74,8 @@ class Analysis:
         }
 
     def to_text(self) -> str:
-        """Return lines for the terminal: one for each input and op, then the findings."""
+        """Return lines for the terminal: one for each input and op, the legend of the columns, then the findings."""
+        columns = _COLUMNS | (_ALONE if self.sensitivity else {})
         counts = Counter(item.tensor for item in self.sensitivity)
         # Tensors with the same name cannot be matched between the two files.
         alone = {item.tensor: item.sqnr_db for item in self.sensitivity if counts[item.tensor] == 1}
@@ -81,12 +92,17 @@ class Analysis:
                 f"{item.saturated:.2%}",
                 f"{item.range_use:.0%}",
                 str(len(item.dead_channels)),
-                _decibels(alone[item.tensor]) if item.tensor in alone else "",
+                *([_decibels(alone[item.tensor]) if item.tensor in alone else ""] if self.sensitivity else []),
             ]
             for item in self.ops
         ]
         result = [*_first_of_each_kind(self.findings)] or ["no problems found"]
-        return "\n".join([*aligned([list(_COLUMNS), *rows], left=1), "", f"{self.num_samples} samples", *result])
+        # The titles take two lines, so that the table is not wider than the screen.
+        titles = [title.partition(" ") for title in ("op", *columns)]
+        heading = [[first for first, _, _ in titles], [rest for _, _, rest in titles]]
+        table = aligned([*heading, *rows], left=1)
+        legend = aligned(list(columns.items()), left=2)
+        return "\n".join([*table, "", *legend, "", f"{self.num_samples} samples", *result])
 
 
 def analyze(

@@ -262,8 +262,8 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
                 label=item.label,
                 op_index=item.op_index,
                 message=f"{item.label}: {len(item.dead_channels)} of {item.channels} channels ({named}) have the same "
-                "quantized value for all of the data: they are 0 in float too, or too small for the range. Remove them "
-                "(compression.structured_pruning.enabled=True), or use "
+                "quantized value for all of the data: the float model outputs 0 there too, or values below one step of "
+                "the range. Remove these channels (compression.structured_pruning.enabled=True), or use "
                 "conversion.techniques=cross_layer_equalization",
             )
         elif item.op in WEIGHTED_SLOTS and item.channel_spread is not None and item.channel_spread < _UNEVEN:

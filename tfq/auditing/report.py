@@ -69,6 +69,8 @@ def origin(graph: Subgraph, op: Op) -> str:
 FAILS, NOTE = "fails", "note"
 
 _LINES_ON_SCREEN = 40
+_SCALES = {"per_channel": "one scale per channel", "per_tensor": "one scale per tensor"}
+_STATES = {"runs": "the file runs here", "fails": "the file fails here", "not tried": "the file was not run here"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ class Execution:
     def to_text(self) -> str:
         """Return one line for the terminal."""
         where = f" at {self.op}" if self.op else ""
-        return f"{self.state}{where}" + (f": {self.reason}" if self.reason else "")
+        return f"{_STATES[self.state]}{where}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,19 +233,18 @@ class AuditReport:
         ops = ", ".join(f"{count} {name}" for name, count in self.op_counts.items())
         weights = ", ".join(f"{count} {dtype}" for dtype, count in self.weight_types.items()) or "none"
         if self.granularity:
-            dense = f"; dense {self.dense_granularity}" if self.dense_granularity else ""
-            weights += f" ({self.weights_per_channel} per_channel, {self.weights_per_tensor} per_tensor{dense})"
+            weights += f", {self._scales_text()}"
         lines = [
             f"scheme   {self.scheme}",
             f"visited  {_count(self.ops_visited, 'op')} and {_count(self.tensors_visited, 'tensor')} "
-            f"in {_count(self.subgraphs, 'subgraph')}, {self.model_bytes} bytes",
+            f"in {_count(self.subgraphs, 'subgraph')}, {self.model_bytes:,} bytes",
             f"ops      {ops or 'none'}",
             f"weights  {weights}",
             f"inputs   {', '.join(self.input_types) or 'none'}",
             f"outputs  {', '.join(self.output_types) or 'none'}",
         ]
         if self.execution is not None:
-            lines.append(f"runs     {self.execution.to_text()}")
+            lines.append(f"run      {self.execution.to_text()}")
         ordered = sorted(self.findings, key=lambda finding: finding.severity != FAILS)
         for finding in ordered[:_LINES_ON_SCREEN]:
             mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"
@@ -255,6 +256,16 @@ class AuditReport:
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
         lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")
         return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+
+    def _scales_text(self) -> str:
+        """Return how many scales the quantized weights have; those of fully connected layers too if they differ."""
+        if self.granularity != "mixed":
+            return _SCALES[str(self.granularity)]
+        counts = {"per_channel": self.weights_per_channel, "per_tensor": self.weights_per_tensor}
+        text = ", ".join(f"{count} with {_SCALES[name]}" for name, count in counts.items())
+        if self.dense_granularity in _SCALES:
+            text += f" (fully connected layers: {_SCALES[self.dense_granularity]})"
+        return text
 
 
 def requirements_of(report: AuditReport | Mapping[str, Any], config: AuditConfig) -> tuple[Requirement, ...]:

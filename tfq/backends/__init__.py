@@ -31,8 +31,14 @@ __all__ = [
     "find_kind",
     "kind_of",
     "make_backend",
+    "place_of",
     "timing_backend",
 ]
 
 # This machine's CPU: other backends are compared with it, and reference models run on it.
 HOST = "local"
+
+
+def place_of(backend: str) -> str:
+    """Return where the backend of this name runs models, as words: "this machine" or its name."""
+    return "this machine" if backend == HOST else backend

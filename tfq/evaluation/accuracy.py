@@ -19,9 +19,9 @@ from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
-from tfq.evaluation.record import IDENTICAL, EvaluationRecord
+from tfq.evaluation.record import IDENTICAL, NO_REFERENCE, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
-from tfq.evaluation.scores import NO_REFERENCE, Choice, check_bounds, choose_metric, compute_scores, reconstructs
+from tfq.evaluation.scores import Choice, check_bounds, choose_metric, compute_scores, reconstructs
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
 NO_DIRECTION = "the metric does not declare whether higher or lower is better"

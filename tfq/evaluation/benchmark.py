@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import Backend, make_backend, timing_backend
+from tfq.backends import Backend, make_backend, place_of, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
@@ -168,7 +168,9 @@ def benchmark_models(
         min_secs=config.min_secs,
         seed=seed,
     )
-    with stage(f"timing {len(request.entries)} combinations of model and kernels on {config.backend}"):
+    count = len(request.entries)
+    timed = f"{count} combination{'' if count == 1 else 's'} of model and kernels"
+    with stage(f"timing {timed} on {place_of(config.backend)}"):
         timings, machine = timer.time_models(request)
     with stage("timing single ops" if config.ops else "comparing times"):
         times = [

@@ -194,7 +194,7 @@ def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
         messages[0] if len(messages) == 1 else "; ".join(f"{name}: {what}" for name, what in inputs_by_model.items())
     )
     note = f"ms per inference, {threads}; times of the interpreter alone, without `overhead`; inputs: {inputs}"
-    return [*aligned(rows, left=2), note]
+    return [note, *aligned(rows, left=2)]
 
 
 def _expensive(model: ModelTimes) -> list[str]:

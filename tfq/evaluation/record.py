@@ -10,6 +10,7 @@ from tfq.config import RequireConfig
 from tfq.errors import RequirementError
 from tfq.requirement import Requirement, at_least, at_most
 
+NO_REFERENCE = "there is no reference model"
 IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
 
 
@@ -122,8 +123,8 @@ class EvaluationRecord:
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
             ("difference", self._difference()),
             *((name, self._score(name, value)) for name, value in self.scores.items() if name != self.metric),
-            ("agreement", score_text("fraction", self.agreement) or self.agreement_reason),
-            ("output SQNR", _number(self.output_sqnr_db, "dB") or self.output_sqnr_db_reason),
+            ("agreement", score_text("fraction", self.agreement) or _shown_reason(self.agreement_reason)),
+            ("output SQNR", _number(self.output_sqnr_db, "dB") or _shown_reason(self.output_sqnr_db_reason)),
             ("examples", f"{self.num_examples:,}"),
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
             ("latency", self._latency() or self.latency_reason),
@@ -238,6 +239,11 @@ def score_text(unit: str, value: float | None) -> str | None:
     if unit == "fraction":
         return f"{value:.2%}"
     return f"{value:.4f}" if unit == "score" else f"{value:.6g}"
+
+
+def _shown_reason(reason: str | None) -> str | None:
+    """Return the reason why a comparison is missing; None if no reference was requested."""
+    return None if reason == NO_REFERENCE else reason
 
 
 def _number(value: float | None, unit: str) -> str | None:

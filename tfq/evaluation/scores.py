@@ -17,10 +17,10 @@ from tfq.evaluation.classes import agreement, num_classes
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
 from tfq.evaluation.metrics import checked_labels, has_classes, why_no_single_class
 from tfq.evaluation.paired import paired_difference
+from tfq.evaluation.record import NO_REFERENCE
 from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
-NO_REFERENCE = "there is no reference model"
 RECONSTRUCTS = "the model reconstructs its input and does not predict a class"
 NOT_A_CLASS = (
     "this output is not known to predict a class: no softmax or argmax computes it, and the metric does not use "

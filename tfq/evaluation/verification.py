@@ -125,7 +125,8 @@ class Verification:
 
     def to_text(self) -> str:
         """Return lines for the terminal."""
-        compared = f"compared on {self.num_samples} samples" if self.compared else "outputs not compared"
+        samples = f"{self.num_samples} sample{'' if self.num_samples == 1 else 's'}"
+        compared = f"compared with the float model on {samples}" if self.compared else "outputs not compared"
         lines = [f"{self.execution.to_text()}; {compared}"]
         for item in self.outputs:
             ratio = "no SQNR" if item.sqnr_db is None else f"SQNR {item.sqnr_db:.1f} dB"

@@ -137,10 +137,13 @@ def _loss(item: Mapping[str, Any]) -> float:
     return float(item["sqnr_db"]) if is_number(item["sqnr_db"]) else float("inf")
 
 
+_NO_SENSITIVITY = "not measured: to see which op costs most, repeat the analysis with analysis.sensitivity=True"
+
+
 def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     shown = [item for item in measured if is_number(item["sqnr_db"])][:_MOST_ROWS]
     if not shown:
-        return "", "not measured: analysis.sensitivity is off" if not measured else "not drawn: no op has an error"
+        return "", _NO_SENSITIVITY if not measured else "not drawn: no op has an error"
     figure, axes = figure_of(0.7 + 0.24 * len(shown))
     for row, item in enumerate(shown):
         axes.barh(row, item["sqnr_db"], height=0.6, color=color_of(0))

@@ -211,7 +211,10 @@ def _requirements(record: Record, models: Sequence[Reported]) -> Check:
     required = part(part(part(record, "config"), "evaluation"), "require")
     bounds = {name: bound for name, bound in required.items() if bound is not None}
     if not bounds:
-        answer = "no limit on the loss of accuracy was set; evaluation.require sets one"
+        answer = (
+            "no limit on the loss of accuracy was set. To have one checked, repeat the run with a limit, such as "
+            "evaluation.require.max_accuracy_drop=0.01 for one percentage point"
+        )
         return Check(key=key, state=OPEN, question=question, answer=answer)
     listed = ", ".join(f"{plain(name)} {significant(bound)}" for name, bound in bounds.items())
     missed = []

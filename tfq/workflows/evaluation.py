@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a flatbuffer on the test split, on every backend."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from tfq import artifacts, data, evaluation, progress, tflite
-from tfq.backends import HOST
+from tfq.backends import HOST, kind_of, place_of
 from tfq.config import RunConfig
 from tfq.errors import FlatbufferError, InputError
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
@@ -115,7 +116,7 @@ def evaluate(
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     if named is not None:
         reference, hashes["reference"] = named, artifacts.sha256(named)
-    with progress.stage(f"evaluating {test.num_examples:,} examples on {settings.backend}"):
+    with progress.stage(f"evaluating {test.num_examples:,} examples on {place_of(settings.backend)}"):
         record = evaluation.evaluate_model(
             model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
         )
@@ -124,12 +125,14 @@ def evaluate(
         others.append(HOST)
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
-        with progress.stage(f"comparing with {other}"):
+        with progress.stage(f"comparing with {place_of(other)}"):
             comparisons[other] = evaluation.compare_backends_or_reason(model, test, settings, other)
-    with progress.stage("counting instructions"):
+    named_backends = (settings.backend, *settings.parity_backends)
+    counts = any(kind_of(backend).counts_instructions for backend in named_backends)
+    with progress.stage("counting instructions") if counts else contextlib.nullcontext():
         counted = evaluation.count_on_backends(
             model,
-            (settings.backend, *settings.parity_backends),
+            named_backends,
             test,
             kernels="xnnpack" if settings.xnnpack else "builtin",
             timeout_secs=settings.timeout_secs,

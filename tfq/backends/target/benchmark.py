@@ -18,7 +18,10 @@ import numpy as np
 
 from . import session
 
-BLOCK_ROUNDS = 40  # minimum number of blocks of each entry; confidence intervals are computed from them
+BLOCK_ROUNDS = 40  # intended number of blocks of each entry; confidence intervals are computed from them
+# There are fewer if the inferences that decide the size of a block were faster than the later ones. An interval needs
+# this many (2 * MIN_PAIRS of tfq.evaluation.paired).
+MIN_BLOCKS = 10
 SETTLING_RUNS = 1  # untimed inferences at the start of a block, because the caches hold another model's weights
 PROGRESS_SECONDS = 0.2
 INITIALIZATIONS, INITIALIZATION_SECONDS = 5, 0.5
@@ -179,6 +182,7 @@ def block_size(entry, request):
 
 
 def fraction_done(entry, request):
-    """Return the completed fraction of the requested runs and seconds of an entry, the lesser of the two."""
+    """Return the completed fraction of the requested runs and seconds and of the blocks of an entry, the lowest."""
     runs = len(entry.latencies) / request["num_runs"]
-    return min(1, runs, entry.seconds / request["min_secs"] if request["min_secs"] else 1)
+    blocks = len(entry.blocks) / min(MIN_BLOCKS, request["num_runs"])
+    return min(1, runs, blocks, entry.seconds / request["min_secs"] if request["min_secs"] else 1)
