@@ -112,7 +112,7 @@ def train_model(
         model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
         # A first step that creates variables is traced twice, which is most of the time of a short fit.
         model.optimizer.build(model.trainable_variables)
-        stage = progress.stage(f"training {config.epochs} epochs")
+        stage = progress.stage(f"training {config.epochs} epoch{'' if config.epochs == 1 else 's'}")
         with stage, progress.hidden(), _quiet_iterators(keras) as quiet:
             history = model.fit(
                 x,

@@ -127,7 +127,7 @@ def save_keras(model: Any, path: Path) -> Path:
     A quantization-aware trained model must be saved as `.h5`: tf_keras' `.keras` loader cannot restore tfmot's wrappers
     (2.21: "Layer 'quantize_layer' expected 5 variables, but received 3").
     """
-    with progress.stage(f"writing {path}"), artifacts.staged(path) as temporary, warnings.catch_warnings():
+    with progress.stage(f"writing {path.name}"), artifacts.staged(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*HDF5")  # tf_keras calls the format legacy
         model.save(temporary)
     return path
