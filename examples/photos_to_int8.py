@@ -23,8 +23,7 @@ flags.DEFINE_float("offset", 0.0, "added after --scale")
 flags.DEFINE_string("out", "model_int8.tflite", "the file to write")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def convert_photos() -> None:
     data = tfq.DataConfig(
         source=f"folder:{FLAGS.photos}",
         resize=tuple(int(side) for side in FLAGS.resize),
@@ -47,6 +46,14 @@ def main(arguments: list[str]) -> None:
     print(
         f"wrote {FLAGS.out}: {len(int8):,} bytes, accuracy {result.accuracy:.1%}, float {result.reference_accuracy:.1%}"
     )
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    try:
+        convert_photos()
+    except tfq.TfqError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -154,12 +155,31 @@ def test_the_command_writes_model_and_candidates_and_sets_its_exit_code(tmp_path
 
 
 def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):
-    result = find_int8(made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.5))
+    lines = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = find_int8(made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.5), progress=lines.append)
 
     first = result.candidates[0]
     assert first.collapsed and not result.chosen.collapsed
+    # Its problems are in the result, in one word in the text, and no warnings.
+    assert not {str(item.message) for item in caught} & set(first.collapsed)
+    assert first.short_missed[-1] == "collapsed" and first.collapsed[0] not in lines[0]
+    row = next(line for line in result.to_text().splitlines() if first.name in line)
+    assert row.endswith("collapsed")
     # Even with an accuracy within the budget, its verification alone excludes it.
     kept = dataclasses.replace(first, against_float=result.chosen.against_float)
     judged = _judged(kept, budget(max_accuracy_drop=0.5))
     assert all(requirement.holds for requirement in judged.requirements)
     assert judged.missed == tuple(f"collapsed: {message}" for message in first.collapsed)
+
+
+def test_the_problems_of_a_chosen_collapsed_candidate_are_warnings(monkeypatch):
+    monkeypatch.setattr("tfq.search.search.TECHNIQUES", ())
+    config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=(), max_mixed_layers=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = find_int8(made_hard(FLOATING), *SPLITS, config)
+    assert not result.holds and result.chosen.collapsed
+    messages = [str(item.message) for item in caught]
+    assert all(messages.count(message) == 1 for message in result.chosen.collapsed)

@@ -98,6 +98,7 @@ def convert_with_record(
     preprocessing: Preprocessing | None = None,
     examples: Data = None,
     remedies: bool = True,
+    warn_if_collapsed: bool = True,
 ) -> Conversion:
     """Convert as `convert_model` does; also return the ranges, the records of the techniques and the verification.
 
@@ -109,6 +110,8 @@ def convert_with_record(
         examples: Data to verify the result with if nothing is calibrated, in a form of `representative_dataset`. The
             first examples are used.
         remedies: Whether to measure other settings if the result collapsed. Each takes another conversion.
+        warn_if_collapsed: Whether each problem of a collapsed result is a TfqWarning. Without it, the problems are only
+            in the verification of the result.
 
     Raises:
         InputError: As in `convert_model`.
@@ -119,7 +122,9 @@ def convert_with_record(
         LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
     result = _converted(model, representative_dataset, config, preprocessing)
     if config.verify and config.scheme != "float32":
-        result = verified(result, config, examples=examples, remedies=remedies)
+        result = verified(
+            result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed
+        )
     warn_of_target(result.content, config)
     warn_of_floats(
         result.content, config, has_data=representative_dataset is not None or bool(config.calibration.ranges)

@@ -31,17 +31,21 @@ _FAILURES = (TfqError, OSError, MemoryError)
 
 @stage("verifying")
 def verified(
-    conversion: Conversion, config: ConversionConfig, *, examples: Data = None, remedies: bool = True
+    conversion: Conversion,
+    config: ConversionConfig,
+    *,
+    examples: Data = None,
+    remedies: bool = True,
+    warn_if_collapsed: bool = True,
 ) -> Conversion:
     """Verify a conversion; return it with the verification and without the evidence.
-
-    Each problem of a collapsed result is a TfqWarning.
 
     Args:
         conversion: A conversion of any scheme except float32.
         config: The config that it was converted with.
         examples: Data to verify with if the evidence has no samples.
         remedies: Whether to measure other settings if the result collapsed.
+        warn_if_collapsed: Whether each problem of a collapsed result is a TfqWarning.
 
     Raises:
         VerificationError: The result collapsed, and config.strict is set.
@@ -60,7 +64,8 @@ def verified(
     for problem in result.collapsed:
         if config.strict:
             raise VerificationError(problem.message, field="conversion.strict", got=problem.kind)
-        warn(problem.message)
+        if warn_if_collapsed:
+            warn(problem.message)
     return dataclasses.replace(conversion, verification=_with_others(result, conversion.verification))
 
 

@@ -173,6 +173,12 @@ class CandidateResult:
         """The name of the candidate."""
         return self.candidate.name
 
+    @property
+    def short_missed(self) -> tuple[str, ...]:
+        """`missed` with the single word "collapsed" instead of the messages of verification."""
+        bounds = self.missed[: len(self.missed) - len(self.collapsed)]
+        return (*bounds, *(("collapsed",) if self.collapsed else ()))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
@@ -244,7 +250,7 @@ class SearchResult:
 
     def to_text(self) -> str:
         """Return text for the terminal: all candidates, then the results of the chosen one on the test split."""
-        head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs"]
+        head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs", ""]
         rows = [
             [
                 "*" if candidate is self.chosen else "",
@@ -255,6 +261,7 @@ class SearchResult:
                 f"{candidate.model_bytes:,}",
                 "" if candidate.latency_ratio is None else f"{candidate.latency_ratio:.2f}x",
                 f"{candidate.secs:.1f}",
+                "collapsed" if candidate.collapsed else "",
             ]
             for candidate in self.candidates
         ]

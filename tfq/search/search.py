@@ -14,7 +14,7 @@ from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, as_split, input_specs, representative_samples
-from tfq.errors import InputError, TfqError
+from tfq.errors import InputError, TfqError, warn
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
@@ -98,7 +98,8 @@ def find_int8(
 
     Candidates are tried in order of their cost: calibration methods, then post-training techniques on the best of them,
     then the most sensitive layers in int16 (if `conversion.quantizer` supports it) or float. The first candidate within
-    the budget is chosen, and the search ends there unless `config.full` is set.
+    the budget is chosen, and the search ends there unless `config.full` is set. Only the chosen candidate's collapsed
+    outputs are warnings; those of the others are in the result.
 
     Examples:
         >>> result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
@@ -203,7 +204,9 @@ class _Search:
 
             start = time.monotonic()
             try:
-                built = convert_with_record(self._floating, self._train, conversion, remedies=False)
+                built = convert_with_record(
+                    self._floating, self._train, conversion, remedies=False, warn_if_collapsed=False
+                )
             except TfqError as error:
                 if candidate.kind != "mixed":
                     raise
@@ -211,6 +214,7 @@ class _Search:
             secs, content = time.monotonic() - start, built.content
             problems = built.verification.collapsed if built.verification else ()
             if any(item.kind == "does_not_run" for item in problems):
+                warn(problems[0].message)  # the result does not contain this candidate
                 return {"impossible": problems[0].message}
             artifacts.write_bytes(directory / _MODEL, content)
             classes = classes_of(content, self._validation, self._output)
@@ -247,13 +251,15 @@ class _Search:
         last = self.results[-1]
         self._progress(
             f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
-            + (f": {'; '.join(last.missed)}" if last.missed else ": within the budget")
+            + (f": {'; '.join(last.short_missed)}" if last.missed else ": within the budget")
         )
 
     def result(self, test: AnySplit) -> SearchResult:
         """Return the result. Only here is the test split run."""
         holds = bool(self.within_budget)
         chosen = self.within_budget[0] if holds else self._best()
+        for message in chosen.collapsed:
+            warn(message)
         labels = labels_of(test, "search", tflite.read(self._floating), self._output)
         correct = {
             name: classes_of(content, test, self._output) == labels
@@ -330,7 +336,7 @@ def _advice(
 ) -> Iterator[str]:
     if not holds:
         yield (
-            f"no candidate is within the budget; the best one has {'; '.join(chosen.missed)}. Train the model "
+            f"no candidate is within the budget; the best one has {'; '.join(chosen.short_missed)}. Train the model "
             "quantization-aware (tfq compress) to regain accuracy"
         )
     elif -against_float.difference > config.budget.max_accuracy_drop + ROUNDING:
