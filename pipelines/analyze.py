@@ -39,7 +39,7 @@ from tfq.errors import InputError
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_named(config)
+    workflows.check_named(config, "test")
     with_layers, with_bit_widths = bool(config.analysis.reference), config.analysis.bit_widths.enabled
     if config.analysis.require.min_layer_sqnr_db is not None and not with_layers:
         raise InputError(

@@ -29,7 +29,7 @@ def main(invocation: flags.Invocation) -> None:
     if invocation.preflight:
         preflight(invocation)
         return
-    workflows.check_named(config)
+    workflows.check_named(config, "train")
     workflows.compression_suffix(config)
     workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)

@@ -24,7 +24,7 @@ from tfq.cli import flags, process
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_named(config)
+    workflows.check_named(config, "test")
     content = workflows.read_tflite(config)
     results = workflows.evaluate(content, config)
     asked = evaluation.requirements_of(results.evaluation, config.evaluation.require)

@@ -24,7 +24,7 @@ from tfq.errors import RequirementError
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_named(config)
+    workflows.check_named(config, "train")
     workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)

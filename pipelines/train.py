@@ -20,7 +20,7 @@ from tfq.cli import flags, process
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_named(config)
+    workflows.check_named(config, "train")
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -178,7 +179,8 @@ def check_value(kind: str, value: str, *, field: str, choices: tuple[str, ...] =
 def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> str:
     """Return the end of an error message: the value that was probably meant, or all possible values.
 
-    An object may have `looks_like`, a regular expression for addresses that lack the name and the colon.
+    An object may have `looks_like`, a regular expression for addresses that lack the name and the colon. An existing
+    folder matches with a slash at its end.
     """
     name, colon, address = value.partition(":")
     every = [item for item in (*choices, *known) if item]
@@ -187,7 +189,7 @@ def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> 
         return f"did you mean {near[0] + colon + address!r}?"
     for entry in reversed(known.values()):
         pattern = getattr(entry, "looks_like", "")
-        if pattern and re.search(pattern, value):
+        if pattern and (re.search(pattern, value) or (os.path.isdir(value) and re.search(pattern, f"{value}/"))):
             return f"did you mean {entry.name + ':' + value!r}?"
     if near:
         meant = spellings_of(known[near[0]]) if near[0] in known else (near[0],)

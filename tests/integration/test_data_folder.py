@@ -9,7 +9,7 @@ from messages import refused
 from PIL import Image
 
 from tfq.config import DataConfig
-from tfq.data import MissingSplitError, load_calibration_split, load_split, source_fingerprint
+from tfq.data import MissingSplitError, check_readable, load_calibration_split, load_split, source_fingerprint
 from tfq.errors import InputError
 
 
@@ -109,16 +109,16 @@ def test_hidden_and_other_files_are_counted_and_not_read(tmp_path):
     assert "4 files" in hidden and "1 files" in other and "1 folders" in empty
 
 
-def webp():
+def encoded(image_format):
     file = io.BytesIO()
-    Image.fromarray(picture(1)).save(file, "BMP")
+    Image.fromarray(picture(1)).save(file, image_format)
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
     ("files", "word"),
     [
-        ({"a/1.bmp": webp()}, "1.bmp"),
+        ({"a/1.bmp": encoded("BMP")}, "1.bmp"),
         ({"a/1.png": b"not an image"}, "1.png"),
         ({"a/1.png": b""}, "empty"),
         (
@@ -136,6 +136,20 @@ def test_an_unusable_folder_is_reported_with_the_file(tmp_path, files, word):
     write(tmp_path, files)
     with refused(InputError, word=word):
         load_split(config_of(tmp_path), "train" if "train" in next(iter(files)) else "test")
+
+
+@pytest.mark.parametrize("image_format", ["BMP", "GIF", "WebP", "TIFF"])
+def test_another_format_with_the_suffix_jpg_is_reported_by_its_bytes(tmp_path, image_format):
+    files = {"train/a/1.jpg": encoded("JPEG"), "train/a/2.jpg": encoded(image_format), "val/a/1.jpg": encoded("PNG")}
+    write(tmp_path, files)
+    with refused(InputError, field="data.source", got=str(tmp_path / "train/a/2.jpg"), word=image_format):
+        load_split(config_of(tmp_path), "train")
+    # Commands report it before TensorFlow is imported, and only for the split that they read.
+    with refused(InputError, field="data.source", got=str(tmp_path / "train/a/2.jpg"), word=image_format):
+        check_readable(config_of(tmp_path), "train")
+    write(tmp_path, {"test/a/1.jpg": encoded("PNG")})
+    check_readable(config_of(tmp_path), "test")
+    assert load_split(config_of(tmp_path), "test").num_examples == 1
 
 
 def test_a_missing_folder_is_reported(tmp_path):

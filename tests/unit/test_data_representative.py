@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import refused
 
-from tfq.data import InputSpec, Split, representative_samples
+from tfq.data import InputSpec, Split, check_shapes, representative_samples
 from tfq.errors import InputError
 
 ONE = [InputSpec(name="image", shape=(1, 2, 3))]
@@ -201,6 +201,27 @@ def test_the_record_counts_and_hashes_samples_in_order():
     assert record["sha256"] == representative_samples(lists, ONE, 12).sha256()
     assert record["sha256"] != representative_samples(ROWS[::-1], ONE, 12).sha256()
     assert record["sha256"] != representative_samples(ROWS, ONE, 13).sha256()
+
+
+def split_of(shape):
+    return Split(name="train", inputs={"x": np.zeros(shape, np.float32)}, labels=None, source="folder:photos")
+
+
+@pytest.mark.parametrize(
+    ("shape", "word"), [((3, 9, 9, 3), "data.resize=4,5"), ((3, 4, 5, 1), '"RGB"'), ((3, 4, 5, 2), "(4, 5, 2)")]
+)
+def test_a_split_of_another_shape_is_named_by_its_source(shape, word):
+    spec = [InputSpec(name="image", shape=(1, 4, 5, 3))]
+    for check in (lambda split: check_shapes(split, spec), lambda split: representative_samples(split, spec, 2)):
+        with refused(InputError, expected=(4, 5, 3), word="folder:photos") as caught:
+            check(split_of(shape))
+        assert word in str(caught.value) and str(shape[1:]) in str(caught.value)
+    check_shapes(split_of((3, 4, 5, 3)), spec)
+
+
+def test_color_images_for_a_grayscale_model_get_the_conversion():
+    with refused(InputError, word='"L"'):
+        check_shapes(split_of((3, 4, 5, 3)), [InputSpec(name="image", shape=(1, 4, 5, 1))])
 
 
 @pytest.mark.parametrize(("shape", "is_resizable"), [((3, 9, 9, 3), True), ((3, 9, 9, 1), False), ((3, 9), False)])

@@ -98,6 +98,15 @@ def test_a_wrong_source_is_refused_and_the_right_one_suggested(source, word):
         load_split(DataConfig.from_dict({"source": source}, "data"), "test")
 
 
+def test_an_existing_folder_without_a_source_is_suggested_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with refused(InputError, got="photos", word="'folder:photos'"):
+        DataConfig(source="photos")
+    with refused(InputError, got="videos", word="npz:PATH"):
+        DataConfig(source="videos")
+
+
 def test_an_unknown_split_is_an_error():
     with refused(InputError, field="split", expected=("train", "val", "test"), got="trian", word="'train'"):
         load_split(DataConfig(source="digits"), "trian")

@@ -122,9 +122,7 @@ def convert_with_record(
         LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
     result = _converted(model, representative_dataset, config, preprocessing)
     if config.verify and config.scheme != "float32":
-        result = verified(
-            result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed
-        )
+        result = verified(result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed)
     warn_of_target(result.content, config)
     warn_of_floats(
         result.content, config, has_data=representative_dataset is not None or bool(config.calibration.ranges)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tfq.data import InputSpec
 from tfq.errors import InputError
 from tfq.keras_bridge import copies
 from tfq.progress import stage
@@ -81,6 +82,15 @@ class Trace:
     def keras_layers(self) -> tuple[str, ...]:
         """The user's names of the model's layers."""
         return tuple(dict.fromkeys(self.layer_names.values()))
+
+    @property
+    def input_specs(self) -> list[InputSpec]:
+        """The model's inputs in their order."""
+        tensors = cast(Any, self.function).inputs
+        return [
+            InputSpec(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype.as_numpy_dtype)
+            for name, tensor in zip(self.input_names, tensors, strict=False)  # captured variables follow the inputs
+        ]
 
     @functools.cached_property
     def has_fake_quant(self) -> bool:

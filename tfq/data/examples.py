@@ -83,8 +83,9 @@ class DataSource:
         extra: The extra of tfq that it needs (see `errors.install_hint`); "" if none.
         looks_like: A regular expression of addresses that are probably meant for this source if a user forgot the name
             and the colon; "" to suggest nothing.
-        check: address -> None. Raises `InputError` if there is nothing to read. It must be fast and open no example:
-            commands call it before they import TensorFlow. None checks nothing.
+        check: (address, split that is read first, "" if unknown) -> None. Raises `InputError` if there is nothing to
+            read. The source may lack the split. It must be fast and decode no example: commands call it before they
+            import TensorFlow. None checks nothing.
     """
 
     name: str
@@ -95,7 +96,7 @@ class DataSource:
     splits: tuple[str, ...] = ()
     extra: str = ""
     looks_like: str = ""
-    check: Callable[[str], None] | None = None
+    check: Callable[[str, str], None] | None = None
 
     @property
     def columns(self) -> dict[str, str]:

@@ -84,17 +84,21 @@ def find_source(config: DataConfig) -> tuple[DataSource, str]:
     return registry.get(DataSource, name, field="data.source"), address
 
 
-def check_readable(config: DataConfig) -> None:
-    """Check `config` without reading an example: the source exists, and data.resize has two numbers.
+def check_readable(config: DataConfig, split: str = "") -> None:
+    """Check `config` without decoding an example: the source exists, and data.resize has two numbers.
 
-    It takes no time and imports no TensorFlow. What it accepts may still be refused when it is read.
+    It is fast and imports no TensorFlow. What it accepts may still be refused when it is read.
+
+    Args:
+        config: The data source.
+        split: The split that is read first, whose files are checked; "" checks no files.
 
     Raises:
         InputError: The source is unknown or missing, or a setting is wrong.
     """
     source, address = find_source(config)
     if source.check is not None:
-        source.check(address)
+        source.check(address, split)
     resize_of(config)
 
 

@@ -245,7 +245,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
     casts: dict[str, str] = {}
     for element in elements_of(dataset, [spec.name for spec in inputs]):
         arrays = _arrays_of(element, inputs, len(samples))
-        for row in _rows(arrays, inputs, len(samples), num_requested - len(samples)):
+        for row in _rows(arrays, inputs, len(samples), num_requested - len(samples), _source_of(dataset)):
             samples.append(_checked_sample(row, inputs, len(samples), casts))
         if len(samples) == num_requested:
             break
@@ -259,6 +259,22 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
     problems = (*_count_warnings(len(samples), num_requested), *_constant_warnings(samples), *_noise_warnings(samples))
     warnings = (*casts.values(), *problems)
     return RepresentativeSamples(samples=samples, num_requested=num_requested, warnings=warnings)
+
+
+def check_shapes(split: Split | SplitStream, inputs: Sequence[InputSpec]) -> None:
+    """Check that the first example of a split has the shapes of the model's inputs.
+
+    Raises:
+        InputError: It has other shapes, or other inputs.
+    """
+    split = split.take(1)
+    for element in elements_of(split, [spec.name for spec in inputs]):
+        next(_rows(_arrays_of(element, inputs, 0), inputs, 0, 1, _source_of(split)))
+
+
+def _source_of(dataset: Any) -> str:
+    """Return the data source and the name of a split, for messages; "" for other datasets."""
+    return f"{dataset.source} ({dataset.name})" if isinstance(dataset, (Split, SplitStream)) else ""
 
 
 def _arrays_of(element: Any, inputs: Sequence[InputSpec], index: int) -> list[NDArray]:
@@ -307,17 +323,25 @@ def _array(value: Any, name: str, index: int) -> NDArray:
     return array
 
 
-def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, limit: int) -> Iterator[list[NDArray]]:
+def _rows(
+    arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, limit: int, source: str
+) -> Iterator[list[NDArray]]:
     """Yield at most `limit` samples of an element, each with a batch size of 1: itself, or rows of a batch."""
     batches: dict[str, NDArray] = {}
     for array, spec in zip(arrays, inputs, strict=True):
         if not _fits(array.shape, spec.shape[1:]) and not _fits(
             array.shape[1:], spec.shape[1:], batched=array.ndim > 0
         ):
+            expected = _shape_text(spec.shape[1:])
+            message = (
+                f"{source}: the examples have shape {array.shape[1:]}, but the model's input {spec.name!r} has shape "
+                f"{expected}"
+                if source
+                else f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}, expected "
+                f"{expected} for a single sample or {_shape_text(spec.shape[1:], 'n')} for a batch"
+            )
             raise InputError(
-                f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}, expected "
-                f"{_shape_text(spec.shape[1:])} for a single sample or {_shape_text(spec.shape[1:], 'n')} for a batch"
-                f"{_resize_advice(spec.shape, array.shape)}",
+                f"{message}{image_advice(spec.shape, array.shape)}",
                 field=_field(index, spec.name),
                 expected=spec.shape[1:],
                 got=array.shape,
@@ -356,14 +380,23 @@ def _shape_text(shape: tuple[int | None, ...], *first: str) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _resize_advice(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> str:
-    """Return the end of an error message that says how to resize images to `expected`; "" for other data."""
-    is_image = len(expected) == 4 and len(shape) in (3, 4) and expected[3] == shape[-1]
-    return (
-        f". Resize the images with data.resize={expected[1]},{expected[2]}"
-        if is_image and None not in expected[1:]
-        else ""
-    )
+def image_advice(expected: Sequence[int | None], shape: Sequence[int]) -> str:
+    """Return the end of an error message that says how to make images fit a model; "" for other data.
+
+    Args:
+        expected: The shape of the model's input with the batch dimension; None and -1 stand for any size.
+        shape: The shape of an image or of a batch of images.
+    """
+    if len(expected) != 4 or len(shape) not in (3, 4):
+        return ""
+    if (shape[-1], expected[3]) in ((1, 3), (3, 1)):
+        got, needed, mode = ("grayscale", "color", "RGB") if shape[-1] == 1 else ("color", "grayscale", "L")
+        return (
+            f". The images are {got} and the model expects {needed} images ({expected[3]} channels, got {shape[-1]}): "
+            f'convert the files, for example with Pillow\'s Image.open(path).convert("{mode}")'
+        )
+    is_image = expected[3] == shape[-1] and not {None, -1} & set(expected[1:])
+    return f". Resize the images with data.resize={expected[1]},{expected[2]}" if is_image else ""
 
 
 def _checked_sample(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.backends.protocol import InputStream
-from tfq.data import AnySplit, Split, SplitStream, bind_inputs
+from tfq.data import AnySplit, Split, SplitStream, bind_inputs, image_advice
 from tfq.data.split import check_finite
 from tfq.errors import InputError
 from tfq.evaluation.metrics import check_no_nan
@@ -215,11 +215,10 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
         size in (-1, got) for size, got in zip(expected[1:], array.shape[1:], strict=True)
     )
     if not fits:
-        is_image = len(expected) == 4 == array.ndim and expected[3] == array.shape[3]
-        advice = f". Resize the images with data.resize={expected[1]},{expected[2]}" if is_image else ""
         raise InputError(
             f"the model's input {name!r} has shape {list(expected)} (batch first): expected examples of shape "
-            f"{list(expected[1:])}, got {list(array.shape[1:])}{advice}",
+            f"{list(expected[1:])}, got {list(array.shape[1:])}"
+            f"{image_advice(expected, array.shape)}",
             field="data",
             expected=tuple(expected[1:]),
             got=array.shape[1:],

@@ -41,6 +41,8 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         )
     if result is None:
         dataset = load_calibration_split(config.data, limit=config.conversion.num_calibration_samples)
+        if not isinstance(traced, bytes):  # converting the graph takes long, so shapes are checked before it
+            data.check_shapes(dataset, traced.input_specs)
         examples = {"split": dataset.name, "examples": dataset.num_examples}
         with progress.stage("checking the calibration data"):
             diagnostics = data.diagnose(dataset, lambda: data.load_calibration_split(config.data))

@@ -34,14 +34,18 @@ def model_name(config: RunConfig) -> str:
     return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
 
 
-def check_named(config: RunConfig) -> None:
+def check_named(config: RunConfig, split: str = "") -> None:
     """Check, before anything is loaded, that a model and a data source are named, and that the source exists.
+
+    Args:
+        config: Names the model and the data source.
+        split: The split that is read first, of which the source may check the files; "" if it is unknown.
 
     Raises:
         InputError: One of them is empty, or the source cannot be read.
     """
     model_name(config)
-    data.check_readable(config.data)
+    data.check_readable(config.data, split)
 
 
 def check_model_file(config: RunConfig) -> None:
@@ -144,13 +148,13 @@ def trace_once(model: Any, config: RunConfig) -> Any:
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:
     """Return the split that `tfq.data.load_split` loads; possible problems are TfqWarnings."""
-    with progress.stage(f"reading the {split} split of {config.source}"):
+    with progress.stage(f"reading the {split} split of {config.source}", prints_parts=True):
         return with_warnings(data.load_split(config, split, limit=limit))
 
 
 def load_calibration_split(config: DataConfig, *, limit: int) -> data.AnySplit:
     """Return the first `limit` examples that `tfq.data` calibrates with; possible problems are TfqWarnings."""
-    with progress.stage(f"reading calibration data of {config.source}"):
+    with progress.stage(f"reading calibration data of {config.source}", prints_parts=True):
         return with_warnings(data.load_calibration_split(config, limit=limit))
 
 

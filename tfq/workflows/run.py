@@ -323,7 +323,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _check(config: RunConfig) -> None:
     """Raise InputError, before any work, for settings that a run ignores, and for missing models and backends."""
-    workflows.check_named(config)
+    workflows.check_named(config, "train")
     workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError(

@@ -152,6 +152,11 @@ SPLIT_FOLDERS = {
 _IMAGES = (".jpg", ".jpeg", ".png")
 # tfq cannot decode these. Leaving them out silently would change the result, so they are an error.
 _OTHER_IMAGES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".ppm", ".tif", ".tiff", ".webp", ".avif")
+_SIGNATURE_BYTES = 12
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_OTHER_SIGNATURES = ((b"BM", "BMP"), (b"GIF8", "GIF"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
+# How many files are opened before TensorFlow is imported.
+_CHECKED_FILES = 1000
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")
 _LAYOUT = "Expected images in DIR/CLASS/, or in DIR/train/CLASS/, DIR/val/CLASS/ and DIR/test/CLASS/"
 
@@ -267,8 +272,14 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     return {"test": folders}, [note]
 
 
-def _check(address: str) -> None:
-    _splits(_root(address))
+def _check(address: str, split: str) -> None:
+    root = _root(address)
+    splits, _ = _splits(root)
+    if not split:
+        return
+    # Calibration uses the first split that there is.
+    stored_in = next(name for name in (split, "train", "val", "test") if name in splits)
+    _check_formats([path for path, _ in _in_order(root, _find_files(splits[stored_in]))[:_CHECKED_FILES]])
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -329,12 +340,12 @@ def _examples(
     root: Path, result: _Files, classes: Sequence[str], config: DataConfig, notes: tuple[str, ...]
 ) -> Examples:
     number = {name: index for index, name in enumerate(classes)}
-    pairs = [(path, number[name]) for name, images in result.images.items() for path in images]
-    pairs.sort(key=lambda pair: hashlib.sha256(pair[0].relative_to(root).as_posix().encode()).digest())
+    pairs = _in_order(root, result)
     paths = [str(path) for path, _ in pairs]
-    labels = [label for _, label in pairs]
+    labels = [number[name] for _, name in pairs]
 
     def read(start: int, stop: int) -> Iterator[Piece]:
+        _check_formats([path for path, _ in pairs[start:stop]])
         for piece in image_pieces(
             partial(_encoded, paths, labels),
             start,
@@ -349,6 +360,42 @@ def _examples(
     return Examples(num_examples=len(pairs), read=read, notes=notes, class_names=tuple(classes))
 
 
+def _in_order(root: Path, result: _Files) -> list[tuple[Path, str]]:
+    """Return (file, class) of all images in the order of the examples."""
+    pairs = [(path, name) for name, images in result.images.items() for path in images]
+    return sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].relative_to(root).as_posix().encode()).digest())
+
+
+def _check_formats(paths: Sequence[Path]) -> None:
+    """Check by their first bytes that files are JPEG or PNG. TensorFlow would also decode BMP and GIF.
+
+    Raises:
+        InputError: A file has another format, is empty or cannot be read.
+    """
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                first = file.read(_SIGNATURE_BYTES)
+        except OSError:
+            first = b""
+        if not first.startswith(_SIGNATURES):
+            raise InputError(
+                _explained(path, _format_of(first)),
+                field="data.source",
+                expected=("JPEG", "PNG"),
+                got=str(path),
+            )
+
+
+def _format_of(first: bytes) -> str:
+    """Return the name of the format that the first bytes of a file belong to; "" if it is not known."""
+    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
+        return "WebP"
+    if first[4:8] == b"ftyp":
+        return "AVIF" if first[8:12] in (b"avif", b"avis") else "HEIC"
+    return next((name for start, name in _OTHER_SIGNATURES if first.startswith(start)), "")
+
+
 def _encoded(paths: Sequence[str], labels: Sequence[int], start: int, stop: int) -> Any:
     """Return a tf.data.Dataset of (content of the file, label) for the files start..stop-1."""
     tf = import_tensorflow()
@@ -357,13 +404,15 @@ def _encoded(paths: Sequence[str], labels: Sequence[int], start: int, stop: int)
     return files.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=2, deterministic=True)
 
 
-def _explained(path: Path) -> str:
+def _explained(path: Path, image_format: str = "") -> str:
     try:
         size = path.stat().st_size
         with open(path, "rb"):
             pass
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
+    if image_format:
+        return f"{path} is {image_format}, and tfq reads JPEG and PNG. Convert it, or move it to another directory"
     message = (
         "is empty (0 bytes)"
         if not size
