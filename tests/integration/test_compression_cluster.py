@@ -203,7 +203,7 @@ def test_qat_without_the_callbacks_would_leave_the_clusters_and_is_refused():
     def forgetful(model, callbacks):
         fit_briefly(model, callbacks[:-1])
 
-    with refused(TfqError, field="fit", got=("conv",), word="clusters"):
+    with refused(TfqError, field="fit", got=("conv",), word="clustered"):
         qat_model(clustered, forgetful, calibration=noise(clustered))
 
 
