@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.data.diagnostics import judge_noise, noise_sample_size
@@ -126,7 +126,7 @@ class InputSpec:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: DTypeLike = "float32"
+    dtype: str | np.dtype[np.generic] | type[np.generic] = "float32"
 
 
 class SampleDigest:
