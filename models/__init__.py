@@ -55,8 +55,8 @@ def build(
         classes: The number of classes in the data, likewise.
 
     Raises:
-        InputError: There is no model of this name (the message has the nearest one), or the model does not support such
-            examples.
+        InputError: No model has this name (the message suggests the nearest one), or the model does not support this shape
+            or this number of classes.
     """
     if name.lower() in MODELS:
         return _published(name.lower(), keras, input_shape, classes)

@@ -85,15 +85,15 @@ def register(entry: T, *, replace: bool = False) -> T:
         ...     errors = np.abs(outputs[0] - labels)
         ...     return {"sum": state.get("sum", 0) + errors.sum(), "count": state.get("count", 0) + errors.size}
 
-        tfq.register(
-            tfq.Metric(
-                name="mean_absolute_error",
-                help="mean absolute error",
-                direction="lower",
-                update=update,
-                finish=lambda state: float(state["sum"] / state["count"]),
-            )
-        )
+        >>> tfq.register(
+        ...     tfq.Metric(
+        ...         name="mean_absolute_error",
+        ...         help="mean absolute error",
+        ...         direction="lower",
+        ...         update=update,
+        ...         finish=lambda state: float(state["sum"] / state["count"]),
+        ...     )
+        ... )
 
     Args:
         entry: An object of an extension point's class: `Backend` kinds (`BackendKind`), `BridgedLayer`,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine's apt sources: both formats are read, and only sources of its own release are used."""
+"""apt's sources: both file formats are read, and only sources of this machine's release are used."""
 
 import subprocess
 import time

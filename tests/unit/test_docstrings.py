@@ -177,3 +177,20 @@ def test_sections_are_those_of_google_style():
         if match not in SECTIONS
     }
     assert unknown == set()
+
+
+def example_lines_without_prompt(docstring: str) -> list[str]:
+    """Return the lines of the section Examples that documentation would not show as code."""
+    section = re.search(r"^Examples:\n((?:    .*\n|\n)+)", f"{docstring}\n", re.MULTILINE)
+    lines = [line.strip() for line in section[1].splitlines()] if section else []
+    return [line for line in lines if line and not line.startswith((">>> ", "... "))]
+
+
+def test_every_line_of_an_example_has_a_prompt():
+    bare = {name: example_lines_without_prompt(ast.get_docstring(node) or "") for name, node in PUBLIC.items()}
+    assert {name: lines for name, lines in bare.items() if lines} == {}
+
+
+def test_the_check_of_examples_sees_a_line_without_a_prompt():
+    docstring = "Do it.\n\nExamples:\n    >>> a = 1\n    ... + 2\n\n    b = 3\n\nArgs:\n    x: One."
+    assert example_lines_without_prompt(docstring) == ["b = 3"]

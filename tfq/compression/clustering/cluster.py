@@ -129,7 +129,7 @@ def cluster_model(
         ...     model.compile("adam", "sparse_categorical_crossentropy")
         ...     model.fit(x, y, epochs=10, callbacks=callbacks)
 
-        clustered = tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=16))
+        >>> clustered = tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=16))
 
     Args:
         model: A functional or sequential tf_keras model with trained weights. Zeros of a pruned model stay zero.

@@ -117,7 +117,7 @@ def prune_model(
         ...     model.compile("adam", "sparse_categorical_crossentropy")
         ...     model.fit(x, y, epochs=10, callbacks=callbacks)
 
-        pruned = tfq.prune(model, fit, tfq.PruneConfig(final_sparsity=0.8))
+        >>> pruned = tfq.prune(model, fit, tfq.PruneConfig(final_sparsity=0.8))
 
     Args:
         model: A functional or sequential tf_keras model with trained weights.

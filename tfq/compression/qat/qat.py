@@ -178,8 +178,8 @@ def qat_model(
         ...     model.compile("adam", "sparse_categorical_crossentropy")
         ...     model.fit(x, y, epochs=3, callbacks=callbacks)
 
-        quantized = tfq.qat(model, fit, calibration=x)
-        flatbuffer = tfq.convert(quantized)
+        >>> quantized = tfq.qat(model, fit, calibration=x)
+        >>> flatbuffer = tfq.convert(quantized)
 
     Args:
         model: A functional or sequential tf_keras model without nested models.
