@@ -55,8 +55,8 @@ def build(
         classes: The number of classes in the data, likewise.
 
     Raises:
-        InputError: No model has this name (the message suggests the nearest one), or the model does not support this shape
-            or this number of classes.
+        InputError: No model has this name (the message suggests the nearest one), or the model does not support this
+            shape or number of classes.
     """
     if name.lower() in MODELS:
         return _published(name.lower(), keras, input_shape, classes)

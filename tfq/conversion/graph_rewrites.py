@@ -81,10 +81,10 @@ def with_visible_constants(model: bytes) -> bytes:
     litert-torch writes `keep_stablehlo_constant`. TensorFlow's importer then represents constants as StableHLO ops. The
     quantizer does not find the weights there, and leaves the layers in float.
     """
-    if _HIDES_CONSTANTS.decode() not in tflite.read(model).metadata:
+    if _HIDES_CONSTANTS not in model:  # bytes in bytes: most files end here, without being parsed
         return model
     edited = tflite.unpack(model)
-    edited.metadata = [entry for entry in edited.metadata if entry.name != _HIDES_CONSTANTS]
+    edited.metadata = [entry for entry in edited.metadata or [] if entry.name != _HIDES_CONSTANTS]
     return tflite.pack(edited, len(model))
 
 
