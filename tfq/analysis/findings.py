@@ -73,7 +73,7 @@ def find(errors: Sequence[OpError], joins: Sequence[Join], diagnosis: Diagnosis)
     structural = _without_repeats([*degraded, *_indices(diagnosis), *collapsed])
     structural = _without_repeats([*structural, *_join_findings(joins, diagnosis, structural)])
     other_data = [] if any(item.kind in _STRUCTURAL for item in structural) else list(_other_data(errors))
-    rest = [*structural, *_dead(errors, diagnosis), *_weights(errors, diagnosis), *_channels(errors)]
+    rest = [*structural, *_dead(errors, diagnosis), *_weights(errors), *_channels(errors)]
     if not structural:
         rest += _shifted(errors)
     if not other_data:
@@ -227,7 +227,7 @@ def _dead(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
                 yield _from_cause(diagnosis.cause_of(item.op_index), diagnosis)
 
 
-def _weights(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
+def _weights(errors: Sequence[OpError]) -> Iterator[Finding]:
     for item in errors:
         worst = _worst_weights(item)
         # Coarse weights do no harm if the output is accurate or hardly varies.

@@ -169,7 +169,7 @@ def with_exact_sources(model: bytes) -> bytes:
     edited = tflite.unpack(model)
     main = edited.subgraphs[0]
     dequantizes = [main.operators[index] for index in to_index_ops]
-    sources = {id(op): _float_source(edited, main, int(op.inputs[0]), int(op.outputs[0])) for op in dequantizes}
+    sources = {id(op): _float_source(edited, main, int(op.inputs[0])) for op in dequantizes}
     for op in dequantizes:
         if (source := sources[id(op)]) is not None:
             replace_reads(main.operators, int(op.outputs[0]), source)
@@ -184,14 +184,14 @@ def with_exact_sources(model: bytes) -> bytes:
     return tflite.pack(edited, len(model))
 
 
-def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | None:
+def _float_source(edited: Any, graph: Any, quantized: int) -> int | None:
     """Return the float tensor that `quantized` was quantized from; None if integer ops computed it.
 
     If it is a quantized input of the model, the input becomes float.
     """
     while True:
         if quantized in map(int, graph.inputs):
-            return _float_input(edited, graph, quantized, like)
+            return _float_input(edited, graph, quantized)
         producer = next((op for op in graph.operators if quantized in map(int, op.outputs)), None)
         if producer is None or tflite.operator_name(edited, producer) != "QUANTIZE":
             return None
@@ -201,7 +201,7 @@ def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | N
         quantized = source
 
 
-def _float_input(edited: Any, graph: Any, quantized: int, like: int) -> int:
+def _float_input(edited: Any, graph: Any, quantized: int) -> int:
     """Replace the quantized input by a float one, followed by a QUANTIZE; return the float tensor."""
     from ai_edge_litert import schema_py_generated as generated
 

@@ -275,7 +275,7 @@ def bound_and_check_masks(
     graph = tflite.read(model).main_subgraph
     compared = samples[:: -(-len(samples) // _NUM_COMPARED)]
     difference = _difference(graph, model, bounded.model, compared)
-    rows = _uneven_rows(graph, model, bounded, compared) if difference > _TOLERANCE or bounded.uneven else None
+    rows = _uneven_rows(model, bounded, compared) if difference > _TOLERANCE or bounded.uneven else None
     if difference > _TOLERANCE and rows is None:
         names = ", ".join(sorted({item["layer"] for item in bounded.layers}))
         warn(
@@ -312,9 +312,7 @@ def _difference(graph: tflite.Subgraph, before: bytes, after: bytes, samples: Se
     return float((difference / np.where(largest > 0, largest, 1)).max(initial=0))
 
 
-def _uneven_rows(
-    graph: tflite.Subgraph, model: bytes, bounded: BoundedMasks, samples: Sequence[Sample]
-) -> list[str] | None:
+def _uneven_rows(model: bytes, bounded: BoundedMasks, samples: Sequence[Sample]) -> list[str] | None:
     """Return the layers with a fully masked row whose scores differ; None if there is no fully masked row."""
     sinks = {item["tensor"]: item["layer"] for item in bounded.layers if item["op"] == "SOFTMAX"}
     names, has_masked_rows = set(), False
