@@ -21,6 +21,24 @@ def answers_of(content: bytes, data, output: int = 0):
     return (values.astype("float64") - zero_point) * scale if scale else values
 
 
+def run_in_batches(content: bytes, data, batch_size: int, output: int = 0):
+    """Return the dequantized values of an output, `batch_size` examples at a time; the last batch is padded with 0."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    (input_details,), output_details = interpreter.get_input_details(), interpreter.get_output_details()[output]
+    results = []
+    for start in range(0, len(data), batch_size):
+        batch = np.zeros((batch_size, *data.shape[1:]), data.dtype)
+        batch[: len(data) - start] = data[start : start + batch_size]
+        interpreter.set_tensor(input_details["index"], _stored(batch, input_details))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(output_details["index"]))
+    (scale, zero_point), values = output_details["quantization"], np.concatenate(results)[: len(data)]
+    return (values.astype("float64") - zero_point) * scale if scale else values
+
+
 def _stored(values, details):
     (scale, zero_point), dtype = details["quantization"], details["dtype"]
     if not scale:

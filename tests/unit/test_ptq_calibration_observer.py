@@ -12,7 +12,7 @@ from messages import refused
 from tfq import tflite
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
-from tfq.ptq.calibration import Histogram, Observations, calibrate, merge_observations, observe
+from tfq.ptq.calibration import Histogram, Observations, calibrate, merge_observations, observe, rows
 
 FLOAT_MODELS = ("digits_float32", "two_branches_float32")
 
@@ -219,3 +219,17 @@ def test_a_kept_histogram_takes_the_same_memory_whatever_was_counted():
     for seed in range(3):
         histogram.add(np.random.default_rng(seed).normal(size=100_000).astype(np.float32))
     assert histogram.counts.nbytes == before == 256 * 1024
+
+
+def test_samples_are_found_on_the_axis_that_moves_with_them():
+    rng, batch = np.random.default_rng(0), 3
+    x = rng.normal(size=(batch, 5)).astype(np.float32)
+
+    def tensors(x):
+        # By time, by sample, one row for each sample, and values that belong to positions in the batch.
+        return [np.stack([x, 2 * x]), x.reshape(-1, 1), x @ x.T, np.ones((batch, 2), np.float32).cumsum(0)]
+
+    runs = [[rows.digests(array, batch) for array in tensors(batch_of)] for batch_of in (x, np.roll(x, 1, axis=0))]
+    assert rows.sample_axes(*runs) == [1, 0, 0, None]
+    assert np.array_equal(rows.of_samples(tensors(x)[0], 1, batch)[1], np.concatenate([x[1], 2 * x[1]]))
+    assert np.array_equal(rows.of_samples(tensors(x)[1], 0, batch), x)

@@ -144,8 +144,9 @@ def analyze(
     if note := tflite.main_subgraph_note(parsed, "analyzed"):
         warn(note)
     data = data_of_main_subgraph(parsed, data)
-    samples = representative_samples(data, input_specs(floating), config.limit).samples
-    with stage(f"comparing op by op on {len(samples)} examples"):
+    checked = representative_samples(data, input_specs(floating), config.limit)
+    samples = checked.samples
+    with stage(f"comparing op by op on {checked.num_samples} examples"):
         measured = measure(quantized, floating, samples)
     joined = joins(measured.diagnosis)
     sensitivity: tuple[OpSensitivity, ...] = ()
@@ -157,7 +158,7 @@ def analyze(
         joins=joined,
         sensitivity=sensitivity,
         findings=tuple(find(measured.errors, joined, measured.diagnosis)),
-        num_samples=len(samples),
+        num_samples=checked.num_samples,
         histograms=op_histograms(quantized, floating, samples) if config.histograms else (),
     )
 

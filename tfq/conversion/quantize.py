@@ -37,7 +37,7 @@ activations, because the first one gives these zero points that the kernels reje
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,7 @@ from tfq.conversion.int16_types import float_only_ops, with_int16_types
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_and_check_masks, bound_masks, with_finite_masks
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
-from tfq.data import input_specs, representative_samples
+from tfq.data import common_batch_size, input_specs, representative_samples
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.native_stderr import captured_stderr
@@ -143,7 +143,7 @@ def quantize_after_training(
     floating = calibration.with_intermediate_tensors(model)
     model = with_finite_masks(floating)
     needs_samples = not config.calibration.ranges or bool(config.techniques or config.int4_layers)
-    samples = _samples(model, dataset, config) if needs_samples else []
+    samples, num_samples = _samples(model, dataset, config) if needs_samples else ([], 0)
     has_finite_masks = model is not floating
     model, samples = with_integer_inputs(model, samples, config)
     floating = floating if has_finite_masks else model
@@ -156,8 +156,10 @@ def quantize_after_training(
         absorbed = ptq.absorb_biases(model, samples)
         model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
     used = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
-    keep = evenly_spaced(len(samples)) if config.verify else ()
-    ranges, outputs = calibration.calibrate_with_outputs(model, samples, used, keep)
+    batch_size = common_batch_size(input_specs(model)) or 1
+    # The last batch may have copies.
+    keep = evenly_spaced(max(1, num_samples // batch_size)) if config.verify and samples else ()
+    ranges, outputs = calibration.calibrate_with_outputs(model, samples, used, keep, num_samples)
     _warn_of_outliers(ranges)
     calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
     masks = bound_and_check_masks(model, values, ranges.observed, config.scheme, samples)
@@ -174,20 +176,13 @@ def quantize_after_training(
         return with_int8_forms(_quantized(bounded.model, bounded.ranges, other))
 
     content = _quantized(model, masks.ranges, config)
-    if "gptq" in config.techniques:
-        rounded = ptq.optimize_rounding(content, model, samples)
-        content, techniques["gptq"] = rounded.model, rounded.to_dict()
-    if config.int4_layers:
-        rounding = "gptq" in config.techniques
-        narrowed = ptq.quantize_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
-        content, techniques["int4"] = narrowed.model, narrowed.to_dict()
-    if "bias_correction" in config.techniques:
-        corrected = ptq.correct_biases(content, model, samples)
-        content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
+    content, weights = _with_weight_techniques(content, model, samples, config)
+    techniques.update(weights)
     evidence = None
     if config.verify:
         reused = outputs if calibrated is floating else {}
-        evidence = _evidence(floating, dataset, samples, reused, ranges.outlier_samples)
+        outliers = {sample // batch_size for sample in ranges.outlier_samples}
+        evidence = _evidence(floating, dataset, {number: samples[number] for number in keep}, reused, outliers)
         evidence = dataclasses.replace(evidence, quantize=quantize)
     return Conversion(
         content=with_int8_forms(content),
@@ -196,6 +191,24 @@ def quantize_after_training(
         dead_layers=dead,
         evidence=evidence,
     )
+
+
+def _with_weight_techniques(
+    content: bytes, floating: bytes, samples: Sequence[dict[str, NDArray]], config: ConversionConfig
+) -> tuple[bytes, JSON]:
+    """Apply the techniques that change weights and biases of the integer `content`; also return their records."""
+    techniques: dict[str, Any] = {}
+    if "gptq" in config.techniques:
+        rounded = ptq.optimize_rounding(content, floating, samples)
+        content, techniques["gptq"] = rounded.model, rounded.to_dict()
+    if config.int4_layers:
+        rounding = "gptq" in config.techniques
+        narrowed = ptq.quantize_to_int4(content, floating, samples, config.int4_layers, rounding=rounding)
+        content, techniques["int4"] = narrowed.model, narrowed.to_dict()
+    if "bias_correction" in config.techniques:
+        corrected = ptq.correct_biases(content, floating, samples)
+        content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
+    return content, techniques
 
 
 def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
@@ -219,19 +232,19 @@ def evenly_spaced(count: int) -> tuple[int, ...]:
 def _evidence(
     floating: bytes,
     dataset: Any,
-    samples: Sequence[dict[str, NDArray]],
+    samples: Mapping[int, dict[str, NDArray]],
     outputs: calibration.Outputs,
     outliers: Collection[int],
 ) -> Evidence:
     """Choose the samples to verify with: some calibration samples or, without calibration, the first of the dataset.
 
     Outlier samples of the calibration are clipped on purpose, so they are not used, unless most samples are outliers.
+    All arguments have the same numbers for the samples.
     """
     if not samples:
         return Evidence.of(floating, dataset)
-    keep = evenly_spaced(len(samples))
-    usual = [number for number in keep if number not in outliers]
-    keep = tuple(usual) if 2 * len(usual) >= len(keep) else keep
+    usual = [number for number in samples if number not in outliers]
+    keep = usual if 2 * len(usual) >= len(samples) else [*samples]
     known = [outputs[number] for number in keep] if outputs else None
     return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known)
 
@@ -261,8 +274,8 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
             )
 
 
-def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
-    """Return the calibration samples; warn (TfqWarning) about suspicious ones."""
+def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[list[dict[str, NDArray]], int]:
+    """Return batches of calibration samples and the number of samples; warn (TfqWarning) about suspicious ones."""
     if dataset is None:
         raise InputError(
             f"representative_dataset: {config.scheme} needs activation ranges, which this model does not have. Pass "
@@ -275,7 +288,7 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
     result = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
     for warning in result.warnings:
         warn(warning)
-    return result.samples
+    return result.samples, result.num_samples
 
 
 def _warn_of_outliers(ranges: calibration.Ranges) -> None:

@@ -129,6 +129,27 @@ class InputSpec:
     dtype: str | np.dtype[np.generic] | type[np.generic] = "float32"
 
 
+def common_batch_size(inputs: Sequence[InputSpec]) -> int | None:
+    """Return the size of the batch dimension that all inputs share, 1 if it is open; None if they share none.
+
+    Inputs share no batch dimension if one of them has rank 0, or if their first dimensions differ.
+    """
+    sizes = {(1 if spec.shape[0] in (None, -1) else spec.shape[0]) if spec.shape else None for spec in inputs}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def sample_shape(shape: Sequence[int | None], batch_size: int | None) -> tuple[int | None, ...]:
+    """Return the shape of one example of an input.
+
+    Args:
+        shape: The shape of the input.
+        batch_size: The result of `common_batch_size`. If it is None, an example is the whole input of one inference,
+            without a first dimension of 1.
+    """
+    has_batch = batch_size is not None or (len(shape) > 0 and shape[0] in (1, None, -1))
+    return tuple(shape[1:] if has_batch else shape)
+
+
 class SampleDigest:
     """An incremental SHA-256 of samples: of their names, dtypes, shapes and bytes, in order."""
 
@@ -185,12 +206,15 @@ class RepresentativeSamples:
     """Checked calibration samples.
 
     Args:
-        samples: For each sample {input name: array (1, ...) of the input's dtype}, in the dataset's order.
+        samples: For each inference {input name: array of the input's shape and dtype}, in the dataset's order. An
+            inference has as many samples as the model's batch size. The last one is filled up with the first samples.
+        num_samples: How many samples there are, without those that fill up the last inference.
         num_requested: How many samples were requested; the dataset may have fewer.
         warnings: Possible problems of the samples, as sentences.
     """
 
     samples: list[dict[str, NDArray]]
+    num_samples: int
     num_requested: int
     warnings: tuple[str, ...]
 
@@ -204,7 +228,7 @@ class RepresentativeSamples:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values for a record."""
         return {
-            "num_samples": len(self.samples),
+            "num_samples": self.num_samples,
             "num_requested": self.num_requested,
             "sha256": self.sha256(),
             "warnings": list(self.warnings),
@@ -212,7 +236,7 @@ class RepresentativeSamples:
 
 
 def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_requested: int) -> RepresentativeSamples:
-    """Return the first `num_requested` samples of `dataset`, checked and each with a batch size of 1.
+    """Return the first `num_requested` samples of `dataset`, checked and in batches of the model's batch size.
 
     Floats of any width become the input's float dtype. Integers for a float input are used as real values (a pixel of
     200 is 200.0), with a warning. Integers for an integer input must fit its type.
@@ -222,7 +246,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
             tf.data.Dataset, batched or not, with or without labels; an array (n, ...), a dict of arrays, a `Split` or
             `SplitStream`; or {signature: [{name: array}]}. Batches are split into samples. No more elements are read
             than are needed.
-        inputs: The model's inputs.
+        inputs: The model's inputs. If they share no batch dimension, a sample has all arrays of one inference.
         num_requested: How many samples to return.
 
     Returns:
@@ -258,7 +282,20 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
         )
     problems = (*_count_warnings(len(samples), num_requested), *_constant_warnings(samples), *_noise_warnings(samples))
     warnings = (*casts.values(), *problems)
-    return RepresentativeSamples(samples=samples, num_requested=num_requested, warnings=warnings)
+    return RepresentativeSamples(
+        samples=_batches(samples, common_batch_size(inputs) or 1),
+        num_samples=len(samples),
+        num_requested=num_requested,
+        warnings=warnings,
+    )
+
+
+def _batches(samples: list[dict[str, NDArray]], size: int) -> list[dict[str, NDArray]]:
+    """Return the samples in batches of `size`; the last batch is filled up with the first samples."""
+    if size == 1:
+        return samples
+    groups = np.arange(-(-len(samples) // size) * size).reshape(-1, size) % len(samples)
+    return [{name: np.concatenate([samples[i][name] for i in group]) for name in samples[0]} for group in groups]
 
 
 def check_shapes(split: Split | SplitStream, inputs: Sequence[InputSpec]) -> None:
@@ -326,27 +363,26 @@ def _array(value: Any, name: str, index: int) -> NDArray:
 def _rows(
     arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, limit: int, source: str
 ) -> Iterator[list[NDArray]]:
-    """Yield at most `limit` samples of an element, each with a batch size of 1: itself, or rows of a batch."""
+    """Yield at most `limit` samples of an element: itself, or the rows of a batch."""
     batches: dict[str, NDArray] = {}
+    batch_size = common_batch_size(inputs)
     for array, spec in zip(arrays, inputs, strict=True):
-        if not _fits(array.shape, spec.shape[1:]) and not _fits(
-            array.shape[1:], spec.shape[1:], batched=array.ndim > 0
-        ):
-            expected = _shape_text(spec.shape[1:])
+        shape = sample_shape(spec.shape, batch_size)
+        if not shape_fits(array.shape, shape) and not (array.ndim and shape_fits(array.shape[1:], shape)):
             message = (
                 f"{source}: the examples have shape {array.shape[1:]}, but the model's input {spec.name!r} has shape "
-                f"{expected}"
+                f"{_shape_text(shape)}"
                 if source
                 else f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}, expected "
-                f"{expected} for a single sample or {_shape_text(spec.shape[1:], 'n')} for a batch"
+                f"{_shape_text(shape)} for a single sample or {_shape_text(shape, 'n')} for a batch"
             )
             raise InputError(
                 f"{message}{image_advice(spec.shape, array.shape)}",
                 field=_field(index, spec.name),
-                expected=spec.shape[1:],
+                expected=shape,
                 got=array.shape,
             )
-        batches[spec.name] = array if array.ndim == len(spec.shape) else array[None]
+        batches[spec.name] = array if array.ndim == len(shape) + 1 else array[None]
     lengths = {name: len(batch) for name, batch in batches.items()}
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -364,11 +400,11 @@ def _rows(
             got=0,
         )
     for row in range(min(length, limit)):
-        yield [batch[row : row + 1] for batch in batches.values()]
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...], batched: bool = True) -> bool:
-    return batched and shape_fits(shape, expected)
+        # An input without a batch dimension gets the row itself.
+        yield [
+            batch[row : row + 1] if batch.ndim == len(spec.shape) else np.asarray(batch[row])
+            for batch, spec in zip(batches.values(), inputs, strict=True)
+        ]
 
 
 def _field(index: int, name: str) -> str:

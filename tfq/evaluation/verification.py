@@ -19,6 +19,7 @@ from tfq.artifacts import content_of
 from tfq.auditing import AuditReport, Execution
 from tfq.backends import LocalBackend
 from tfq.config import AuditConfig
+from tfq.data import common_batch_size, input_specs
 from tfq.errors import BackendError, ModelError, TfqError
 from tfq.evaluation.output_checks import OutputCheck, check_outputs, finite
 from tfq.progress import stage
@@ -144,8 +145,8 @@ def verify(
 
     Args:
         quantized: The bytes of a `.tflite` in any scheme.
-        samples: For each sample {input name: array with the batch dimension}, in the float model's dtypes.
-        reference: For each sample the float model's outputs, one array per output of subgraph 0.
+        samples: For each inference {input name: array with the batch dimension}, in the float model's dtypes.
+        reference: For each inference the float model's outputs, one array per output of subgraph 0.
 
     Raises:
         BackendError: No interpreter on this machine could be used.
@@ -155,15 +156,16 @@ def verify(
     if reason:
         return Verification(execution=Execution(state="not tried", reason=reason))
     inputs = encode(parsed, samples)
+    num_samples = len(samples) * (common_batch_size(input_specs(quantized)) or 1)
     try:
         outputs = LocalBackend().run_samples(quantized, inputs)
     except ModelError as error:
-        return failed(failed_execution(quantized, parsed, inputs, error), len(samples))
+        return failed(failed_execution(quantized, parsed, inputs, error), num_samples)
     checks = tuple(check_outputs(parsed, reference, outputs))
     return Verification(
         execution=Execution(state="runs"),
         outputs=checks,
-        num_samples=len(samples),
+        num_samples=num_samples,
         collapsed=(*_quantized_indices(parsed), *_problems(checks, "collapse")),
         notes=tuple(_problems(checks, "note")),
     )

@@ -46,7 +46,7 @@ def intermediate_ranges(
 
     Args:
         model: A float flatbuffer, as `with_intermediate_tensors` returns it.
-        samples: {input name: array of batch size 1}.
+        samples: {input name: array of the model's batch size}.
 
     Returns:
         {(subgraph, tensor): (minimum, maximum)}. If no op has such tensors, it is empty, and TensorFlow is not loaded.
@@ -127,7 +127,7 @@ def calibrate(
 
     Args:
         model: A float flatbuffer.
-        samples: {input name: array of batch size 1}.
+        samples: {input name: array of the model's batch size}.
         config: The calibration method. If its `ranges` names a file, the ranges are loaded from it instead.
 
     Raises:
@@ -146,14 +146,16 @@ def calibrate_with_outputs(
     samples: Sequence[Mapping[str, NDArray]],
     config: CalibrationConfig | None = None,
     keep: Collection[int] = (),
+    num_samples: int | None = None,
 ) -> tuple[Ranges, Outputs]:
     """Calibrate as `calibrate` does, and also return outputs of the float model.
 
     Args:
         model: A float flatbuffer.
-        samples: {input name: array of batch size 1}.
+        samples: {input name: array of the model's batch size}.
         config: As in `calibrate`.
-        keep: Indices of the samples whose outputs are returned.
+        keep: Indices of `samples` whose outputs are returned.
+        num_samples: As in `observe`.
 
     Returns:
         The ranges, and {index of a sample: outputs}. The latter is empty if the ranges come from a file, because then
@@ -163,7 +165,14 @@ def calibrate_with_outputs(
     if config.ranges:
         return load_ranges(model, config.ranges), {}
     check_no_control_flow(model)
-    seen = observe(model, samples, histograms=needs_histograms(config), total=len(samples), keep=keep)
+    seen = observe(
+        model,
+        samples,
+        histograms=needs_histograms(config),
+        total=len(samples),
+        keep=keep,
+        num_samples=num_samples,
+    )
     return _with_intermediates(model, samples, choose_ranges(seen, config)), seen.outputs
 
 

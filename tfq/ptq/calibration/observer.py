@@ -4,6 +4,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import os
 import queue
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from tfq import progress, tflite
 from tfq.artifacts import sha256
-from tfq.data import SampleDigest
+from tfq.data import SampleDigest, common_batch_size, input_specs
 from tfq.errors import InputError
 from tfq.native_stderr import captured_stderr
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import Observations, TensorObservation
+from tfq.ptq.calibration.rows import digests, of_samples, sample_axes, shifted
 
 # {input name: array}.
 Sample = Mapping[str, NDArray]
@@ -138,6 +140,7 @@ def observe(
     num_workers: int = 0,
     total: int | None = None,
     keep: Collection[int] = (),
+    num_samples: int | None = None,
 ) -> Observations:
     """Run a float flatbuffer on samples with XNNPACK, and record the values of its float32 activations.
 
@@ -147,63 +150,58 @@ def observe(
     Args:
         model: A float flatbuffer.
         samples: {input name: array of the input's shape and dtype}. They are read one by one, so memory does not grow
-            with their number.
+            with their number. If the model has a batch size, each is a batch of as many samples.
         histograms: Record a Histogram (256 kB) of each tensor in addition to its extremes.
         num_workers: Threads, each with an interpreter; 0 means one per core. The result does not depend on it.
-        total: The number of samples, for the progress bar.
-        keep: Indices of the samples whose outputs are stored in `Observations.outputs`.
+        total: The number of `samples`, for the progress bar.
+        keep: Indices of the `samples` whose outputs are stored in `Observations.outputs`.
+        num_samples: How many samples to count, if the last batch was filled up with copies; None for all.
 
     Raises:
         InputError: There are no samples, the model does not run on one, or an activation is NaN or infinite. The
             message names the sample, the tensor and the layer.
     """
-    parsed = tflite.read(model)
-    graph, tensors = parsed.main_subgraph, _activations(parsed)
-    layers = {output: op.keras_layer for op in graph.ops for output in op.outputs}
-    observed = [
-        TensorObservation(
-            name=tensor.name, layer=layers.get(tensor.index), histogram=Histogram() if histograms else None
-        )
-        for tensor in tensors
-    ]
-    # NumPy releases the GIL while it adds.
-    locks = [threading.Lock() for _ in tensors]
-    digest, count = SampleDigest(), 0
-
-    # Outputs that are not float32, such as class indices, are not among the activations.
-    extra = graph.outputs if keep else ()
-
-    def extremes_and_outputs(values: list[NDArray]) -> tuple[list[tuple[float, float]], tuple[NDArray, ...]]:
-        extremes = [
-            _extremes(array, lock, observation.histogram)
-            for array, lock, observation in zip(values[: len(tensors)], locks, observed, strict=True)
-        ]
-        return extremes, tuple(array.copy() for array in values[len(tensors) :])
+    graph = tflite.read(model).main_subgraph
+    indices, observed = _activations(graph, histograms)
+    digest, run, count = SampleDigest(), 0, 0
+    outputs: dict[int, tuple[NDArray, ...]] = {}
 
     def digested() -> Iterator[Sample]:
         for sample in samples:
             digest.add(sample)
             yield sample
 
-    indices = [tensor.index for tensor in tensors]
-    outputs: dict[int, tuple[NDArray, ...]] = {}
-    for extremes, values in map_activations(
-        model, [*indices, *extra], digested(), extremes_and_outputs, num_workers=num_workers, total=total
-    ):
-        if count in keep:
-            outputs[count] = values
-        for observation, ends in zip(observed, extremes, strict=True):
-            if not all(map(math.isfinite, ends)):
-                _raise_not_finite(count, observation, ends)
-            observation.add_extremes(count, *ends)
-        count += 1
-    if not count:
+    batches = digested()
+    first = next(batches, None)
+    if first is None:
         raise InputError(
             "calibration needs data: expected at least one sample, got none. Pass a representative dataset",
             field="representative_dataset",
             expected="at least one sample",
             got=0,
         )
+    batch_size = _batch_size(model, first)
+    axes = _axes(model, indices, first, batch_size)
+    complete = None if num_samples is None else num_samples // batch_size
+    runs = itertools.chain([first], batches)
+    for group, used in (
+        (itertools.islice(runs, complete), batch_size),
+        *([(runs, num_samples % batch_size)] if num_samples is not None and num_samples % batch_size else []),
+    ):
+        # Outputs that are not float32, such as class indices, are not among the activations.
+        extra = graph.outputs if keep else ()
+        read = _reader(observed, axes, batch_size, used)
+        for extremes, values in map_activations(
+            model, [*indices, *extra], group, read, num_workers=num_workers, total=total
+        ):
+            if run in keep:
+                outputs[run] = values
+            for observation, rows in zip(observed, extremes, strict=True):
+                for place, (low, high) in enumerate(rows):
+                    if not (math.isfinite(low) and math.isfinite(high)):
+                        _raise_not_finite(count + place, observation, (low, high))
+                    observation.add_extremes(count + place, low, high)
+            run, count = run + 1, count + used
     return Observations(
         tensors={(graph.index, index): observation for index, observation in zip(indices, observed, strict=True)},
         num_samples=count,
@@ -213,20 +211,76 @@ def observe(
     )
 
 
-def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
-    """Return the float32 inputs and op outputs of the main subgraph that are not constants, in graph order."""
-    graph = parsed.main_subgraph
-    indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
-    tensors = (graph.tensors[index] for index in dict.fromkeys(indices))
-    results = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
-    if not results:
+def _batch_size(model: bytes, sample: Sample) -> int:
+    """Return how many samples an inference on `sample` computes."""
+    size = common_batch_size(input_specs(model)) or 1
+    return size if all(len(array) == size for array in sample.values() if size > 1) else 1
+
+
+def _axes(model: bytes, tensors: Sequence[int], sample: Sample, batch_size: int) -> list[int | None]:
+    """Return the axis of each tensor that has the samples of a batch; None if it has none."""
+    if batch_size == 1:
+        return [None for _ in tensors]
+    runs = [sample, shifted(sample)]
+    return sample_axes(
+        *map_activations(model, tensors, runs, lambda values: [digests(array, batch_size) for array in values])
+    )
+
+
+# (minimum, maximum) of each sample of a run, for each tensor; and the outputs of the run.
+_Read = tuple[list[list[tuple[float, float]]], tuple[NDArray, ...]]
+
+
+def _reader(
+    observed: Sequence[TensorObservation], axes: Sequence[int | None], batch_size: int, used: int
+) -> Callable[[list[NDArray]], _Read]:
+    """Return a function of the values of a run: it adds to the histograms, and returns extremes and outputs.
+
+    Args:
+        observed: Where to add the values of the first tensors.
+        axes: The axis of each that has the samples. Values without one count for every sample of the batch.
+        batch_size: The number of samples in a run.
+        used: How many of them to count.
+    """
+    # NumPy releases the GIL while it adds.
+    locks = [threading.Lock() for _ in observed]
+
+    def read(values: list[NDArray]) -> _Read:
+        extremes = []
+        for array, axis, lock, observation in zip(values[: len(observed)], axes, locks, observed, strict=True):
+            if axis is None:
+                extremes.append([_extremes(array, lock, observation.histogram)] * used)
+                continue
+            rows = of_samples(array, axis, batch_size)[:used]
+            extremes.append([_extremes(row, lock, observation.histogram) for row in rows])
+        return extremes, tuple(array.copy() for array in values[len(observed) :])
+
+    return read
+
+
+def _activations(graph: tflite.Subgraph, histograms: bool) -> tuple[list[int], list[TensorObservation]]:
+    """Return the indices and empty observations of the float32 inputs and op outputs that are not constants.
+
+    They are in graph order.
+    """
+    outputs = [output for op in graph.ops for output in op.outputs]
+    tensors = [graph.tensors[index] for index in dict.fromkeys([*graph.inputs, *outputs])]
+    tensors = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
+    if not tensors:
         raise InputError(
             "calibration needs a float flatbuffer, but this one has no float32 activation. Pass the model from before "
             "its quantization",
             field="model",
             expected="float32 activations",
         )
-    return results
+    layers = {output: op.keras_layer for op in graph.ops for output in op.outputs}
+    observed = [
+        TensorObservation(
+            name=tensor.name, layer=layers.get(tensor.index), histogram=Histogram() if histograms else None
+        )
+        for tensor in tensors
+    ]
+    return [tensor.index for tensor in tensors], observed
 
 
 def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None) -> tuple[float, float]:
