@@ -204,6 +204,9 @@ class _ExportLogic:
         self._model = model
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        from tfq.keras_bridge.strategies import refuse_multi_worker
+
+        refuse_multi_worker(self._model)  # before the first epoch, not after it
         self._exports.forget()
 
     def export(self) -> bytes:
@@ -341,10 +344,10 @@ class _Int8EvaluationLogic(_ExportLogic):
         for piece in self._split.pieces():
             arrays = bind_inputs(piece.inputs, traced.input_names)
             for start in range(0, piece.num_examples, _BATCH):
-                batch = tf.nest.pack_sequence_as(
-                    input_structure(self._model), [array[start : start + _BATCH] for array in arrays]
-                )
-                batches.append(tf.nest.flatten(self._model.predict_on_batch(batch)))
+                batch = [array[start : start + _BATCH] for array in arrays]
+                result = self._model.predict_on_batch(tf.nest.pack_sequence_as(input_structure(self._model), batch))
+                # Keras 3 returns the outputs of every replica of a strategy, one after the other.
+                batches.append([output[: len(batch[0])] for output in tf.nest.flatten(result)])
         outputs = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
         return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=outputs)
 

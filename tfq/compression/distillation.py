@@ -26,6 +26,7 @@ from tfq.compression.training import output_kind
 from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.strategies import num_replicas, sum_over_replicas
 from tfq.patterns import check_fits, fits
 
 # Lower limit of probabilities and of sums of squares, which keeps logarithms and quotients finite.
@@ -151,11 +152,13 @@ class _State:
         totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(targets)]
         if self.layer_outputs:
             pairs = zip(self.layer_outputs, targets[0][len(outputs) :], strict=True)
-            totals.append(tf.add_n([layer_distance(output, tf.cast(target, output.dtype)) for output, target in pairs]))
+            # Relative to the teacher's squares on the global batch, so that the sum over replicas is the distance.
+            layers = [layer_distance(output, tf.cast(target, output.dtype)) for output, target in pairs]
+            totals.append(tf.add_n(layers) * num_replicas())
         for mean, total in zip(self.means, totals, strict=True):
             mean.update_state(total)
         # Divided as Keras does with its losses, because the gradients of replicas are summed.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        replicas = num_replicas()
         result = (1 - self.weight) * loss + self.weight * totals[0] / replicas
         return result + self.layers_weight * totals[1] / replicas if self.layer_outputs else result
 
@@ -241,11 +244,11 @@ def distance(output: Any, target: Any, kinds: tuple[str, str], temperature: floa
 def layer_distance(output: Any, target: Any) -> Any:
     """Return the squared difference of a layer's outputs, divided by the sum of the teacher's squares.
 
-    Equal outputs have a distance of 0. The distance of zeros from the teacher's outputs is 1.
+    In a training step of several replicas, the divisor is the sum over all of them. Equal outputs have a distance of 0. The distance of zeros from the teacher's outputs is 1.
     """
     import tensorflow as tf
 
-    squares = tf.reduce_sum(tf.square(target))
+    squares = sum_over_replicas(tf.reduce_sum(tf.square(target)))
     return tf.reduce_sum(tf.math.squared_difference(output, target)) / tf.maximum(squares, _EPSILON)
 
 

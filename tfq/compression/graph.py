@@ -12,6 +12,7 @@ from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
 from tfq.keras_bridge.copies import keep_names
+from tfq.keras_bridge.strategies import synchronize
 from tfq.typing import Fit
 
 
@@ -110,12 +111,16 @@ def _full_config(layer: Any) -> dict[str, Any]:
 
 
 def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:
-    """Call the user's training function, with the progress display of tfq hidden."""
+    """Call the user's training function, with the progress display of tfq hidden.
+
+    Afterwards, all replicas of a tf.distribute strategy have the same BatchNormalization statistics.
+    """
     logger = logging.getLogger("tensorflow")
     logger.addFilter(_is_no_advice)
     try:
         with progress.stage("training"), progress.hidden():
             fit(model, callbacks)
+        synchronize(model)
     finally:
         logger.removeFilter(_is_no_advice)
 

@@ -12,6 +12,7 @@ from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
 from tfq.keras_bridge import BridgeResult, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.bridged_layer import facts_of
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.text_table import aligned
 from tfq.typing import KerasModel
 
@@ -120,6 +121,7 @@ def _float_ops_text(layer: LayerVerdict) -> str:
     return f"STAYS FLOAT in an int8 .tflite: {ops} has no int8 kernel: replace the layer" if ops else ""
 
 
+@in_strategy
 def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None = None) -> Preflight:
     """Report what pruning and quantization-aware training can do with each layer, without training anything.
 

@@ -17,6 +17,7 @@ from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_
 from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.native_stderr import captured_stderr
 
 _BATCH_SIZE = 32
@@ -60,6 +61,7 @@ __all__ = ["deterministic", "predict", "reconstructs", "train_model"]
 _PASS_THROUGH = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
 
 
+@in_strategy
 def train_model(
     model: Any,
     train: AnySplit,
@@ -136,6 +138,7 @@ def train_model(
     return {"loss_function": _describe_loss(loss), **values}
 
 
+@in_strategy
 def predict(model: Any, split: AnySplit) -> NDArray:
     """Return the model's one output for all examples, shape (n, ...), in their order."""
     outputs = []

@@ -13,6 +13,11 @@ class TrainConfig(Config):
     epochs: int = setting(10, "passes over the training split", minimum=1)
     batch_size: int = setting(32, "examples per training step", minimum=1)
     learning_rate: float = setting(1e-3, "initial learning rate of Adam; it decays to 0 along a cosine", minimum=0)
+    strategy: str = setting(
+        "none",
+        "tf.distribute strategy: none (one device), or mirrored (all GPUs of this machine, which share each batch)",
+        choices=("none", "mirrored"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ from tfq.conversion.weights import quantize_weights
 from tfq.data import data_of_main_subgraph
 from tfq.errors import InputError
 from tfq.keras_bridge import model_kind
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.ptq import calibration
 from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing
 
@@ -90,6 +91,7 @@ def convert_model(
     return convert_with_record(model, representative_dataset, config, preprocessing=preprocessing).content
 
 
+@in_strategy
 def convert_with_record(
     model: KerasModel | Trace | PathOrBytes,
     representative_dataset: Data = None,

@@ -10,6 +10,7 @@ from typing import Any, cast
 from tfq.data import InputSpec
 from tfq.errors import InputError
 from tfq.keras_bridge import copies
+from tfq.keras_bridge.strategies import in_strategy, refuse_multi_worker
 from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
@@ -100,6 +101,7 @@ class Trace:
         return any(node.op.startswith("FakeQuantWithMinMaxVars") for nodes in bodies for node in nodes)
 
 
+@in_strategy
 def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Trace:
     """Trace the inference function of a Keras model, so that several conversions can share the trace.
 
@@ -113,12 +115,13 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         The trace, which `convert` accepts instead of the model. It reads the model's variables at each conversion.
 
     Raises:
-        InputError: The model is not built, dimensions other than the batch are unknown, or a recurrent layer is
-            stateful.
+        InputError: The model is not built, dimensions other than the batch are unknown, a recurrent layer is
+            stateful, or the model belongs to a strategy of several workers.
     """
     import tensorflow as tf
 
     reject_stateful(model)
+    refuse_multi_worker(model)
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
     output_names = copies.output_names(model, outputs)

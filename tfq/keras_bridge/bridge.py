@@ -8,6 +8,7 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
 from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, reason_of, rebuild
+from tfq.keras_bridge.strategies import in_strategy, strategy_scope
 from tfq.keras_bridge.verification import (
     MAX_NOISE,
     TOLERANCE,
@@ -62,6 +63,7 @@ class BridgeResult:
         }
 
 
+@in_strategy
 def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     """Translate a model to an equivalent flat tf_keras model with the same weights, in float32.
 
@@ -185,7 +187,8 @@ def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> N
             provided += zip(user_layer.weights, arrays, strict=True)
         else:
             provided += returned_weights(user_layer, arrays, built.translation, f"layer {built.path!r}")
-    assign(provided)
+    with strategy_scope(result.source):
+        assign(provided)
 
 
 def _layer_or_wrapper(bridged_layer: Any, layers: dict[str, Any]) -> Any:

@@ -163,13 +163,14 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     from tfq import compression
     from tfq.compression.training import deterministic
     from tfq.keras_bridge import return_weights
+    from tfq.keras_bridge.strategies import named_strategy
 
     compression_suffix(config)
     settings = config.compression
     histories: dict[str, Any] = {}
     details: dict[str, Any] = {}
 
-    with deterministic(config.seed):
+    with deterministic(config.seed), named_strategy(settings.train.strategy) as replicas:
         # A few examples: a model that is not supported is refused before all of them are read.
         bridged = _bridged(model, config, load_split(config.data, "train", limit=BRIDGE_CHECK_EXAMPLES))
         with deterministic(config.seed):  # random numbers drawn here do not change those of the training
@@ -210,6 +211,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         details={
             **details,
             "history": histories,
+            "replicas": replicas,
             "sparsity": compression.measure_sparsity(result),
             "clusters": compression.measure_clusters(result),
             "preprocessing": data.preprocessing_record(config.data),

@@ -201,6 +201,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     from tfq import models
     from tfq.compression.training import deterministic, train_model
     from tfq.keras_bridge import import_keras, import_tf_keras
+    from tfq.keras_bridge.strategies import named_strategy
 
     model_name(config)
     if is_file(config.model):
@@ -216,7 +217,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     except data.MissingSplitError:
         test = None
     keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
-    with deterministic(config.seed):
+    with deterministic(config.seed), named_strategy(config.training.strategy) as replicas:
         classes = data.count_classes([split for split in (training, validation, test) if split is not None])
         with progress.stage(f"building {config.model}"):
             model = models.build(config.model, keras, data.example_shape(training), classes)
@@ -224,6 +225,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     return model, {
         "parameters": int(model.count_params()),
         "history": history,
+        "replicas": replicas,
         "preprocessing": data.preprocessing_record(config.data),
         "data_notes": data_notes(training, validation, test),
         **keras_scores(model, test),

@@ -165,7 +165,7 @@ def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:
 
 def ends_of(variables: dict[str, Any]) -> tuple[float, float]:
     """Return (minimum, maximum) of an activation range."""
-    return float(variables["min_var"]), float(variables["max_var"])
+    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
 
 
 def assign_ends(variables: dict[str, Any], low: Any, high: Any) -> None:
@@ -206,11 +206,19 @@ def moving_average_quantize() -> Callable[[Any, Any, dict[str, Any], Any], Any]:
     return step
 
 
-def fake_quantized(quantizer: Any, inputs: Any, low: Any, high: Any) -> Any:
-    """Return the fake-quantized `inputs`, for a range with scalar tensors as ends, as the quantizer computes them."""
-    return _module("quantization.keras.quant_ops")._FakeQuantWithMinMaxVars(
-        inputs, low, high, quantizer.per_axis, quantizer.num_bits, quantizer.narrow_range
-    )
+def fake_quantize() -> Callable[[Any, Any, Any, Any], Any]:
+    """Return a function that fake-quantizes a tensor to a range as a quantizer does, without changing its variables.
+
+    Its arguments are the quantizer, the tensor, and the ends of the range (scalar tensors).
+    """
+    quant_ops = _module("quantization.keras.quant_ops")
+
+    def fake_quantized(quantizer: Any, inputs: Any, low: Any, high: Any) -> Any:
+        return quant_ops._FakeQuantWithMinMaxVars(
+            inputs, low, high, quantizer.per_axis, quantizer.num_bits, quantizer.narrow_range
+        )
+
+    return fake_quantized
 
 
 @contextlib.contextmanager

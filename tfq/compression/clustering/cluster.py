@@ -26,6 +26,7 @@ from tfq.config import ClusterConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import check_own_training
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.patterns import check_fits, fits
 from tfq.tflite import constant_values
 from tfq.typing import Fit, KerasModel, Teacher
@@ -73,6 +74,7 @@ class ClusteringPlan:
         return {"clustered": list(self.clustered), "skipped": dict(self.skipped)}
 
 
+@in_strategy
 def clustering_plan(model: Any, config: ClusterConfig | None = None) -> ClusteringPlan:
     """Return the layers that `cluster_model` would cluster.
 
@@ -115,6 +117,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     )
 
 
+@in_strategy
 def cluster_model(
     model: KerasModel, fit: Fit, config: ClusterConfig | None = None, *, teacher: Teacher | None = None
 ) -> KerasModel:

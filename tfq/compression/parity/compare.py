@@ -18,6 +18,7 @@ from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.keras_bridge import require_tf_keras
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.typing import Data, KerasModel, PathOrBytes
 
 DEFAULT_LIMIT = 256
@@ -27,6 +28,7 @@ DEFAULT_TOLERANCE_LSB = 2.0
 _CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 256 << 20, 64
 
 
+@in_strategy
 def qat_parity(
     qat_model: KerasModel,
     model: PathOrBytes,

@@ -24,6 +24,7 @@ from tfq.compression.pruning.sensitivity import SensitivityTable, allocate_by_se
 from tfq.config import PruneConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge.copies import check_own_training
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -61,6 +62,7 @@ class PruningPlan:
         }
 
 
+@in_strategy
 def pruning_plan(model: KerasModel, config: PruneConfig | None = None, calibration: Data = None) -> PruningPlan:
     """Return the layers that `prune_model` would prune, and their final sparsities.
 
@@ -98,6 +100,7 @@ def pruning_plan(model: KerasModel, config: PruneConfig | None = None, calibrati
     return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)
 
 
+@in_strategy
 def prune_model(
     model: KerasModel,
     fit: Fit,

@@ -15,6 +15,7 @@ from tfq.compression.pruning.prunable import layer_reasons, prunable_weights
 from tfq.config import PruneConfig
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError, TfqError
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.progress import stage
 
 LEVELS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -69,6 +70,7 @@ class SensitivityTable:
         return "\n".join([f"{self.measure}; {self.examples} examples", head, *lines])
 
 
+@in_strategy
 @stage("measuring the sensitivity of layers")
 def sensitivity(
     model: Any,

@@ -14,6 +14,7 @@ from tfq.compression._tfmot.tfmot_symbols import wrapped
 from tfq.compression.graph import steps_of_training
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.strategies import synchronize
 
 
 @contextlib.contextmanager
@@ -75,6 +76,7 @@ def _counting(steps_done: Any, freeze_step: Any, step: int) -> Any:
             super().__init__()
             self.began = False
             self._before = 0
+            self._is_frozen = False
 
         def on_train_begin(self, logs: Any = None) -> None:
             if step == -1 and not self.began:
@@ -87,6 +89,9 @@ def _counting(steps_done: Any, freeze_step: Any, step: int) -> Any:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             # With steps_per_execution, `batch` is the last of several.
             steps_done.assign(self._before + batch + 1)
+            if not self._is_frozen and steps_done.numpy() >= freeze_step.numpy():
+                self._is_frozen = True
+                synchronize(self.model)
 
     return FreezeBatchNormalization()
 

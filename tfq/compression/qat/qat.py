@@ -22,6 +22,7 @@ from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.patterns import check_fits, fits
 from tfq.progress import stage
 from tfq.typing import Data, Fit, KerasModel, Teacher
@@ -41,6 +42,7 @@ class Annotated:
     skipped: dict[str, str]
 
 
+@in_strategy
 def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     """Return a copy of a model with fake quantization, not compiled, and without observed ranges.
 
@@ -158,6 +160,7 @@ def _translate_errors(model: Any) -> Iterator[None]:
         ) from error
 
 
+@in_strategy
 def qat_model(
     model: KerasModel,
     fit: Fit,
@@ -248,6 +251,7 @@ def qat_model(
     return quantized
 
 
+@in_strategy
 def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None = None) -> Any:
     """Return the model that the training of `qat_model` starts from: fake quantization with calibrated ranges.
 

@@ -29,6 +29,7 @@ from tfq.compression.qat.layer_facts import preserves_range, shares_range
 from tfq.compression.training import batches_of
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
+from tfq.keras_bridge.strategies import extremes_over_replicas, num_replicas, sum_over_replicas
 from tfq.ptq.calibration.observation import FarthestSamples, without_outliers
 
 # A call of a layer, (id of the layer, node index), which identifies its output tensor.
@@ -140,6 +141,7 @@ def lsq_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
             setattr(trained, name, factor)
             stack.callback(delattr, trained, name)
         stack.enter_context(replaced(chosen, lambda quantizer: _lsq_quantizer(quantizer, ends)))
+        stack.enter_context(_input_ranges_over_replicas([place for place in places if place not in chosen]))
         yield lambda: int(trained.optimizer.iterations.numpy()) if getattr(trained, "optimizer", None) else 0
         for group, factor, low, high in groups:
             learned = float(tf.exp(factor).numpy())
@@ -156,6 +158,7 @@ def _lsq_quantizer(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) ->
     """
     import tensorflow as tf
 
+    fake_quantized = tfmot_symbols.fake_quantize()
     base: Any = quantizer_class(quantizer)
 
     class LSQ(base):
@@ -164,7 +167,7 @@ def _lsq_quantizer(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) ->
             if result is None:
                 return super().__call__(inputs, training, weights, **kwargs)
             low, high = (tf.exp(result[0]) * end for end in result[1:])
-            rounded = tfmot_symbols.fake_quantized(self, inputs, low, high)
+            rounded = fake_quantized(self, inputs, low, high)
             gradient = _lsq_quantize(inputs, low, high, 2**self.num_bits - 1)
             return gradient + tf.stop_gradient(rounded - gradient)
 
@@ -284,6 +287,10 @@ def ema_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
     because a single example can be hundreds of times larger than all others. Tensors with a shared range are quantized
     to the smallest range that contains their averages. After the block, tfmot's quantizers are restored.
 
+    Under a tf.distribute strategy, a batch is the global batch, so that all replicas have the ranges of training on one
+    device. Unmodified tfmot averages the ranges of the replicas' batches, and the range of the model's input is that of
+    the first replica's examples.
+
     Args:
         model: The QAT model.
         seen: Initial n: the number of batches that the ranges were calibrated on, 0 to discard the initial ranges.
@@ -306,7 +313,11 @@ def ema_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
         if place.is_moving_average
         for variables in place.ranges
     }
-    with replaced(places, lambda quantizer: _ema_quantizer(quantizer, counts, shared)):
+    others = [place for place in tfmot_symbols.activation_quantizers(model) if place not in places]
+    with (
+        replaced(places, lambda quantizer: _ema_quantizer(quantizer, counts, shared)),
+        _input_ranges_over_replicas(others),
+    ):
         # The maximum, because a quantizer after a linear activation is never called.
         yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
@@ -322,7 +333,7 @@ def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, lis
     import tensorflow as tf
 
     # Imported here, and not in __call__, which TensorFlow traces.
-    moving_average_quantize = tfmot_symbols.moving_average_quantize()
+    moving_average_quantize, fake_quantized = tfmot_symbols.moving_average_quantize(), tfmot_symbols.fake_quantize()
     base: Any = quantizer_class(quantizer)
 
     class EMA(base):
@@ -332,15 +343,38 @@ def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, lis
                 n = tf.cast(counts[own].assign_add(1) - 1, tf.float32)
                 decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
                 inputs = clip_outlier_examples(inputs, weights["min_var"], weights["max_var"], n > 0)
-                rounded = moving_average_quantize(self, inputs, weights, decay)
+                if num_replicas() > 1:
+                    moving_average_quantize(self, _global_extremes(inputs), weights, decay)
+                    rounded = fake_quantized(self, inputs, weights["min_var"], weights["max_var"])
+                else:
+                    rounded = moving_average_quantize(self, inputs, weights, decay)
+            elif training and num_replicas() > 1:
+                super().__call__(_global_extremes(inputs), training, weights, **kwargs)
+                rounded = fake_quantized(self, inputs, weights["min_var"], weights["max_var"])
             else:
                 rounded = super().__call__(inputs, training, weights, **kwargs)
             if own not in shared:
                 return rounded
             low, high = (tf.stack([pair[end] for pair in shared[own]]) for end in ("min_var", "max_var"))
-            return tfmot_symbols.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
+            return fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
 
     return EMA(**quantizer.get_config())
+
+
+def _global_extremes(inputs: Any) -> Any:
+    """Return [minimum, maximum] of a tensor over all replicas, from which a quantizer can update its range."""
+    import tensorflow as tf
+
+    return tf.stack(extremes_over_replicas(tf.reduce_min(inputs), tf.reduce_max(inputs)))
+
+
+def _input_ranges_over_replicas(places: list[tfmot_symbols.ActivationQuantizer]) -> Any:
+    """Return a context in which quantizers that are not averaged use the global batch, not that of their replica."""
+    if num_replicas() == 1:
+        return contextlib.nullcontext()
+    return replaced(
+        [place for place in places if not place.is_moving_average], lambda quantizer: _ema_quantizer(quantizer, {}, {})
+    )
 
 
 def quantizer_class(quantizer: Any) -> Any:
@@ -366,7 +400,8 @@ def clip_outlier_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
     width = high - low
     flat = tf.reshape(inputs, [tf.shape(inputs)[0], -1])
     is_outlier = (tf.reduce_max(flat, axis=1) > high + width) | (tf.reduce_min(flat, axis=1) < low - width)
-    are_few = known & (tf.reduce_mean(tf.cast(is_outlier, tf.float32)) <= _MAX_OUTLIER_FRACTION)
+    counts = sum_over_replicas(tf.stack([tf.reduce_sum(tf.cast(is_outlier, tf.float32)), tf.cast(tf.size(is_outlier), tf.float32)]))
+    are_few = known & (counts[0] / counts[1] <= _MAX_OUTLIER_FRACTION)
     limit = tf.where(are_few, width, tf.float32.max)
     return tf.clip_by_value(inputs, low - limit, high + limit)
 

@@ -24,6 +24,7 @@ from tfq.compression.structured_pruning.trace import Trace, trace_channels
 from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.copies import check_own_training, keep_class
+from tfq.keras_bridge.strategies import in_strategy
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -194,6 +195,7 @@ class StructuredPruningResult:
         return "\n".join(lines)
 
 
+@in_strategy
 def prune_structured(
     model: KerasModel,
     fit: Fit | None = None,
