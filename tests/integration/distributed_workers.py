@@ -25,7 +25,9 @@ def fit(model, callbacks):
     model.compile(tf_keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    model.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(16).with_options(options), callbacks=callbacks, verbose=0)
+    model.fit(
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(16).with_options(options), callbacks=callbacks, verbose=0
+    )
 
 
 with STRATEGY.scope():

@@ -244,7 +244,8 @@ def distance(output: Any, target: Any, kinds: tuple[str, str], temperature: floa
 def layer_distance(output: Any, target: Any) -> Any:
     """Return the squared difference of a layer's outputs, divided by the sum of the teacher's squares.
 
-    In a training step of several replicas, the divisor is the sum over all of them. Equal outputs have a distance of 0. The distance of zeros from the teacher's outputs is 1.
+    In a training step of several replicas, the divisor is the sum over all of them. Equal outputs have a distance of 0.
+    The distance of zeros from the teacher's outputs is 1.
     """
     import tensorflow as tf
 

@@ -11,12 +11,11 @@ their mean, which is also what a saved file contains.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from tfq.errors import InputError, warn
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def strategy_of(model: Any) -> Any:
@@ -61,16 +60,16 @@ def strategy_scope(model: Any) -> Iterator[None]:
         yield
 
 
-def in_strategy(function: Callable[P, R]) -> Callable[P, R]:
+def in_strategy(function: F) -> F:
     """Decorate a function so that it runs in the strategy of its first argument: a model, or an object that has one."""
 
     @functools.wraps(function)
-    def in_scope(*args: P.args, **kwargs: P.kwargs) -> R:
+    def in_scope(*args: Any, **kwargs: Any) -> Any:
         first: Any = args[0] if args else next(iter(kwargs.values()), None)
         with strategy_scope(first if hasattr(first, "weights") else getattr(first, "model", None)):
             return function(*args, **kwargs)
 
-    return in_scope
+    return cast(F, in_scope)
 
 
 @contextlib.contextmanager

@@ -400,7 +400,9 @@ def clip_outlier_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
     width = high - low
     flat = tf.reshape(inputs, [tf.shape(inputs)[0], -1])
     is_outlier = (tf.reduce_max(flat, axis=1) > high + width) | (tf.reduce_min(flat, axis=1) < low - width)
-    counts = sum_over_replicas(tf.stack([tf.reduce_sum(tf.cast(is_outlier, tf.float32)), tf.cast(tf.size(is_outlier), tf.float32)]))
+    counts = sum_over_replicas(
+        tf.stack([tf.reduce_sum(tf.cast(is_outlier, tf.float32)), tf.cast(tf.size(is_outlier), tf.float32)])
+    )
     are_few = known & (counts[0] / counts[1] <= _MAX_OUTLIER_FRACTION)
     limit = tf.where(are_few, width, tf.float32.max)
     return tf.clip_by_value(inputs, low - limit, high + limit)
