@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run compression steps on one device and on two replicas, in a process of its own, and print the differences as JSON.
+"""Run compression steps on one device and on two replicas, in a separate process, and print the differences as JSON.
 
 A process can divide its CPU into logical devices only before TensorFlow uses it.
 
