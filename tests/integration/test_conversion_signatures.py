@@ -174,3 +174,14 @@ def test_two_signatures_of_one_subgraph_are_both_kept(settings):
     results = [outputs(built, key, IMAGES[:8]) for key in ("first", "second")]
     np.testing.assert_array_equal(*results)
     assert sqnr_db(outputs(both, "second", IMAGES[:8]), results[1]) > 15
+
+
+def test_one_signature_can_be_chosen(floating):
+    content = converted(floating, VECTORS, signature="logits").content
+    (signature,) = tflite.read(content).signatures
+    assert (signature.key, signature.subgraph, len(tflite.read(content).subgraphs)) == ("logits", 0, 1)
+    expected = converted(floating).content
+    np.testing.assert_array_equal(outputs(content, "logits", VECTORS[:4]), outputs(expected, "logits", VECTORS[:4]))
+    assert converted(floating, {"logits": VECTORS}, signature="logits").content == content
+    with refused(tfq.InputError, field="conversion.signature", expected=("classes", "logits"), got="scores"):
+        converted(floating, VECTORS, signature="scores")

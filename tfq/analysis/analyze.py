@@ -17,7 +17,7 @@ from tfq.analysis.sensitivity import OpSensitivity, op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import data_of_main_subgraph, input_specs, representative_samples
-from tfq.errors import InputError, RequirementError, warn
+from tfq.errors import RequirementError, warn
 from tfq.progress import stage
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import Requirement, at_least
@@ -132,14 +132,7 @@ def analyze(
     """
     config = config or AnalysisConfig()
     quantized = content_of(quantized, "quantized", "an int8 .tflite file")
-    floating = content_of(floating, "floating", "a float .tflite file")
-    if auditing.audit_model(floating).scheme != "float32":
-        raise InputError(
-            "analysis.reference is not a float32 model: expected the float32 .tflite file that the int8 model was "
-            "converted from",
-            field="analysis.reference",
-            expected="float32",
-        )
+    floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"), "analysis.reference")
     parsed = tflite.read(floating)
     if note := tflite.main_subgraph_note(parsed, "analyzed"):
         warn(note)

@@ -2,6 +2,7 @@
 """Static rules for .tflite files: schemes, types, targets, and the reasons of violations. It starts no interpreter."""
 
 from tfq.auditing.audit import audit_model
+from tfq.auditing.float_sources import float_source
 from tfq.auditing.report import AuditReport, Execution, Finding, Weight, require, requirements_of
 from tfq.auditing.targets import Target, find_target
 
@@ -13,6 +14,7 @@ __all__ = [
     "Weight",
     "audit_model",
     "find_target",
+    "float_source",
     "require",
     "requirements_of",
 ]

@@ -110,6 +110,11 @@ class ConversionConfig(Config):
     batch_size: int = setting(
         1, "fixed batch dimension; 0 leaves it dynamic, which some delegates do not support", minimum=0
     )
+    signature: str = setting(
+        "",
+        "signature to convert if the model has several; empty converts all signatures of a .tflite, and the only one "
+        "or serving_default of a SavedModel",
+    )
 
     def __post_init__(self) -> None:
         """Check the types of inputs and outputs, and that strict is used with verify."""

@@ -3,7 +3,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfq import auditing, tflite
@@ -170,16 +170,18 @@ def _converted(
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
-    """Convert a float flatbuffer from any tool. With scheme float32 it is returned with metadata only."""
-    report = auditing.audit_model(model)
-    if report.scheme != "float32":
-        raise InputError(
-            f"expected a float32 .tflite, got one of scheme {report.scheme}. Pass the Keras model that it was "
-            "converted from, or a float32 .tflite of it",
-            field="model",
-            expected="float32",
-            got=report.scheme,
-        )
+    """Convert a float flatbuffer from any tool.
+
+    With scheme float32 it is returned with float32 constants and metadata, and otherwise unchanged.
+    """
+    parsed = tflite.read(model)
+    if config.signature:
+        model = tflite.select_signature(model, config.signature)
+        if isinstance(dataset, Mapping) and config.signature not in tflite.read(model).input_names:
+            dataset = dataset.get(config.signature, dataset)
+    elif config.needs_ranges and len(parsed.subgraphs) == 1:
+        model, config = with_ops_by_name(model, config)  # numbers are those of this file, not of its float32 form
+    model = auditing.float_source(model)
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}
     if parsed.signatures:

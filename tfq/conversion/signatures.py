@@ -111,7 +111,7 @@ def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
         )
         raise InputError(
             f"representative_dataset: {problem}. The model has the signatures {listed}; pass {{signature: samples}} "
-            "with samples for each",
+            "with samples for each, or choose one of them with conversion.signature",
             field="representative_dataset",
             expected=tuple(names[0] for names in keys.values()),
             got=tuple(provided) or type(dataset).__name__,

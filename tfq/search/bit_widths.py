@@ -10,7 +10,6 @@ from tfq import artifacts, auditing, tflite
 from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
-from tfq.errors import InputError
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import observe
 from tfq.search.record import classes_of, labels_of, packed, scored_output, unpacked
@@ -115,10 +114,7 @@ def accuracy_by_bit_widths(
         InputError: The model is not float, the data has no class labels, or a pattern in config.keep fits no layer.
     """
     config = config or BitWidthsConfig()
-    if auditing.audit_model(floating).scheme != "float32":
-        raise InputError(
-            "accuracy by bit width is simulated in float: expected a float32 .tflite", field="model", expected="float32"
-        )
+    floating = auditing.float_source(floating)
     output = scored_output(floating, test, "analysis.bit_widths")
     labels = labels_of(test, "analysis.bit_widths", tflite.read(floating), output)
     float_correct = classes_of(floating, test, output) == labels

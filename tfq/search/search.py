@@ -14,7 +14,7 @@ from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, as_split, input_specs, representative_samples
-from tfq.errors import InputError, TfqError, warn
+from tfq.errors import TfqError, warn
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
@@ -121,14 +121,10 @@ def find_int8(
         The candidates in the order in which they were tried, and the chosen one with its flatbuffer.
 
     Raises:
-        InputError: The model is not a float32 flatbuffer, or the data has no class labels.
+        InputError: The model is not a float flatbuffer, or the data has no class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
-    floating = content_of(floating, "floating", "a float .tflite file")
-    if auditing.audit_model(floating).scheme != "float32":
-        raise InputError(
-            "search: expected a float32 .tflite, from which candidates are converted", field="model", expected="float32"
-        )
+    floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     output, parsed = scored_output(floating, choosing, "search"), tflite.read(floating)
     for split in (choosing, testing):

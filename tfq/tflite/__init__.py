@@ -23,6 +23,7 @@ from tfq.tflite.edit import (
     unpack,
     write_metadata,
 )
+from tfq.tflite.float_constants import FloatConstants, with_float_constants
 from tfq.tflite.metadata import ADDRESSED_OPS
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
@@ -32,12 +33,15 @@ from tfq.tflite.signatures import (
     main_subgraph_note,
     merge_subgraphs,
     restore_signatures,
+    select_signature,
     signature_keys,
 )
+from tfq.tflite.subgraphs import with_inlined_composites
 
 __all__ = [
     "ABSENT",
     "ADDRESSED_OPS",
+    "FloatConstants",
     "Model",
     "Op",
     "Signature",
@@ -64,7 +68,10 @@ __all__ = [
     "remove_unused_operator_codes",
     "remove_unused_tensors",
     "restore_signatures",
+    "select_signature",
     "signature_keys",
     "unpack",
+    "with_float_constants",
+    "with_inlined_composites",
     "write_metadata",
 ]

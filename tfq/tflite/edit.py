@@ -76,8 +76,8 @@ def remove_unused_tensors(model: Any) -> None:
     for index, graph in enumerate(model.subgraphs):
         named = [graph.inputs, graph.outputs]
         for op in graph.operators:
-            named += [op.inputs, op.outputs, [] if op.intermediates is None else op.intermediates]
-        used = sorted({int(number) for numbers in named for number in numbers} - {ABSENT})
+            named += [op.inputs, op.outputs, op.intermediates]
+        used = sorted({int(number) for numbers in named for number in _numbers(numbers)} - {ABSENT})
         place = {number: new for new, number in enumerate(used)} | {ABSENT: ABSENT}
         graph.tensors = [graph.tensors[number] for number in used]
         for holder in (graph, *graph.operators):
@@ -87,12 +87,17 @@ def remove_unused_tensors(model: Any) -> None:
                 op.intermediates = _moved(op.intermediates, place)
         for signature in model.signatureDefs or []:
             if signature.subgraphIndex == index:
-                for entry in (*signature.inputs, *signature.outputs):
+                for entry in (*_numbers(signature.inputs), *_numbers(signature.outputs)):
                     entry.tensorIndex = place[entry.tensorIndex]
 
 
+def _numbers(numbers: Any) -> Any:
+    """Return a vector of a ModelT, which is None if the file does not have it."""
+    return () if numbers is None else numbers
+
+
 def _moved(numbers: Any, place: dict[int, int]) -> Any:
-    return np.array([place[int(number)] for number in numbers], np.int32)
+    return np.array([place[int(number)] for number in _numbers(numbers)], np.int32)
 
 
 # (subgraph, tensor) -> (minimum, maximum), in real units.
@@ -101,6 +106,7 @@ RangeMap = Mapping[tuple[int, int], tuple[float, float]]
 SignatureNames = tuple[Mapping[str, int], Mapping[str, int]]
 
 _ALIGNMENT = 16
+_MOST_BYTES = 2**31 - 1
 _FLOAT32, _FLOAT32_MAX = schema.TENSOR_TYPES.index("float32"), float(np.finfo(np.float32).max)
 
 
@@ -140,10 +146,25 @@ def unpack(data: bytes) -> Any:
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
-    if any((buffer.offset or 0) > 1 for buffer in model.buffers or []):
-        raise InputError("the flatbuffer stores data after its end, as models above 2 GB do: expected a smaller model")
+    _move_inside(model, data)
     normalize_operator_codes(model)
     return model
+
+
+def _move_inside(model: Any, data: bytes) -> None:
+    """Let the model own the constants and custom options that the file stores after the flatbuffer, in place.
+
+    Writers of models above 2 GB, and some of smaller ones, store them there.
+    """
+    for buffer in model.buffers or []:
+        if (buffer.offset or 0) > 1:  # 0 and 1 are placeholders
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
+    for graph in model.subgraphs or []:
+        for op in graph.operators or []:
+            if (op.largeCustomOptionsOffset or 0) > 1:
+                op.customOptions = np.frombuffer(data, np.uint8, op.largeCustomOptionsSize, op.largeCustomOptionsOffset)
+            op.largeCustomOptionsOffset = op.largeCustomOptionsSize = 0
 
 
 def normalize_operator_codes(model: Any) -> None:
@@ -169,8 +190,16 @@ def pack(model: Any, size: int) -> bytes:
             return super().CreateNumpyVector(x)
 
     # Allocate everything at once: growing doubles the buffer and copies it.
-    builder = Builder(size + size // 8 + 65536)
-    builder.Finish(model.Pack(builder), file_identifier=schema.IDENTIFIER)
+    builder = Builder(min(size + size // 8 + 65536, _MOST_BYTES))
+    try:
+        builder.Finish(model.Pack(builder), file_identifier=schema.IDENTIFIER)
+    except flatbuffers.builder.BuilderSizeError as error:
+        raise InputError(
+            f"the model needs more than {_MOST_BYTES:,} bytes, which is the most that a flatbuffer can have. Pass a "
+            "smaller model",
+            field="model",
+            expected=_MOST_BYTES,
+        ) from error
     return bytes(builder.Output())
 
 

@@ -61,7 +61,7 @@ def read(data: bytes) -> Model:
     )
     layers = _listed_layers(data, metadata.get(METADATA_NAME))
     subgraphs = tuple(
-        _read_subgraph(table, index, operator_codes, buffers, layers)
+        _read_subgraph(table, index, operator_codes, buffers, layers, len(data))
         for index, table in enumerate(root.tables(ModelSlot.SUBGRAPHS, "subgraphs", "subgraph"))
     )
     if not subgraphs:
@@ -91,13 +91,17 @@ def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int =
 
 
 def _read_buffer(table: Table, file_bytes: int) -> _Span:
-    offset, size = table.u64(BufferSlot.OFFSET, "offset"), table.u64(BufferSlot.SIZE, "size")
-    # 0 and 1 are placeholders of the writer for data inside the flatbuffer.
-    if offset > 1:
-        if offset + size > file_bytes:
-            _fail(f"{table.where}: data outside the flatbuffer", f"an end before byte {file_bytes}", offset + size)
-        return offset, size
-    return table.span(BufferSlot.DATA, "data")
+    return _outside(table, BufferSlot.OFFSET, BufferSlot.SIZE, file_bytes) or table.span(BufferSlot.DATA, "data")
+
+
+def _outside(table: Table, offset_slot: int, size_slot: int, file_bytes: int) -> _Span | None:
+    """Return where data outside the flatbuffer is, or None if the table has none."""
+    offset, size = table.u64(offset_slot, "offset"), table.u64(size_slot, "size")
+    if offset <= 1:  # 0 and 1 are placeholders of the writer for data inside the flatbuffer
+        return None
+    if offset + size > file_bytes:
+        _fail(f"{table.where}: data outside the flatbuffer", f"an end before byte {file_bytes}", offset + size)
+    return offset, size
 
 
 def _read_code(table: Table) -> tuple[str, str, int]:
@@ -132,6 +136,7 @@ def _read_subgraph(
     operator_codes: Sequence[tuple[str, str, int]],
     buffers: Sequence[_Span],
     layers: Collection[str] | None,
+    file_bytes: int,
 ) -> Subgraph:
     where = table.where
     tensors = tuple(
@@ -140,7 +145,7 @@ def _read_subgraph(
     )
     names = LayerNames(tensors, layers)
     ops = tuple(
-        _read_op(item, number, operator_codes, len(tensors), names)
+        _read_op(item, number, operator_codes, len(tensors), names, file_bytes)
         for number, item in enumerate(table.tables(SubgraphSlot.OPERATORS, "operators", f"{where}, op"))
     )
     inputs = table.numbers(SubgraphSlot.INPUTS, "i", "inputs")
@@ -156,7 +161,12 @@ def _read_subgraph(
 
 
 def _read_op(
-    table: Table, index: int, operator_codes: Sequence[tuple[str, str, int]], tensors: int, names: LayerNames
+    table: Table,
+    index: int,
+    operator_codes: Sequence[tuple[str, str, int]],
+    tensors: int,
+    names: LayerNames,
+    file_bytes: int,
 ) -> Op:
     where = table.where
     code = table.u32(OperatorSlot.OPCODE_INDEX, "opcode_index")
@@ -166,6 +176,7 @@ def _read_op(
     table.table(OperatorSlot.BUILTIN_OPTIONS, "builtin_options")
     table.table(OperatorSlot.BUILTIN_OPTIONS_2, "builtin_options_2")
     table.span(OperatorSlot.CUSTOM_OPTIONS, "custom_options")
+    _outside(table, OperatorSlot.LARGE_CUSTOM_OPTIONS_OFFSET, OperatorSlot.LARGE_CUSTOM_OPTIONS_SIZE, file_bytes)
     inputs = table.numbers(OperatorSlot.INPUTS, "i", "inputs")
     outputs = table.numbers(OperatorSlot.OUTPUTS, "i", "outputs")
     _check_indices(f"{where}: inputs", inputs, tensors, ABSENT)

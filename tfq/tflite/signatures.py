@@ -17,6 +17,7 @@ from tfq.tflite.edit import (
 )
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Signature
+from tfq.tflite.subgraphs import keep_subgraphs
 
 # Ops that run other subgraphs of the file, by the index in their options.
 _CALLING = ("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE")
@@ -67,6 +68,33 @@ def extract_subgraph(data: bytes, index: int) -> bytes:
     model.signatureDefs = [item for item in model.signatureDefs or [] if item.subgraphIndex == index]
     for signature in model.signatureDefs:
         signature.subgraphIndex = 0
+    remove_unused_operator_codes(model)
+    remove_unused_constants(model)
+    return pack(model, len(data))
+
+
+def select_signature(data: bytes, key: str) -> bytes:
+    """Return the flatbuffer `data` reduced to signature `key`, whose subgraph becomes the main one; `data` is trusted.
+
+    Subgraphs that its ops run are kept.
+
+    Raises:
+        InputError: The file has no such signature. The message lists those that it has.
+    """
+    model = unpack(data)
+    chosen = [item for item in model.signatureDefs or [] if _text(item.signatureKey) == key]
+    if not chosen:
+        parsed = read(data)
+        keys = tuple(signature.key for signature in parsed.signatures)
+        advice = f"It has {listed_signatures(parsed)}" if keys else "It has none: leave the setting empty"
+        raise InputError(
+            f"conversion.signature: the file has no signature {key!r}. {advice}",
+            field="conversion.signature",
+            expected=keys,
+            got=key,
+        )
+    model.signatureDefs = chosen[:1]
+    keep_subgraphs(model, [chosen[0].subgraphIndex])
     remove_unused_operator_codes(model)
     remove_unused_constants(model)
     return pack(model, len(data))
@@ -131,6 +159,10 @@ def merge_subgraphs(parts: Sequence[bytes]) -> bytes:
             signature.subgraphIndex = number
             merged.signatureDefs = [*(merged.signatureDefs or []), signature]
     return pack(merged, sum(map(len, parts)))
+
+
+def _text(name: bytes | str | None) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
 
 
 def _content(buffer: Any) -> bytes:
