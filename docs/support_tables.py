@@ -212,7 +212,6 @@ _ERF = "ops.tanh(x * (1.1284 + 0.10091 * x * x))"
 # Word of the refusal (a key of corpus_declared.REFUSED) -> what to use instead. tests/integration/test_not_supported.py
 # converts the expressions.
 ALTERNATIVES = {
-    "AssignVariableOp": "leave the layer out: see [augmentation layers](#augmentation-layers)",
     "WHILE": "a Python loop with a fixed number of steps instead of `fori_loop`, `scan` and `while_loop`; "
     "`ops.vectorized_map` instead of `map`",
     "switch_case": "`ops.where`, which computes both branches",

@@ -25,10 +25,6 @@ COLLAPSES_INT16X8 = {
 
 # Word of the refusal -> models that both schemes refuse.
 REFUSED = {
-    "AssignVariableOp": """
-        layers.MixUp layers.RandomColorDegeneration layers.RandomGrayscale layers.RandomHue
-        layers.RandomPosterization layers.RandomSaturation layers.RandomSharpness
-    """,
     "NaN": "kinds.relu_UnitNormalization",
     "WHILE": "ops.fori_loop ops.gcd ops.lcm ops.map ops.scan ops.while_loop",
     "switch_case": "ops.switch",

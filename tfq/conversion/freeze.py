@@ -6,7 +6,7 @@ also imports the frozen graph as a function again, which takes longer than the r
 need that function.
 
 Private TensorFlow symbols used here, as of 2.21.0: `convert_to_constants._FunctionConverterDataInEager` with its
-`_build_tensor_data`, `convert_to_constants._replace_variables_by_constants`, and
+`_build_tensor_data` and `_build_node_defs_list`, `convert_to_constants._replace_variables_by_constants`, and
 `lite.TFLiteConverterV2._freeze_concrete_function`.
 """
 
@@ -24,8 +24,9 @@ from tfq.conversion.fake_quant import (
     without_weight_fake_quant,
 )
 from tfq.conversion.graph_rewrites import without_negative_zeros
-from tfq.conversion.tracing import Trace
-from tfq.errors import InputError
+from tfq.conversion.inference_graph import in_float32, owner_of, remove_updates
+from tfq.conversion.tracing import Trace, captured_variables, owners_of_variables
+from tfq.errors import InputError, warn
 from tfq.native_stderr import captured_stderr
 from tfq.progress import stage
 
@@ -33,24 +34,39 @@ from tfq.progress import stage
 class _Freezer:
     """Inlines the graph of a trace once; each `freeze` inserts the variables' current values."""
 
-    def __init__(self, function: Any) -> None:
-        """Inline the graph of a concrete function."""
+    def __init__(self, traced: Trace) -> None:
+        """Inline the graph of a trace, and reduce it to inference.
+
+        Raises:
+            InputError: The outputs are random, or depend on a state.
+        """
         from tensorflow.python.framework import convert_to_constants
 
-        self._function = function
+        function: Any = traced.function
+        self._traced, self._layers = traced, set(traced.keras_layers) | set(owners_of_variables(traced.model))
         self._replace = convert_to_constants._replace_variables_by_constants
         with captured_stderr():
             self._data = convert_to_constants._FunctionConverterDataInEager(
                 func=function, lower_control_flow=False, aggressive_inlining=False
             )
+        outputs = [tensor.name for tensor in function.outputs]
+        remove_updates(self._data.graph_def, outputs, captured_variables(traced), self._layers)
+        self._data._build_node_defs_list()
         self._fresh = True
 
     def freeze(self) -> Any:
-        """Return the GraphDef with constants instead of variables, and without tests for -0.0, which TFLite lacks."""
+        """Return the GraphDef in float32 with constants for variables, without tests for -0.0, which TFLite lacks."""
         if not self._fresh:
             self._data._build_tensor_data()
-        self._fresh = False
         graph_def, _ = self._replace(self._data)
+        changed = in_float32(graph_def)
+        if changed and self._fresh and not self._traced.has_other_floats:
+            layers = sorted({owner_of(name, self._layers) or name for name in changed})
+            warn(
+                f"{', '.join(layers[:3])}{', ...' if layers[3:] else ''} of the model {self._traced.model.name!r}: "
+                "casts to float16, bfloat16 or float64 are left out. The conversion computes in float32"
+            )
+        self._fresh = False
         return without_negative_zeros(graph_def)
 
 
@@ -82,7 +98,7 @@ def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> b
 def frozen_graph(traced: Trace) -> Any:
     """Return the GraphDef of the trace with the variables' current values. Its nodes give tensors their names."""
     if not isinstance(traced.freezer, _Freezer):
-        traced.freezer = _Freezer(traced.function)
+        traced.freezer = _Freezer(traced)
     return traced.freezer.freeze()
 
 

@@ -3,14 +3,16 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tfq.conversion.inference_graph import Variable
 from tfq.data import InputSpec
-from tfq.errors import InputError
-from tfq.keras_bridge import copies
+from tfq.errors import InputError, warn
+from tfq.keras_bridge import copies, model_kind, precision
 from tfq.keras_bridge.strategies import in_strategy, refuse_multi_worker
+from tfq.keras_bridge.walk import all_layers, called_with_training
 from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
@@ -68,6 +70,8 @@ class Trace:
             name}.
         batch_size: The fixed batch dimension; 0 if it is dynamic.
         model: The traced model.
+        has_other_floats: Whether layers or inputs of the model are float16, bfloat16 or float64. The function computes
+            in float32, and a warning has said so.
         freezer: State that conversions of the same trace reuse; see conversion/freeze.py.
     """
 
@@ -77,6 +81,7 @@ class Trace:
     layer_names: dict[str, str]
     batch_size: int
     model: KerasModel = field(repr=False)
+    has_other_floats: bool = False
     freezer: object = field(default=None, repr=False)
 
     @property
@@ -115,31 +120,28 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         The trace, which `convert` accepts instead of the model. It reads the model's variables at each conversion.
 
     Raises:
-        InputError: The model is not built, dimensions other than the batch are unknown, a recurrent layer is
-            stateful, or the model belongs to a strategy of several workers.
+        InputError: The model is not built, dimensions other than the batch are unknown, a recurrent layer is stateful,
+            Keras has quantized layers, or the model belongs to a strategy of several workers.
     """
     import tensorflow as tf
 
     reject_stateful(model)
     refuse_multi_worker(model)
+    precision.reject_quantized(model)
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
     output_names = copies.output_names(model, outputs)
     _reject_repeated(outputs, output_names)
     input_names = copies.input_names(model, structure, inputs)
     specs = [
-        tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
+        tf.TensorSpec(_fixed_shape(tensor, name, batch_size), _float32_for_floats(tensor), name=_identifier(name))
         for name, tensor in zip(input_names, inputs, strict=True)
     ]
 
-    def infer(*tensors: Any) -> list[Any]:
-        packed = tf.nest.pack_sequence_as(structure, list(tensors))
-        return tf.nest.flatten(cast(Any, model)(packed, training=False))
-
-    # No autograph, because Keras layers apply it themselves. The new function has its own cache, so the user's
-    # tf.functions are not affected.
+    has_other_floats = precision.warn_of_float32(model, "The conversion")
+    _warn_of_ignored_training(model)
     with stage("tracing the model"), unrolled(model) if unroll else contextlib.nullcontext():
-        function = tf.function(infer, autograph=False).get_concrete_function(*specs)
+        function = _traced_in_float32(model, structure, specs)
     return Trace(
         function=function,
         input_names=input_names,
@@ -147,7 +149,120 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         layer_names=copies.layer_names(model),
         batch_size=batch_size,
         model=model,
+        has_other_floats=has_other_floats,
     )
+
+
+def inference_function(model: Any) -> Callable[[Any], list[Any]]:
+    """Return a function from a model's inputs, in their structure, to its flat outputs in inference, in float32.
+
+    The function is compiled once per shape. It reads the model's variables at each call.
+    """
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def infer(inputs: Any) -> list[Any]:
+        return _flat_outputs(model, inputs)
+
+    def call(inputs: Any) -> list[Any]:
+        with precision.compute_in_float32(model):
+            outputs: list[Any] = infer(inputs)
+        return outputs
+
+    return call
+
+
+def _traced_in_float32(model: Any, structure: Any, specs: list[Any]) -> TensorFlowFunction:
+    """Return the concrete inference function, with layers that compute in float32.
+
+    If the model does not run so, for example because it adds a float16 constant, its layers compute in their own types.
+    `in_float32` then changes the types in the graph, but constants stay rounded.
+    """
+    import tensorflow as tf
+
+    def concrete() -> TensorFlowFunction:
+        def infer(*tensors: Any) -> list[Any]:
+            return _flat_outputs(model, tf.nest.pack_sequence_as(structure, list(tensors)))
+
+        # No autograph, because Keras layers apply it themselves. The new function has its own cache, so the user's
+        # tf.functions are not affected.
+        function: TensorFlowFunction = tf.function(infer, autograph=False).get_concrete_function(*specs)
+        return function
+
+    if not precision.layers_not_in_float32(model):
+        return concrete()
+    try:
+        with precision.compute_in_float32(model):
+            return concrete()
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError):
+        return concrete()
+
+
+def _flat_outputs(model: Any, inputs: Any) -> list[Any]:
+    """Return the flat outputs of the model in inference; other float types become float32."""
+    import tensorflow as tf
+
+    outputs = tf.nest.flatten(model(inputs, training=False))
+    return [tf.cast(tensor, _float32_for_floats(tensor)) for tensor in outputs]
+
+
+def _float32_for_floats(tensor: Any) -> Any:
+    import tensorflow as tf
+
+    dtype = tf.as_dtype(tensor.dtype)
+    return tf.float32 if dtype.is_floating else dtype
+
+
+def _warn_of_ignored_training(model: Any) -> None:
+    """Warn if layers of a Keras 3 model are called with training=True, which Keras 3 overrides in inference."""
+    if model_kind(model) != "keras":
+        return
+    names = called_with_training(model)
+    if names:
+        warn(
+            f"layers {', '.join(names)} are called with training=True. Keras 3 ignores this in model.predict, and so "
+            "does the file: it is not random and computes what model.predict computes. To keep the noise, apply it in "
+            "the app, or compute it from an input of the model"
+        )
+
+
+def captured_variables(traced: Trace) -> dict[str, Variable]:
+    """Return placeholder -> the variable that it stands for, for the variables that the trace reads."""
+    owners = owners_of_variables(traced.model)
+    by_handle = {
+        id(part.handle): (layer, variable)
+        for layer, variables in owners.items()
+        for variable in variables
+        for part in getattr(variable, "values", [variable])  # the copies of a variable on several devices
+    }
+    results = {}
+    graph = cast(Any, traced.function).graph
+    for handle, placeholder in graph.captures:
+        if id(handle) not in by_handle:
+            continue
+        layer, variable = by_handle[id(handle)]
+        name = variable.name.split("/")[-1].split(":")[0]
+        results[placeholder.name.split(":")[0]] = Variable(layer=layer, name=name, is_seed=_is_seed(variable))
+    return results
+
+
+def _is_seed(variable: Any) -> bool:
+    """Check whether a variable is the state of a random generator of Keras or TensorFlow."""
+    return "seed_generator_state" in variable.name or "StateVar" in variable.name
+
+
+def owners_of_variables(model: Any) -> dict[str, list[Any]]:
+    """Return layer -> its TensorFlow variables. A variable belongs to the innermost layer that has it."""
+    owner: dict[int, tuple[str, Any]] = {}
+    results: dict[str, list[Any]] = {}
+    for layer in all_layers(model):
+        results.setdefault(copies.own_name(layer), [])
+        for variable in getattr(layer, "variables", ()):
+            variable = getattr(variable, "value", variable) if model_kind(model) == "keras" else variable
+            owner[id(variable)] = (copies.own_name(layer), variable)
+    for name, variable in owner.values():
+        results[name].append(variable)
+    return results
 
 
 def input_structure(model: Any) -> Any:

@@ -7,19 +7,19 @@ from typing import Any
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
+from tfq.keras_bridge.precision import compute_in_float32, layers_not_in_float32
 from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, reason_of, rebuild
 from tfq.keras_bridge.strategies import in_strategy, strategy_scope
 from tfq.keras_bridge.verification import (
     MAX_NOISE,
     TOLERANCE,
-    compute_in_float32,
     difference,
-    layers_not_in_float32,
     next_floats,
     outputs_of,
     provided_inputs,
     random_inputs,
     random_inputs_by_kind,
+    rounded_to,
 )
 from tfq.keras_bridge.walk import graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
@@ -231,11 +231,18 @@ def _verify(model: Any, rebuilt: RebuiltModel, data: Any) -> tuple[float, list[s
     Raises:
         TfqError: The difference is too large.
     """
-    provided = {} if data is None else {"the provided data": provided_inputs(rebuilt.model, data)}
-    worst = _difference(model, rebuilt.model, [*random_inputs(rebuilt.model), *provided.values()])
+
+    def representable(inputs: list[Any]) -> list[Any]:
+        return rounded_to(graph.flat(graph.input_structure), inputs)
+
+    graph = graph_of(model)
+    provided = {} if data is None else {"the provided data": representable(provided_inputs(rebuilt.model, data))}
+    random = [representable(inputs) for inputs in random_inputs(rebuilt.model)]
+    worst = _difference(model, rebuilt.model, [*random, *provided.values()])
     if worst <= TOLERANCE:
         return worst, []
-    compared = {**random_inputs_by_kind(rebuilt.model), **provided}
+    by_kind = {kind: representable(inputs) for kind, inputs in random_inputs_by_kind(rebuilt.model).items()}
+    compared = {**by_kind, **provided}
     noise = {
         kind: difference(_outputs(model, [inputs]), _outputs(model, [next_floats(inputs)]))
         for kind, inputs in compared.items()

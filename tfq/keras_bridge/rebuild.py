@@ -166,6 +166,8 @@ class _Rebuilder:
         if getattr(layer, "optional", False):
             self._problem(layer.name, layer, "it is an optional input. Use an input that is required")
         dtype = getattr(tensor.dtype, "name", tensor.dtype)
+        if dtype in OTHER_FLOATS:
+            self.rebuilt.notes.append(f"the input {layer.name} is float32 instead of {dtype}")
         shape = tuple(tensor.shape)
         bridged = import_tf_keras().Input(
             shape=shape[1:],

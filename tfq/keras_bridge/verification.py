@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the difference between a rebuilt model and the user's model, on random data and on provided data.
+"""Measure the difference between a rebuilt model and the user's model, on random data and on provided data."""
 
-Private symbol: `_set_dtype_policy` of a tf_keras layer, read in tf_keras 2.21.0. The nested mixed_float16 model of
-test_keras_bridge_bridge.py fails if it changes.
-"""
-
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +10,7 @@ from numpy.typing import NDArray
 from tfq.data import shape_fits
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, model_kind
-from tfq.keras_bridge.layers.config import OTHER_FLOATS
-from tfq.keras_bridge.walk import all_layers, layer_of
+from tfq.keras_bridge.walk import layer_of
 
 TOLERANCE = 1e-4
 # If a change in the last bit of the inputs changes an output by more than this fraction of its range, a difference of
@@ -133,6 +127,18 @@ def _accepts(input_shape: tuple[int | None, ...], shape: tuple[int, ...]) -> boo
     return any(shape_fits(item, input_shape) for item in shapes)
 
 
+def rounded_to(tensors: list[Any], inputs: list[NDArray]) -> list[NDArray]:
+    """Return inputs with values that the user's input tensors can represent, because a float16 input rounds them."""
+    import tensorflow as tf
+
+    results = []
+    for tensor, array in zip(tensors, inputs, strict=True):
+        dtype = tf.as_dtype(tensor.dtype)
+        is_narrower = dtype in (tf.float16, tf.bfloat16) and array.dtype == np.float32
+        results.append(tf.cast(tf.cast(array, dtype), array.dtype).numpy() if is_narrower else array)
+    return results
+
+
 def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArray]:
     """Return the flat outputs of a model of either Keras in inference, as float32.
 
@@ -180,46 +186,3 @@ def difference(expected: list[list[NDArray]], actual: list[list[NDArray]]) -> fl
 def next_floats(inputs: list[NDArray]) -> list[NDArray]:
     """Return the next larger float of the same dtype for each float; integers stay."""
     return [np.nextafter(array, array.dtype.type(np.inf)) if array.dtype.kind == "f" else array for array in inputs]
-
-
-@contextlib.contextmanager
-def compute_in_float32(model: Any) -> Iterator[None]:
-    """Make a model's float16, bfloat16, float64 and mixed layers compute in float32 with the same weights."""
-    layers = [layer for layer in all_layers(model) if layer.compute_dtype in OTHER_FLOATS]
-    is_keras_3 = model_kind(model) == "keras"
-    policies = [layer.dtype_policy for layer in layers]
-    try:
-        for layer in layers:
-            if is_keras_3:
-                layer.dtype_policy = _float32_policy(layer.variable_dtype)
-            else:
-                layer._set_dtype_policy("float32")
-        yield
-    finally:
-        for layer, policy in zip(layers, policies, strict=True):
-            if is_keras_3:
-                layer.dtype_policy = policy
-            else:
-                layer._set_dtype_policy(policy)
-
-
-def _float32_policy(variable_dtype: str) -> Any:
-    base: Any = import_keras().dtype_policies.DTypePolicy
-
-    class Float32Policy(base):
-        """Compute in float32, with weights of any dtype."""
-
-        @property
-        def compute_dtype(self) -> str:
-            return "float32"
-
-        @property
-        def variable_dtype(self) -> str:
-            return variable_dtype
-
-    return Float32Policy("float32")
-
-
-def layers_not_in_float32(model: Any) -> list[str]:
-    """Return the names of a tf_keras model's layers that compute in another float dtype than float32."""
-    return [layer.name for layer in all_layers(model) if layer.compute_dtype in OTHER_FLOATS]

@@ -271,3 +271,20 @@ def all_layers(model: Any) -> list[Any]:
 def takes_training(layer: Any) -> bool:
     """Check whether the layer's `call` has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters
+
+
+def called_with_training(model: Any) -> list[str]:
+    """Return the names of the layers that a functional model calls with training=True, also in nested models.
+
+    Augmentation layers of Keras 3, which have training=True as their default, are not counted.
+    """
+    if why_no_graph(model):
+        return []
+    names: list[str] = []
+    for call in graph_of(model).calls:
+        if is_model(call.operation):
+            names += called_with_training(call.operation)
+        if call.training is True and takes_training(call.operation):
+            default = inspect.signature(call.operation.call).parameters["training"].default
+            names += [] if default is True else [call.operation.name]
+    return list(dict.fromkeys(names))

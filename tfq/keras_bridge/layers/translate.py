@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.activations import activation_layer, needs_separate_layer
 from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_options, grouped_options, split_attention
@@ -23,6 +21,7 @@ from tfq.keras_bridge.layers.bridged_layer import (
 )
 from tfq.keras_bridge.layers.config import OTHER_FLOATS, dtype_of, translated_config
 from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
+from tfq.keras_bridge.precision import full_statistics
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model
 from tfq.keras_bridge.weights import model_weights
@@ -179,7 +178,7 @@ def _normalization(layer: Any, context: TranslationContext) -> Translation:
     axes = [axis for axis in axes if axis is not None]
     # In Keras 3 the statistics have size 1 in the axes that are reduced; tf_keras expects only the other axes.
     shape = [size for size in layer.mean.shape if size != 1] if len(axes) > 1 else [-1] if axes else []
-    mean, variance = (np.asarray(array, np.float32).reshape(shape).tolist() for array in (layer.mean, layer.variance))
+    mean, variance = (array.reshape(shape).tolist() for array in full_statistics(layer))
     built = import_tf_keras().layers.Normalization(
         axis=axes or None, mean=mean, variance=variance, invert=layer.invert, name=context.name, dtype=dtype_of(layer)
     )
