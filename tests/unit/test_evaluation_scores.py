@@ -213,7 +213,7 @@ def test_an_unknown_metric_gets_the_nearest(name, nearest):
 
 
 def test_every_metric_is_known_by_its_own_name():
-    assert registry.names("metric") == ("top1", "top5", "roc_auc", "mae")
+    assert registry.names("metric") == ("top1", "top5", "roc_auc", "mae", "pixel_accuracy", "mean_iou")
     assert [as_metric(name).name for name in registry.names("metric")] == list(registry.names("metric"))
     assert as_metric("") is as_metric(None) is None
 
@@ -226,6 +226,8 @@ EXAMPLES = {
     # The first examples look like probabilities, all of them together do not.
     "roc_auc": (np.where(np.arange(97)[:, None] < 30, [[0.3, 0.7]], TIED_SCORES[:, :2] * 8), RNG.integers(0, 2, 97)),
     "mae": (RNG.normal(size=(97, 3, 5)).astype(np.float32), RNG.normal(size=(97, 3, 5))),
+    "pixel_accuracy": (RNG.normal(size=(97, 3, 5, 4)).astype(np.float32), RNG.integers(0, 4, (97, 3, 5), np.uint8)),
+    "mean_iou": (RNG.integers(0, 4, (97, 3, 5), np.uint8), RNG.integers(0, 4, (97, 3, 5), np.int16)),
 }
 
 
@@ -246,12 +248,34 @@ def test_merged_states_give_the_number_of_the_whole_to_the_bit(name, cuts):
     assert metric.value_of(continued) == whole
 
 
-@pytest.mark.parametrize("name", ["top1", "top5", "mae"])
+@pytest.mark.parametrize("name", ["top1", "top5", "mae", "pixel_accuracy"])
 def test_scores_of_examples_have_the_metric_as_their_mean(name):
     metric, (outputs, labels) = as_metric(name), EXAMPLES[name]
     scores = metric.examples((outputs,), labels)
     assert scores.shape == (97,)
     assert scores.mean() == pytest.approx(metric.compute((outputs,), labels), abs=1e-15)
+
+
+def test_position_metrics_compare_every_position():
+    """The expected values are counted by hand."""
+    labels = np.array([[[0, 1], [1, 2]], [[2, 2], [0, 0]]], np.uint8)
+    numbers = np.array([[[0, 1], [2, 2]], [[2, 0], [0, 0]]], np.int8)
+    overlaps = [3 / 4, 1 / 2, 2 / 4]  # of the classes 0, 1 and 2
+    scores = np.eye(3)[numbers]
+    for outputs, form in [
+        (numbers, labels),
+        (scores, labels),
+        (scores, labels[..., None]),
+        (scores, np.eye(3)[labels]),
+    ]:
+        assert as_metric("pixel_accuracy").compute((outputs,), form) == 6 / 8
+        assert as_metric("mean_iou").compute((outputs,), form) == pytest.approx(np.mean(overlaps))
+    masks = np.array([[0.9, 0.2], [0.6, 0.5]])
+    assert as_metric("pixel_accuracy").compute((masks,), np.array([[1, 0], [0, 0]], bool)) == 3 / 4
+    with refused(InputError, field="labels", got=3):
+        as_metric("mean_iou").compute((scores,), labels + 1)
+    with refused(InputError, field="labels", got=(2, 1, 2)):
+        as_metric("mean_iou").compute((scores,), labels[:, :1])
 
 
 def test_the_interval_of_a_fraction_is_that_of_wilson():

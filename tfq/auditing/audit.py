@@ -25,8 +25,10 @@ from tfq.auditing.schemes import (
     SchemeRules,
     TypeRules,
     Violation,
+    accepts_raw_inputs,
     border_types,
     finding_kind,
+    has_raw_scale,
     is_hybrid,
 )
 from tfq.auditing.targets import Target, find_target
@@ -35,6 +37,7 @@ from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.patterns import of_source, op_address, parse_address
 from tfq.text_table import alternatives
+from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
 from tfq.tflite.reader import read
@@ -407,6 +410,7 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
     scheme = AUDIT_SCHEMES.get(config.require or "full_int8")
     possible = SCHEME_IO_TYPES[scheme] if scheme else ()
     for graph in tensors.entries(model):
+        plain = unquantized_integers(graph)
         for place, ends, allowed in (
             ("input", graph.input_tensors, input_types),
             ("output", graph.output_tensors, output_types),
@@ -414,7 +418,11 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
             for tensor in ends:
                 subject = f"{place} {shown(tensor.name)} of subgraph {graph.index} is {tensor.dtype}"
                 where: dict[str, Any] = {"subgraph": graph.index, "tensor": shown(tensor.name)}
-                if tensor.dtype in INDEX_TYPES and not tensor.is_quantized:
+                is_raw = place == "input" and has_raw_scale(tensor) and accepts_raw_inputs(config)
+                if is_raw and tensor.dtype not in allowed:
+                    message = f"{subject} with scale 1 and zero point 0: raw integers, such as the bytes of an image"
+                    yield Finding(kind="raw_input", severity=NOTE, message=message, **where)
+                elif (tensor.dtype in INDEX_TYPES and not tensor.is_quantized) or tensor.index in plain:
                     message = f"{subject}: indices or classes, which are not quantized"
                     yield Finding(kind="index_io", severity=NOTE, message=message, **where)
                 elif tensor.dtype not in allowed:

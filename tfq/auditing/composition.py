@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Determine the scheme of a flatbuffer from the tensors of its ops."""
 
-from tfq.auditing.schemes import FLOATS, INDEX_TYPES, NARROW, is_hybrid
+from tfq.auditing.schemes import FLOATS, INDEX_TYPES, NARROW, has_raw_scale, is_hybrid
+from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.op_types import INDEX, RANGE, WIDE, roles
 from tfq.tflite.records import Model, Op, Subgraph
 
@@ -40,20 +41,29 @@ class Composition:
         self.dequantized: set[str] = set()
         self.is_hybrid = self.has_foreign_ops = False
         graph = model.main_subgraph
-        self.borders = {tensor.dtype for tensor in (*graph.input_tensors, *graph.output_tensors)}
+        plain = unquantized_integers(graph)
+        self.borders = {
+            graph.tensors[index].dtype
+            for index in (*graph.inputs, *graph.outputs)
+            if index not in plain
+            and not (graph.tensors[index].dtype == "int16" and has_raw_scale(graph.tensors[index]))
+        }
         for graph in model.subgraphs:
             border = frozenset((*graph.inputs, *graph.outputs))
+            plain = unquantized_integers(graph)
             for op in graph.ops:
-                self._add(graph, op, border)
+                self._add(graph, op, border, plain)
         self.scheme = self._scheme()
 
-    def _add(self, graph: Subgraph, op: Op, border: frozenset[int]) -> None:
+    def _add(self, graph: Subgraph, op: Op, border: frozenset[int], plain: frozenset[int]) -> None:
         self.has_foreign_ops |= op.name == "CUSTOM" or op.name.startswith("UNKNOWN_")
         self.is_hybrid |= is_hybrid(graph, op)
-        converts = op.name in ("QUANTIZE", "DEQUANTIZE")
+        converts = op.name in ("QUANTIZE", "DEQUANTIZE") or (
+            op.name == "CAST" and has_raw_scale(graph.tensors[op.inputs[0]])
+        )
         for _, _, index, role in roles(op):
             tensor = graph.tensors[index]
-            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _INDEX_TYPES:
+            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _INDEX_TYPES or index in plain:
                 continue
             if tensor.is_constant and op.name == "DEQUANTIZE":
                 self.dequantized.add(tensor.dtype)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tfq.auditing.targets import find_target
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.text_table import alternatives
+from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, RANGE, REAL_OPS, WEIGHT, WIDE, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
@@ -54,6 +55,16 @@ def border_types(config: AuditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]
     return ((inputs,) if inputs else own, (outputs,) if outputs else own)
 
 
+def has_raw_scale(tensor: Tensor) -> bool:
+    """Check whether the values of an integer tensor are the integers themselves: scale 1 and zero point 0."""
+    return tensor.scale == (1.0,) and tensor.zero_point == (0,)
+
+
+def accepts_raw_inputs(config: AuditConfig) -> bool:
+    """Check whether inputs with raw integers are allowed: the config requires no type and no target."""
+    return not config.inference_input_type and find_target(config.require) is None
+
+
 class Borders:
     """The inputs and outputs of the model in one subgraph, and the types that they may have."""
 
@@ -68,11 +79,16 @@ class Borders:
         self._inputs = frozenset(graph.inputs) if is_entry else frozenset()
         self._outputs = frozenset(graph.outputs) if is_entry else frozenset()
         self._input_types, self._output_types = border_types(config)
+        self._accepts_raw = accepts_raw_inputs(config)
 
     def is_converter(self, op: Op, place: str, tensor: Tensor) -> bool:
         """Check whether `op` converts an allowed type of the model's input or output to or from the type inside."""
         if place == "input":
-            return tensor.index in self._inputs and tensor.dtype in self._input_types and op.name == "QUANTIZE"
+            if tensor.index not in self._inputs:
+                return False
+            if tensor.dtype in self._input_types:
+                return op.name == "QUANTIZE"
+            return self._accepts_raw and has_raw_scale(tensor) and op.name in ("QUANTIZE", "CAST")
         last = "DEQUANTIZE" if tensor.dtype == "float32" else "QUANTIZE"
         return tensor.index in self._outputs and tensor.dtype in self._output_types and op.name == last
 
@@ -88,16 +104,19 @@ class TypeRules:
     def __init__(self, graph: Subgraph, borders: Borders) -> None:
         """Prepare the rules for `graph`."""
         self._graph, self._borders = graph, borders
+        self._plain = unquantized_integers(graph)
 
     def violations(self, op: Op) -> list[Violation]:
         """Return all tensors of `op` that violate the rules."""
         tensors = self._graph.tensors
         touched = roles(op)
-        data = [tensors[index] for _, _, index, role in touched if role != INDEX]
+        data = [tensors[index] for _, _, index, role in touched if role != INDEX and index not in self._plain]
         is_index_op = op.name in CONTROL_FLOW or (op.name in INTEGER_OPS and all(_is_index(tensor) for tensor in data))
         results = []
         for place, slot, index, role in touched:
             tensor = tensors[index]
+            if is_index_op and index in self._plain:
+                continue
             expected = _expected(op, tensor, role, is_index_op)
             if expected and not self._borders.is_converter(op, place, tensor):
                 results.append(Violation(place=place, slot=slot, tensor=index, dtype=tensor.dtype, expected=expected))
@@ -215,6 +234,7 @@ class SchemeRules:
             borders: The model's inputs and outputs in this subgraph.
         """
         self._graph, self._rule, self._borders = graph, _RULES[scheme], borders
+        self._plain = unquantized_integers(graph)
         self._sources = {
             op.outputs[0]: graph.tensors[op.inputs[0]]
             for op in graph.ops
@@ -228,7 +248,7 @@ class SchemeRules:
             tensor = self._graph.tensors[index]
             # The stored constant is reported, not the output of the DEQUANTIZE.
             expanded = op.name == "DEQUANTIZE" and place == "output" and self._stored(tensor)
-            expected = None if expanded else self._expected(op, tensor, role)
+            expected = None if expanded or index in self._plain else self._expected(op, tensor, role)
             if expected and not self._borders.is_converter(op, place, tensor):
                 shown = self._stored(tensor) or tensor
                 results.append(

@@ -12,7 +12,7 @@ import numpy as np
 from tfq.auditing.parameters import SMALLEST_NORMAL, parameter_faults
 from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title, shown
 from tfq.errors import InputError
-from tfq.tflite.index_values import quantized_indices
+from tfq.tflite.index_values import quantized_indices, unquantized_integers
 from tfq.tflite.op_types import CHANNEL_AXES, INDEX, WEIGHT, roles
 from tfq.tflite.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values
 
@@ -127,6 +127,7 @@ def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
     """Yield findings about scales, zero points and sizes that interpreters refuse, and about dynamic shapes."""
     borders = {*graph.inputs, *graph.outputs} if is_entry(model, graph) else set()
     indices = {tensor for op in graph.ops for _, _, tensor, role in roles(op) if role == INDEX}
+    indices |= unquantized_integers(graph)
     owners = touched(graph)
     for index in quantized_indices(graph):
         tensor = graph.tensors[index]

@@ -31,6 +31,7 @@ from tfq.conversion.quantize import (
     quantize_flatbuffer,
     warn_of_dead_layers,
 )
+from tfq.conversion.raw_inputs import with_float_inputs
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
 from tfq.conversion.targeting import (
     config_for_target,
@@ -239,12 +240,13 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         result = quantize_after_training(floating, dataset, config, ranges)
         evidence = result.evidence and dataclasses.replace(result.evidence, trained=trained)
         return dataclasses.replace(result, evidence=evidence)
-    ranges = with_same_scales(floating, ranges)
+    floating, _, raw = with_float_inputs(floating, [], config)
+    ranges = with_same_scales(floating, {**ranges, **raw.ranges})
     masks = bound_masks(floating, ranges, ranges, config.scheme)
     ranges = with_selection_ranges(masks.model, masks.ranges, shared=False)
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
-    content = with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
+    content = raw.restore(with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config)))
     return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating, trained=trained))
 
 

@@ -12,6 +12,7 @@ and before those that use what it changes.
 | | reject fused recurrent ops, or warn about them | `recurrent.check_recurrent_ops` |
 | | make infinite mask constants finite | `masks.with_finite_masks` |
 | | make float inputs that are only indices int32 | `exact_indices.with_integer_inputs` |
+| | make integer inputs that are only cast to float float32 | `raw_inputs.with_float_inputs` |
 | | cross-layer equalization, bias absorption | `tfq.ptq` |
 | ranges | calibrate | `tfq.ptq.calibration` |
 | | extend the ranges learned by QAT over ops that move values | `fake_quant.with_same_scales` |
@@ -25,6 +26,7 @@ and before those that use what it changes.
 | | restore the signatures that the quantizer dropped | `tflite.restore_signatures` |
 | | GPTQ, 4-bit weights, bias correction | `tfq.ptq` |
 | | int8: write scales that the kernels really use | `int8_forms.with_int8_forms` |
+| | give integer inputs their type back | `raw_inputs.RawInputs.restore` |
 | result | compare with the float model, check the target | `verified`, `targeting` |
 
 `convert` calls the first three passes and the last one. Before them it resolves `op:12` to names (`op_patterns`). It
@@ -61,6 +63,7 @@ from tfq.conversion.int16_forms import with_float_edges, with_int16_forms
 from tfq.conversion.int16_types import float_only_ops, with_int16_types
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_and_check_masks, bound_masks, with_finite_masks
+from tfq.conversion.raw_inputs import byte_ranges, with_float_inputs
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
 from tfq.data import common_batch_size, input_specs, representative_samples
 from tfq.errors import InputError, warn
@@ -146,6 +149,7 @@ def quantize_after_training(
     samples, num_samples = _samples(model, dataset, config) if needs_samples else ([], 0)
     has_finite_masks = model is not floating
     model, samples = with_integer_inputs(model, samples, config)
+    model, samples, raw = with_float_inputs(model, samples, config)
     floating = floating if has_finite_masks else model
     warn_of_float_indices(model)
     techniques: dict[str, Any] = {}
@@ -161,7 +165,8 @@ def quantize_after_training(
     keep = evenly_spaced(max(1, num_samples // batch_size)) if config.verify and samples else ()
     ranges, outputs = calibration.calibrate_with_outputs(model, samples, used, keep, num_samples)
     _warn_of_outliers(ranges)
-    calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
+    fixed = with_same_scales(model, {**(known or {}), **raw.ranges, **byte_ranges(model, samples, config)})
+    calibrated, values = model, {**ranges.values, **fixed}
     masks = bound_and_check_masks(model, values, ranges.observed, config.scheme, samples)
     model, techniques = masks.model, {**techniques, **masks.to_dict()}
     dead = calibration.with_kernel_limits(model, masks.ranges, config.scheme)[1]
@@ -169,11 +174,11 @@ def quantize_after_training(
 
     def quantize(other: ConversionConfig) -> bytes:
         needs_full_ranges = other.calibration.method == "min_max" != used.method
-        chosen = {**ranges.observed, **with_same_scales(calibrated, known or {})} if needs_full_ranges else values
+        chosen = {**ranges.observed, **fixed} if needs_full_ranges else values
         bounded = BoundedMasks(model=calibrated, ranges=chosen)
         if masks.layers:
             bounded = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
-        return with_int8_forms(_quantized(bounded.model, bounded.ranges, other))
+        return raw.restore(with_int8_forms(_quantized(bounded.model, bounded.ranges, other)))
 
     content = _quantized(model, masks.ranges, config)
     content, weights = _with_weight_techniques(content, model, samples, config)
@@ -185,7 +190,7 @@ def quantize_after_training(
         evidence = _evidence(floating, dataset, {number: samples[number] for number in keep}, reused, outliers)
         evidence = dataclasses.replace(evidence, quantize=quantize)
     return Conversion(
-        content=with_int8_forms(content),
+        content=raw.restore(with_int8_forms(content)),
         ranges=ranges,
         techniques=techniques,
         dead_layers=dead,

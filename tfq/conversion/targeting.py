@@ -10,6 +10,7 @@ from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, warn
 from tfq.text_table import alternatives, listed
+from tfq.tflite.index_values import index_tensors
 
 # The number of findings that get a warning each.
 _MAX_WARNINGS = 8
@@ -167,11 +168,13 @@ def _types_of(graph: tflite.Subgraph, name: str | None) -> list[str]:
 
 
 def _computes_in_float(graph: tflite.Subgraph, op: tflite.Op) -> bool:
-    """Check whether `op` outputs floats, or compares them."""
+    """Check whether `op` reads or outputs floats, except ops that `warn_of_float_indices` names."""
     if op.name in ("QUANTIZE", "DEQUANTIZE"):
         return False
-    tensors = op.tensors if any(graph.tensors[index].dtype == "bool" for index in op.outputs) else op.outputs
-    return any(graph.tensors[index].dtype == "float32" for index in tensors)
+    floats = [index for index in op.tensors if graph.tensors[index].dtype == "float32"]
+    if all(graph.tensors[index].is_constant for index in floats):
+        return False
+    return any(index in op.outputs for index in floats) or index_tensors(graph).isdisjoint(op.outputs)
 
 
 def _only_changes_type(graph: tflite.Subgraph, op: tflite.Op) -> bool:

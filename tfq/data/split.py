@@ -409,7 +409,7 @@ def count_classes(splits: Sequence[AnySplit]) -> int | None:
                 continue
             if is_one_hot(piece.labels):
                 highest = max(highest, piece.labels.shape[1] - 1)
-            elif piece.labels.dtype.kind in "iu":
+            elif piece.labels.dtype.kind in "iu" and piece.labels.ndim == 1:
                 highest = max(highest, int(piece.labels.max()))
     return highest + 1 or None
 

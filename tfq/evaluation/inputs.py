@@ -254,7 +254,8 @@ def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) ->
             f"{clipped:.1%} of the values of input {name!r} are outside of its range ({span}) and clipped. {ADVICE}"
         )
     # int16 is symmetric, and its steps are so small that half of the range is enough for data without negative values.
-    if unused > MAX_UNUSED_FRACTION and tensor.dtype != "int16":
+    # int32 inputs are raw integers.
+    if unused > MAX_UNUSED_FRACTION and tensor.dtype in ("int8", "uint8"):
         results.append(f"{unused:.0%} of the range of input {name!r} ({span}) is not used by this data. {ADVICE}")
     return results
 

@@ -68,8 +68,9 @@ class Contract:
     Args:
         outputs: The expected outputs, for messages and documentation, such as "(n, classes)".
         labels: The expected labels, such as "(n,) integers in [0, classes)".
-        predicts: What the metric reads in the outputs of an example: one of several "classes", a "score" of class 1,
-            "values", or "any" of these. Agreement with another model is defined for classes only.
+        predicts: What the metric reads in the outputs of an example: one of several "classes", a class for each of
+            several "positions", a "score" of class 1, "values", or "any" of these. Agreement with another model is
+            defined for classes and positions only.
         check: (outputs, labels) -> None; raises InputError if they do not fit. It is called with some or all examples.
         unsuited: (outputs, labels) -> the reason why this data needs another metric, or None. If the metric was only
             chosen by default, it is then skipped for this reason.
@@ -77,7 +78,7 @@ class Contract:
 
     outputs: str
     labels: str
-    predicts: Literal["classes", "score", "values", "any"]
+    predicts: Literal["classes", "positions", "score", "values", "any"]
     check: Callable[[Outputs, NDArray[Any]], None]
     unsuited: Callable[[Outputs, NDArray[Any]], str | None] = lambda outputs, labels: None
 

@@ -145,7 +145,10 @@ def _why_no_classes(outputs: Outputs, labels: NDArray) -> str | None:
 
 def why_no_single_class(outputs: NDArray) -> str:
     """Return the reason why metrics of classes cannot be computed for these outputs."""
-    return f"the first output, {list(outputs.shape)}, does not predict one class per example. Choose evaluation.metric"
+    return (
+        f"the first output, {list(outputs.shape)}, does not predict one class per example. Choose evaluation.metric, "
+        "such as pixel_accuracy for maps of classes"
+    )
 
 
 CLASSES = Contract(
@@ -200,7 +203,7 @@ def _among_largest(outputs: Outputs, labels: NDArray, k: int = 5) -> NDArray[np.
     return ranked_higher.sum(axis=1) < k
 
 
-def _count_correct(examples: Callable[[Outputs, NDArray], NDArray]) -> Callable[[State, Outputs, NDArray], State]:
+def count_correct(examples: Callable[[Outputs, NDArray], NDArray]) -> Callable[[State, Outputs, NDArray], State]:
     """Return an update that counts all examples and the correct ones."""
 
     def update(state: State, outputs: Outputs, labels: NDArray) -> State:
@@ -210,7 +213,8 @@ def _count_correct(examples: Callable[[Outputs, NDArray], NDArray]) -> Callable[
     return update
 
 
-def _fraction(state: State) -> float:
+def fraction(state: State) -> float:
+    """Return the fraction of correct examples of a state with the counts `correct` and `examples`."""
     return int(state["correct"]) / int(state["examples"])
 
 
@@ -236,8 +240,8 @@ TOP1 = register(
         direction="higher",
         unit="fraction",
         contract=CLASSES,
-        update=_count_correct(_is_correct),
-        finish=_fraction,
+        update=count_correct(_is_correct),
+        finish=fraction,
         examples=_is_correct,
         interval=wilson_interval,
         default=True,
@@ -255,8 +259,8 @@ register(
             outputs="(n, classes), at least 6 classes",
             check=lambda outputs, labels: _check_classes(outputs, labels, 6),
         ),
-        update=_count_correct(_among_largest),
-        finish=_fraction,
+        update=count_correct(_among_largest),
+        finish=fraction,
         examples=_among_largest,
         interval=wilson_interval,
         reported_with=("top1",),
@@ -428,7 +432,7 @@ def mean_absolute_error(outputs: NDArray, labels: NDArray) -> float:
 def _check_values(outputs: Outputs, labels: NDArray) -> None:
     (values,) = outputs
     check_no_nan(values, "the output")
-    if _squeezed(values) != _squeezed(labels):
+    if squeezed_shape(values) != squeezed_shape(labels):
         raise InputError(
             f"outputs of shape {list(values.shape)} and labels of shape {list(labels.shape)} differ, expected one "
             "label for each output value",
@@ -445,7 +449,8 @@ def _check_values(outputs: Outputs, labels: NDArray) -> None:
         )
 
 
-def _squeezed(array: NDArray) -> tuple[int, ...]:
+def squeezed_shape(array: NDArray) -> tuple[int, ...]:
+    """Return the shape of `array` (n, ...) without axes of length 1, except the first."""
     return (len(array), *(size for size in array.shape[1:] if size != 1))
 
 
@@ -477,3 +482,6 @@ MAE = register(
         reconstruction=Reconstruction(error=absolute_error, against="zero", reported_with=("roc_auc",)),
     )
 )
+
+# Registers the metrics of positions, which use the functions above.
+import tfq.evaluation.position_metrics  # noqa: E402, F401

@@ -352,6 +352,8 @@ def why_no_class(
         return f"{metric.name} compares values, not classes"
     if predicts_class:
         return None
+    if is_used and predicts == "positions" and is_scored:
+        return None
     if is_used and predicts == "classes" and (is_scored or not choice.is_default):
         return None if has_classes(values) else why_no_single_class(values)
     if is_used and predicts == "score" and is_scored and num_classes(values) == 2:

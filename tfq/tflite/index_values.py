@@ -45,6 +45,34 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
     return frozenset(results)
 
 
+_INTEGERS = ("int32", "int64", "bool", "int8", "uint8", "int16", "uint16", "uint32")
+
+
+def unquantized_integers(graph: Subgraph) -> frozenset[int]:
+    """Return the 8-bit and 16-bit tensors that have plain integers, such as class numbers, and need no scale.
+
+    They are inputs that only CAST reads, what CAST computes from other unquantized integers, and copies of these.
+    """
+    small = {
+        index
+        for index, tensor in enumerate(graph.tensors)
+        if tensor.dtype in _INTEGERS[3:] and not tensor.is_quantized and not tensor.is_constant
+    }
+    results = set()
+    for index in small.intersection(graph.inputs):
+        readers = graph.readers.get(index, ())
+        if readers and all(op.name == "CAST" for op in readers):
+            results.add(index)
+    for op in graph.ops:
+        if op.name != "CAST" and op.name not in COPYING_OPS:
+            continue
+        source = graph.tensors[op.inputs[0]]
+        is_plain = source.dtype in _INTEGERS[:3] and not source.is_quantized and op.name == "CAST"
+        if is_plain or source.index in results:
+            results |= small.intersection(op.outputs)
+    return frozenset(results)
+
+
 def quantized_indices(graph: Subgraph, op: Op | None = None) -> tuple[int, ...]:
     """Return the tensors of `index_tensors` that have a scale, in ascending order."""
     return tuple(index for index in sorted(index_tensors(graph, op)) if graph.tensors[index].is_quantized)

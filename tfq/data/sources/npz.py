@@ -278,8 +278,12 @@ def _labels(members: dict[str, Member], path: Path, key: str) -> NDArray | None:
         return None
     member = members[key]
     labels = np.concatenate(list(member.rows(0, member.length, max(1, member.length))) or [np.empty(0, member.dtype)])
-    # Floats are regression targets, for metrics that accept them.
-    return labels if labels.dtype.kind == "f" else class_labels(labels, f"{path} {key}")
+    # Floats are regression targets, for metrics that accept them. Several integers for each example are a map of
+    # classes, unless they may be meant as a one-hot row.
+    is_map = labels.dtype.kind in "iub" and (
+        labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] > 1 and labels.max() > 1)
+    )
+    return labels if labels.dtype.kind == "f" or is_map else class_labels(labels, f"{path} {key}")
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
