@@ -260,6 +260,16 @@ def recurrent_ops() -> str:
     return code(sorted(_FLOAT_ONLY)) + "\n"
 
 
+def custom_ops() -> str:
+    """Return the table of custom ops that an audit knows."""
+    from tfq.tflite.op_types import COMPILED_OPS, CUSTOM_KERNELS
+
+    rows = [("custom op", "who runs it")]
+    rows += [(code([name]), f"{owner}, in float32") for name, owner in sorted(CUSTOM_KERNELS.items())]
+    rows += [(code([name]), device) for name, device in sorted(COMPILED_OPS.items())]
+    return markdown_table(rows)
+
+
 TABLES = {
     table.__name__: table
     for table in (
@@ -272,5 +282,6 @@ TABLES = {
         operations_refused,
         models_not_convertible,
         recurrent_ops,
+        custom_ops,
     )
 }

@@ -6,7 +6,8 @@
     tfq audit --model=model_int8.tflite --require=edgetpu
 
 Reads a .tflite. --require names a scheme, such as full_int8, or a target, such as edgetpu. The exit code is 1 unless
-every op fits; the reason is printed for each op that does not.
+every op fits; the reason is printed for each op that does not. Without --require, the file is audited as the scheme
+that it has, and the exit code is 0.
 
 The file is also run once on neutral inputs, in a child process, and a file that fails there does not pass. A file with
 a custom op, or one compiled for another device, cannot be run here and is not judged by that. --noexecute skips the

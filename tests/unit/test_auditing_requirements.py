@@ -52,7 +52,7 @@ def test_the_error_names_every_failing_op_with_its_layer():
 
 
 def test_a_report_for_other_requirements_is_not_accepted():
-    report = audit_model(golden("digits_float32"))
+    report = audit_model(golden("digits_float32"), AuditConfig(require="full_int8"))
     assert not report.ok
     assert require(report, AuditConfig()) is report
     with pytest.raises(AuditError):

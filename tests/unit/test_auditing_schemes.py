@@ -8,7 +8,16 @@ import pytest
 from golden_models import INT8, NAMES, changed, golden
 
 from tfq.auditing import audit_model
+from tfq.config import AuditConfig
 
+FULL_INT8 = AuditConfig(require="full_int8")
+# Scheme -> the value of AuditConfig.require for it, where the two differ.
+OWN = {
+    "int8_float_io": "full_int8",
+    "int8_uint8_io": "full_int8",
+    "weight_only": "weight_only_int8",
+    "mixed": "full_int8",
+}
 SCHEMES = {
     "argmax_int8": "full_int8",
     "custom_op": "float32",
@@ -41,12 +50,20 @@ def test_every_golden_file_has_its_scheme_here():
 def test_scheme_is_the_one_that_the_file_was_made_in(name):
     report = audit_model(golden(name))
     assert report.scheme == SCHEMES[name]
-    assert report.ok == (report.scheme == "full_int8")
+    assert audit_model(golden(name), FULL_INT8).ok == (report.scheme == "full_int8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_requirement_a_file_is_audited_as_its_own_scheme(name):
+    report = audit_model(golden(name))
+    assert (report.is_required, report.requirement) == (False, OWN.get(report.scheme, report.scheme))
+    # A float op in an int8 file, and ops without a kernel, still fail.
+    assert report.ok == (name not in ("custom_op", "flex_op", "float_island"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_report_is_plain_json_and_reads_on_a_terminal(name):
-    report = audit_model(golden(name))
+    report = audit_model(golden(name), FULL_INT8)
     values = report.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     text = report.to_text()
@@ -68,7 +85,7 @@ def test_the_text_names_the_scales_of_the_weights(name, scales):
 
 
 def test_dynamic_range_ops_are_distinguished_from_float_ops():
-    report = audit_model(golden("digits_dynamic_range"))
+    report = audit_model(golden("digits_dynamic_range"), FULL_INT8)
     # Only conv2 has at least 1,024 weights, the threshold of TensorFlow's converter.
     assert [f.keras_layer for f in report.findings if f.kind == "hybrid_op"] == ["conv2"]
     assert report.weight_types == {"float32": 4, "int8": 1}
@@ -76,7 +93,7 @@ def test_dynamic_range_ops_are_distinguished_from_float_ops():
 
 
 def test_int16_activations_are_recognized():
-    report = audit_model(golden("digits_int16x8"))
+    report = audit_model(golden("digits_int16x8"), FULL_INT8)
     assert [finding.op_index for finding in report.failures if finding.kind == "int16"] == list(range(9))
 
 
@@ -103,7 +120,7 @@ def test_int8_weights_dequantized_for_float_ops_are_weight_only():
             if max(code.builtinCode, code.deprecatedBuiltinCode) == 6:
                 model.subgraphs[0].tensors[int(op.inputs[0])].type = INT8
 
-    report = audit_model(changed(golden("digits_float16"), store_int8))
+    report = audit_model(changed(golden("digits_float16"), store_int8), FULL_INT8)
     assert report.scheme == "weight_only"
     assert any("dequantized" in finding.message for finding in report.failures)
 

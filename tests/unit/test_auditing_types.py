@@ -99,7 +99,7 @@ def test_float_border_excuses_the_border_alone(name):
 
 
 def test_float_input_of_a_computing_op_fails_with_float_inputs_allowed():
-    config = AuditConfig(inference_input_type="float32", inference_output_type="float32")
+    config = AuditConfig(require="full_int8", inference_input_type="float32", inference_output_type="float32")
     report = audit_model(golden("digits_float32"), config)
     assert [finding.op_index for finding in report.failures] == list(range(9))
 
@@ -138,7 +138,7 @@ def test_a_list_of_a_type_allows_that_type_alone(flag):
     report = audit_model(golden("float_island"), AuditConfig(**{flag: ("*",)}))
     assert not report.ok
     assert [finding.kind for finding in report.findings if finding.kind.startswith("unused")] == [f"unused_{flag}"]
-    whole = audit_model(golden("digits_int16x8"), AuditConfig(**{flag: ("*",), "inference_input_type": "int8"}))
+    whole = audit_model(golden("digits_int16x8"), AuditConfig(require="full_int8", **{flag: ("*",)}))
     types = [finding for finding in whole.findings if finding.kind in ("int16", "qdq")]
     assert types and all(finding.allowed == (flag == "allow_int16") for finding in types)
 
@@ -179,7 +179,7 @@ def test_op_of_a_later_schema_fails_and_is_named():
 
 
 def test_every_op_of_every_subgraph_is_visited():
-    report = audit_model(golden("two_branches_float32"))
+    report = audit_model(golden("two_branches_float32"), AuditConfig(require="full_int8"))
     model = unpacked(golden("two_branches_float32"))
     expected = {(graph, op) for graph in range(3) for op in range(len(model.subgraphs[graph].operators))}
     assert {(f.subgraph, f.op_index) for f in report.failures if f.op_index is not None} == expected

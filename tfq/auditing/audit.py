@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Audit a flatbuffer: check every op of every subgraph, and report each violation with its reason.
 
-The default requirement is full int8. int8 tensors must have scale and zero point. int32 is accepted as a bias, as an
-index or shape, in index arithmetic, and in ops outside REAL_OPS if it has no scale. As data of a kernel that computes
-on real values, or together with quantized data, int32 is an error that no interpreter runs. bool and int64 are accepted
-as indices and conditions, in index arithmetic, and in control flow.
+Without a requirement, a file is audited as the scheme that it has (`basis`). In full int8, int8 tensors must have scale
+and zero point. int32 is accepted as a bias, as an index or shape, in index arithmetic, and in ops outside REAL_OPS if
+it has no scale. As data of a kernel that computes on real values, or together with quantized data, int32 is an error
+that no interpreter runs. bool, int64 and strings are accepted as indices and conditions, in index arithmetic, and in
+control flow. Handles of variables and tables have no values.
 """
 
 import collections
@@ -15,31 +16,30 @@ from typing import Any
 
 from tfq.artifacts import content_of
 from tfq.auditing import tensors
+from tfq.auditing.basis import Basis
 from tfq.auditing.composition import CONVERTED, Composition
 from tfq.auditing.reasons import Reasons
 from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding, op_title, origin, shown
 from tfq.auditing.schemes import (
     FLOATS,
+    HANDLES,
     INDEX_TYPES,
     Borders,
-    SchemeRules,
     TypeRules,
     Violation,
-    accepts_raw_inputs,
-    border_types,
     finding_kind,
     has_raw_scale,
     is_hybrid,
 )
-from tfq.auditing.targets import Target, find_target
+from tfq.auditing.targets import Target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
-from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
+from tfq.config import SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.patterns import of_source, op_address, parse_address
 from tfq.text_table import alternatives
 from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
-from tfq.tflite.op_types import CONTROL_FLOW, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
+from tfq.tflite.op_types import COMPILED_OPS, CONTROL_FLOW, CUSTOM_KERNELS, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
 from tfq.tflite.signatures import main_subgraph_note
@@ -173,7 +173,9 @@ class TargetRules:
         return {
             self._graph.tensors[index].dtype
             for _, _, index, role in roles(op)
-            if role not in (INDEX, WIDE, RANGE) and not self._graph.tensors[index].is_constant
+            if role not in (INDEX, WIDE, RANGE)
+            and not self._graph.tensors[index].is_constant
+            and self._graph.tensors[index].dtype not in HANDLES
         }
 
 
@@ -182,28 +184,21 @@ Allowed = Callable[[Subgraph, Op, Set[str]], bool]
 
 
 class OpRules:
-    """The requirement of `config.require` on the ops of one subgraph."""
+    """The rules for the ops of one subgraph."""
 
-    def __init__(self, graph: Subgraph, config: AuditConfig, composition: Composition, *, is_entry: bool) -> None:
+    def __init__(self, graph: Subgraph, basis: Basis, composition: Composition, *, is_entry: bool) -> None:
         """Choose the rules.
 
         Args:
             graph: The subgraph.
-            config: The requirement and its exceptions.
+            basis: What the file is audited as.
             composition: The composition of the whole model.
             is_entry: Whether a caller can run the subgraph, so that its inputs and outputs are those of the model.
         """
-        borders = Borders(graph, config, is_entry)
-        required = config.require or "full_int8"
-        target = find_target(required)
-        self._target = TargetRules(graph, target, borders) if target else None
-        self._scheme = AUDIT_SCHEMES.get(required)
-        self._types: TypeRules | SchemeRules | None = None
-        if self._scheme == "int8" or (target and target.schemes == ("int8",)):
-            self._types, self._scheme = TypeRules(graph, borders), "int8"
-        elif self._scheme:
-            self._types = SchemeRules(graph, self._scheme, borders)
-        self._graph, self._composition = graph, composition
+        borders = basis.borders(graph, is_entry=is_entry)
+        self._target = TargetRules(graph, basis.target, borders) if basis.target else None
+        self._types = basis.type_rules(graph, borders)
+        self._basis, self._graph, self._composition = basis, graph, composition
 
     def findings(self, allowed: Allowed) -> Iterator[Finding]:
         """Yield the findings about all ops, in order."""
@@ -215,7 +210,7 @@ class OpRules:
         # A Q/DQ pair is allowed if all float or 16-bit ops between its two ops are allowed.
         permitted |= reasons.converters_of(permitted)
         for op in graph.ops:
-            foreign = _foreign_finding(graph, op)
+            foreign = _foreign_finding(graph, op, self._basis.target)
             if foreign:
                 yield foreign
             if op.index in violations:
@@ -225,7 +220,7 @@ class OpRules:
 
     def _type_finding(self, op: Op, violations: list[Violation], reasons: Reasons, permit: bool) -> Finding:
         graph = self._graph
-        if self._scheme == "int8":
+        if isinstance(self._types, TypeRules):
             kind = finding_kind(graph, op, violations)
             reason = f"{reasons.reason(op, kind)}: {reasons.advice(op, kind)}"
         else:
@@ -234,7 +229,8 @@ class OpRules:
             left = (
                 " (if that already gave this result, replace the layer)" if self._composition.scheme == "mixed" else ""
             )
-            reason = f"the model is {self._composition.scheme}: convert with conversion.scheme={self._scheme}{left}"
+            scheme = self._basis.scheme
+            reason = f"the model is {self._composition.scheme}: convert with conversion.scheme={scheme}{left}"
             reason += f", or name {origin(graph, op)!r} in audit.allow_float"
         by_type: dict[tuple[str, str], list[str]] = {}
         for violation in violations[:16]:
@@ -251,20 +247,41 @@ class OpRules:
         return Finding(kind=kind, severity=severity, message=message, allowed=permit, **_where(graph, op), tensor=first)
 
 
-def _foreign_finding(graph: Subgraph, op: Op) -> Finding | None:
+def _foreign_finding(graph: Subgraph, op: Op, target: Target | None) -> Finding | None:
     """Return the finding about an op that is not one of TFLite's builtin ops, or None."""
+    advice, severity = "replace the layer; audit.allow_float does not cover it", FAILS
     if op.name == "CUSTOM":
-        flex = op.custom_code.startswith("Flex")
-        kind = "flex_op" if flex else "custom_op"
-        who = "TensorFlow (the Flex delegate)" if flex else "the application"
-        what = f"is the custom op {shown(op.custom_code)}, expected a builtin op: only {who} has a kernel for it"
+        kind, what, runs = _custom_op(op, target)
+        severity = NOTE if runs else FAILS
     elif op.name.startswith("UNKNOWN_"):
         kind = "unknown_op"
         what = "has an operator code that is newer than this schema, expected a builtin op: its int8 support is unknown"
     else:
         return None
-    message = f"{op_title(graph, op)} {what}: replace the layer; audit.allow_float does not cover it"
-    return Finding(kind=kind, severity=FAILS, message=message, **_where(graph, op))
+    message = f"{op_title(graph, op)} {what}" + ("" if severity == NOTE else f": {advice}")
+    return Finding(kind=kind, severity=severity, message=message, **_where(graph, op))
+
+
+def _custom_op(op: Op, target: Target | None) -> tuple[str, str, bool]:
+    """Return (kind of the finding, what the custom op is, whether the target, or LiteRT without one, runs it)."""
+    code = op.custom_code
+    what = f"is the custom op {shown(code)}"
+    if code in COMPILED_OPS:
+        device = COMPILED_OPS[code]
+        what += f", code that was compiled for {device}; what it computes is not visible in the file"
+        if target and code not in target.custom_ops:
+            return "compiled_op", f"{what}, and {target.title} cannot run it", False
+        return "compiled_op", what, True
+    if code in CUSTOM_KERNELS:
+        owner = CUSTOM_KERNELS[code]
+        what += f", which computes on float32; {owner} has a kernel for it, and other runtimes may have none"
+        if target and not target.has_builtin_kernels and code not in target.custom_ops:
+            return "custom_op", f"{what}, such as {target.title}", False
+        return "custom_op", what, True
+    is_flex = code.startswith("Flex")
+    who = "TensorFlow (the Flex delegate)" if is_flex else "the application"
+    what += f", expected a builtin op: only {who} has a kernel for it"
+    return ("flex_op" if is_flex else "custom_op"), what, False
 
 
 def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
@@ -272,14 +289,16 @@ def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
 
 
 def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditReport:
-    """Audit a flatbuffer: its composition, and its violations of what `config.require` names.
+    """Audit a flatbuffer: its composition, and its violations of what `config.require` names, or of its own scheme.
 
     Args:
         model: The flatbuffer: its bytes or its path.
-        config: The required scheme or target (full_int8 if empty), the types that inputs and outputs must have, and
-            exceptions. `allow_float` has shell-style patterns for an op's Keras layer or output tensor; findings about
+        config: The required scheme or target, the types that inputs and outputs must have, and exceptions. If nothing
+            is required, the file is audited as the scheme that it has, and a mixed file as that of its integer
+            activations. `allow_float` has shell-style patterns for an op's Keras layer or output tensor; findings about
             the types of such ops do not fail. `allow_int16` and `allow_int4` are the same for ops that violate the
-            rules only with these types. Custom, Flex and unknown ops are never allowed.
+            rules only with these types. Custom ops without a kernel in LiteRT, Flex
+            ops and unknown ops are never allowed.
 
     Returns:
         The report. A violation does not raise; `require` raises an AuditError for it.
@@ -291,19 +310,21 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
     content = content_of(model, "model")
     parsed = read(content)
     composition = Composition(parsed)
+    basis = Basis.of(config, composition)
     allowed = _Allowed(config, _addressed_ops(content, parsed))
-    findings = [*_border_findings(parsed, config)]
+    findings = [*_border_findings(parsed, basis)]
     for graph in parsed.subgraphs:
-        rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(parsed, graph))
+        rules = OpRules(graph, basis, composition, is_entry=tensors.is_entry(parsed, graph))
         findings += rules.findings(allowed)
         findings += tensors.tensor_findings(parsed, graph)
         findings += tensors.parameter_findings(content, graph)
     findings += tensors.weight_findings(parsed)
     findings += [*_model_findings(parsed, allowed)]
-    findings += [*_scheme_findings(config, composition.scheme, findings)]
+    findings += [*_scheme_findings(basis, composition.scheme, findings)]
     weights = weights_of(content, parsed)
     return AuditReport(
-        requirement=config.require or "full_int8",
+        requirement=basis.name,
+        is_required=basis.is_required,
         scheme=composition.scheme,
         findings=tuple(findings),
         subgraphs=len(parsed.subgraphs),
@@ -404,26 +425,24 @@ class _Patterns:
         return self._cache[name]
 
 
-def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
+def _border_findings(model: Model, basis: Basis) -> Iterator[Finding]:
     """Yield findings about the inputs and outputs of every subgraph that a caller can run."""
-    input_types, output_types = border_types(config)
-    scheme = AUDIT_SCHEMES.get(config.require or "full_int8")
-    possible = SCHEME_IO_TYPES[scheme] if scheme else ()
+    possible = SCHEME_IO_TYPES[basis.scheme] if basis.scheme and not basis.target else ()
     for graph in tensors.entries(model):
         plain = unquantized_integers(graph)
         for place, ends, allowed in (
-            ("input", graph.input_tensors, input_types),
-            ("output", graph.output_tensors, output_types),
+            ("input", graph.input_tensors, basis.input_types),
+            ("output", graph.output_tensors, basis.output_types),
         ):
             for tensor in ends:
                 subject = f"{place} {shown(tensor.name)} of subgraph {graph.index} is {tensor.dtype}"
                 where: dict[str, Any] = {"subgraph": graph.index, "tensor": shown(tensor.name)}
-                is_raw = place == "input" and has_raw_scale(tensor) and accepts_raw_inputs(config)
-                if is_raw and tensor.dtype not in allowed:
+                is_raw = place == "input" and has_raw_scale(tensor) and basis.accepts_raw_inputs
+                if is_raw and not (basis.is_required and tensor.dtype in allowed):
                     message = f"{subject} with scale 1 and zero point 0: raw integers, such as the bytes of an image"
                     yield Finding(kind="raw_input", severity=NOTE, message=message, **where)
                 elif (tensor.dtype in INDEX_TYPES and not tensor.is_quantized) or tensor.index in plain:
-                    message = f"{subject}: indices or classes, which are not quantized"
+                    message = f"{subject}: indices, classes or text, which are not quantized"
                     yield Finding(kind="index_io", severity=NOTE, message=message, **where)
                 elif tensor.dtype not in allowed:
                     flag = f"inference_{place}_type"
@@ -455,14 +474,14 @@ def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
         yield Finding(kind=f"unused_{flag}", severity=NOTE, message=message)
 
 
-def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) -> Iterator[Finding]:
-    """Yield a finding if the model as a whole has another scheme and no op of it violates the rules."""
-    if target := find_target(config.require):
-        expected, title = target.schemes, f" for {target.title}"
-    elif config.require == "full_int8" or not config.require:
+def _scheme_findings(basis: Basis, scheme: str, findings: list[Finding]) -> Iterator[Finding]:
+    """Yield a finding if the model as a whole has another scheme than required, and no op of it violates the rules."""
+    if basis.target:
+        expected, title = basis.target.schemes, f" for {basis.target.title}"
+    elif not basis.is_required or not basis.scheme or basis.scheme == "int8":
         return
     else:
-        expected, title = (AUDIT_SCHEMES[config.require],), ""
+        expected, title = (basis.scheme,), ""
         if any(finding.severity == FAILS or finding.allowed for finding in findings):
             return
     built = CONVERTED.get(scheme, "" if title else scheme)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Determine the scheme of a flatbuffer from the tensors of its ops."""
 
-from tfq.auditing.schemes import FLOATS, INDEX_TYPES, NARROW, has_raw_scale, is_hybrid
+from tfq.auditing.schemes import FLOATS, HANDLES, INDEX_TYPES, NARROW, has_raw_scale, is_hybrid, lookups
 from tfq.tflite.index_values import unquantized_integers
-from tfq.tflite.op_types import INDEX, RANGE, WIDE, roles
+from tfq.tflite.op_types import COMPILED_OPS, CUSTOM_KERNELS, INDEX, RANGE, WIDE, roles
 from tfq.tflite.records import Model, Op, Subgraph
 
 # `Composition.scheme` -> the scheme of ConversionConfig that produces it.
@@ -18,18 +18,19 @@ CONVERTED = {
     "weight_only": "weight_only_int8",
 }
 
-_INDEX_TYPES = frozenset(INDEX_TYPES)
+_WITHOUT_REAL_VALUES = frozenset(INDEX_TYPES) | HANDLES
 
 
 class Composition:
     """The types of a model's real values.
 
     Attributes:
-        activations: The types of activations.
+        activations: The types of activations. Values that are only copied from a constant, as an embedding's rows are,
+            do not count if there are others.
         constants: The types of constants that ops read directly.
         dequantized: The stored types of constants that are dequantized before use.
         is_hybrid: Whether an op computes on float activations with integer weights.
-        has_foreign_ops: Whether there are custom or unknown ops.
+        has_foreign_ops: Whether there are unknown ops, or custom ops whose types say nothing about their computation.
         borders: The types of the model's inputs and outputs.
         scheme: The scheme, as in `AuditReport`.
     """
@@ -40,6 +41,7 @@ class Composition:
         self.constants: set[str] = set()
         self.dequantized: set[str] = set()
         self.is_hybrid = self.has_foreign_ops = False
+        self._looked_up: set[str] = set()
         graph = model.main_subgraph
         plain = unquantized_integers(graph)
         self.borders = {
@@ -51,22 +53,33 @@ class Composition:
         for graph in model.subgraphs:
             border = frozenset((*graph.inputs, *graph.outputs))
             plain = unquantized_integers(graph)
+            copied = lookups(graph) - plain
             for op in graph.ops:
-                self._add(graph, op, border, plain)
+                self._add(graph, op, border, plain, copied)
+        looked_up = self._looked_up
+        if self.activations <= FLOATS and looked_up - FLOATS:
+            if self.activations:  # a float model that looks rows up in integer tables
+                self.dequantized |= looked_up - FLOATS
+            self.activations = self.activations or looked_up
         self.scheme = self._scheme()
 
-    def _add(self, graph: Subgraph, op: Op, border: frozenset[int], plain: frozenset[int]) -> None:
-        self.has_foreign_ops |= op.name == "CUSTOM" or op.name.startswith("UNKNOWN_")
+    def _add(
+        self, graph: Subgraph, op: Op, border: frozenset[int], plain: frozenset[int], copied: frozenset[int]
+    ) -> None:
+        is_custom = op.name == "CUSTOM" and op.custom_code not in {*CUSTOM_KERNELS, *COMPILED_OPS}
+        self.has_foreign_ops |= is_custom or op.name.startswith("UNKNOWN_")
         self.is_hybrid |= is_hybrid(graph, op)
         converts = op.name in ("QUANTIZE", "DEQUANTIZE") or (
             op.name == "CAST" and has_raw_scale(graph.tensors[op.inputs[0]])
         )
         for _, _, index, role in roles(op):
             tensor = graph.tensors[index]
-            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _INDEX_TYPES or index in plain:
+            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _WITHOUT_REAL_VALUES or index in plain:
                 continue
             if tensor.is_constant and op.name == "DEQUANTIZE":
                 self.dequantized.add(tensor.dtype)
+            elif index in copied:
+                self._looked_up.add(tensor.dtype)
             elif tensor.is_constant:
                 self.constants.add(tensor.dtype)
             elif not (converts and index in border):
@@ -87,7 +100,7 @@ class Composition:
             return "int4_weights" if self.constants <= NARROW | {"int8"} else "mixed"
         if not self.constants <= {"int8"}:
             return "mixed"
-        others = self.borders - {"int8"} - _INDEX_TYPES
+        others = self.borders - {"int8"} - _WITHOUT_REAL_VALUES
         if not others:
             return "full_int8"
         if others == {"uint8"}:

@@ -79,13 +79,13 @@ class Finding:
 
     Attributes:
         kind: About the types of an op's tensors: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index,
-            narrow_weights, other_type. About ops: custom_op, flex_op, unknown_op, not_on_target (the required target
-            cannot run it), other_scheme (its types are not those of the required scheme). About inputs and outputs:
-            io_type, index_io. About single tensors: missing_quantization, quantized_index, bad_scale, bad_zero_point,
-            buffer_size, dynamic_shape, per_tensor_weights. About parameters that the op's kernel does not honor:
-            weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale, fixed_scale,
-            unequal_scales. About the model: scheme, missing_signature, several_signatures, no_ops, does_not_run. About
-            patterns that match nothing: unused_allow_float, unused_allow_int16, unused_allow_int4.
+            narrow_weights, other_type. About ops: custom_op, flex_op, compiled_op, unknown_op, not_on_target (the
+            required target cannot run it), other_scheme (its types are not those of the required scheme). About inputs
+            and outputs: io_type, index_io. About single tensors: missing_quantization, quantized_index, bad_scale,
+            bad_zero_point, buffer_size, dynamic_shape, per_tensor_weights. About parameters that the op's kernel does
+            not honor: weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale,
+            fixed_scale, unequal_scales. About the model: scheme, missing_signature, several_signatures, no_ops,
+            does_not_run. About patterns that match nothing: unused_allow_float, unused_allow_int16, unused_allow_int4.
         severity: "fails" violates the requirement; "note" does not.
         message: The finding in words, with what to do about it.
         subgraph: The index of the subgraph; None if the finding is not about one.
@@ -153,7 +153,8 @@ class AuditReport:
         input_types: Data types of the inputs of the main subgraph.
         output_types: Data types of the outputs of the main subgraph.
         model_bytes: Size of the flatbuffer in bytes.
-        requirement: The required scheme or target (`AuditConfig.require`); full_int8 if none was required.
+        requirement: The scheme or target that the file was audited as: `AuditConfig.require`, or else its own scheme.
+        is_required: Whether `AuditConfig.require` named it.
         dense_per_channel: Number of weight tensors of fully connected layers in `weights_per_channel`.
         dense_per_tensor: Number of weight tensors of fully connected layers in `weights_per_tensor`.
         weights: The weight tensors.
@@ -174,6 +175,7 @@ class AuditReport:
     output_types: tuple[str, ...]
     model_bytes: int
     requirement: str = "full_int8"
+    is_required: bool = True
     dense_per_channel: int = 0
     dense_per_tensor: int = 0
     weights: tuple[Weight, ...] = ()
@@ -254,7 +256,8 @@ class AuditReport:
             lines.append(f"...      {further} in the record")
         allowed = sum(finding.allowed for finding in self.findings)
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
-        lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")
+        own = "" if self.is_required else " (the file's own scheme; nothing was required)"
+        lines.append(f"{self.requirement}{own}: {verdict}{f', {allowed} allowed' if allowed else ''}")
         return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
 
     def _scales_text(self) -> str:

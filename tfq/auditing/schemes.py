@@ -9,18 +9,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfq.auditing.targets import find_target
-from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.text_table import alternatives
 from tfq.tflite.index_values import unquantized_integers
-from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, RANGE, REAL_OPS, WEIGHT, WIDE, roles
-from tfq.tflite.records import Op, Subgraph, Tensor
+from tfq.tflite.op_types import (
+    BIAS,
+    CONTROL_FLOW,
+    COPIED_SLOTS,
+    INDEX,
+    INTEGER_OPS,
+    RANGE,
+    REAL_OPS,
+    WEIGHT,
+    WIDE,
+    roles,
+)
+from tfq.tflite.records import ABSENT, Op, Subgraph, Tensor
 
 FLOATS = frozenset(
     {"float32", "float16", "bfloat16", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"}
 )
 NARROW = frozenset({"int4", "uint4", "int2"})
-INDEX_TYPES = ("int32", "int64", "bool")
+INDEX_TYPES = ("int32", "int64", "bool", "string")
+# Types of references to a variable, a table or a list, which have no values.
+HANDLES = frozenset({"resource", "variant"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,53 +53,44 @@ class Violation:
     expected: str
 
 
-def border_types(config: AuditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the types that a model's inputs, and its outputs, may have.
-
-    They are those of `config`, or else those of the required target or scheme.
-    """
-    if target := find_target(config.require):
-        own = target.io_types
-    else:
-        own = SCHEME_IO_TYPES[AUDIT_SCHEMES[config.require or "full_int8"]][:1]
-    inputs, outputs = config.inference_input_type, config.inference_output_type
-    return ((inputs,) if inputs else own, (outputs,) if outputs else own)
-
-
 def has_raw_scale(tensor: Tensor) -> bool:
     """Check whether the values of an integer tensor are the integers themselves: scale 1 and zero point 0."""
     return tensor.scale == (1.0,) and tensor.zero_point == (0,)
 
 
-def accepts_raw_inputs(config: AuditConfig) -> bool:
-    """Check whether inputs with raw integers are allowed: the config requires no type and no target."""
-    return not config.inference_input_type and find_target(config.require) is None
-
-
 class Borders:
     """The inputs and outputs of the model in one subgraph, and the types that they may have."""
 
-    def __init__(self, graph: Subgraph, config: AuditConfig, is_entry: bool) -> None:
+    def __init__(
+        self,
+        graph: Subgraph,
+        input_types: Sequence[str],
+        output_types: Sequence[str],
+        *,
+        accepts_raw: bool,
+        is_entry: bool,
+    ) -> None:
         """Collect them.
 
         Args:
             graph: The subgraph.
-            config: The requirement.
+            input_types: The types that the model's inputs may have.
+            output_types: The types that the model's outputs may have.
+            accepts_raw: Whether inputs with raw integers of any type are allowed.
             is_entry: Whether a caller can run the subgraph, so that its inputs and outputs are those of the model.
         """
         self._inputs = frozenset(graph.inputs) if is_entry else frozenset()
         self._outputs = frozenset(graph.outputs) if is_entry else frozenset()
-        self._input_types, self._output_types = border_types(config)
-        self._accepts_raw = accepts_raw_inputs(config)
+        self._input_types, self._output_types, self._accepts_raw = input_types, output_types, accepts_raw
 
     def is_converter(self, op: Op, place: str, tensor: Tensor) -> bool:
         """Check whether `op` converts an allowed type of the model's input or output to or from the type inside."""
         if place == "input":
             if tensor.index not in self._inputs:
                 return False
-            if tensor.dtype in self._input_types:
-                return op.name == "QUANTIZE"
-            return self._accepts_raw and has_raw_scale(tensor) and op.name in ("QUANTIZE", "CAST")
+            if self._accepts_raw and has_raw_scale(tensor) and op.name in ("QUANTIZE", "CAST"):
+                return True
+            return tensor.dtype in self._input_types and op.name == "QUANTIZE"
         last = "DEQUANTIZE" if tensor.dtype == "float32" else "QUANTIZE"
         return tensor.index in self._outputs and tensor.dtype in self._output_types and op.name == last
 
@@ -99,11 +101,20 @@ class Borders:
 
 
 class TypeRules:
-    """The rules of full int8 for the ops of one subgraph."""
+    """The rules of full int8, or of another integer type, for the ops of one subgraph."""
 
-    def __init__(self, graph: Subgraph, borders: Borders) -> None:
-        """Prepare the rules for `graph`."""
-        self._graph, self._borders = graph, borders
+    def __init__(
+        self, graph: Subgraph, borders: Borders, real: str = "int8", weights: frozenset[str] = frozenset()
+    ) -> None:
+        """Prepare the rules for `graph`.
+
+        Args:
+            graph: The subgraph.
+            borders: The model's inputs and outputs in it.
+            real: The type of real values.
+            weights: Further types that constant weights may have.
+        """
+        self._graph, self._borders, self._real, self._weights = graph, borders, real, weights
         self._plain = unquantized_integers(graph)
 
     def violations(self, op: Op) -> list[Violation]:
@@ -117,40 +128,43 @@ class TypeRules:
             tensor = tensors[index]
             if is_index_op and index in self._plain:
                 continue
-            expected = _expected(op, tensor, role, is_index_op)
+            if role == WEIGHT and tensor.is_constant and tensor.dtype in self._weights:
+                continue
+            expected = _expected(op, tensor, role, is_index_op, self._real)
             if expected and not self._borders.is_converter(op, place, tensor):
                 results.append(Violation(place=place, slot=slot, tensor=index, dtype=tensor.dtype, expected=expected))
         return results
 
 
 def _is_index(tensor: Tensor) -> bool:
-    return tensor.dtype in INDEX_TYPES and not tensor.is_quantized
+    return (tensor.dtype in INDEX_TYPES and not tensor.is_quantized) or tensor.dtype in HANDLES
 
 
-def _expected(op: Op, tensor: Tensor, role: str, is_index_op: bool) -> str | None:
+def _expected(op: Op, tensor: Tensor, role: str, is_index_op: bool, real: str) -> str | None:
     """Return the type that the tensor should have, or None if it is allowed.
 
     Args:
         op: The op that uses the tensor.
         tensor: The tensor.
         role: Its role in the op.
-        is_index_op: Whether all data of the op are unquantized integers or booleans.
+        is_index_op: Whether all data of the op are unquantized integers, booleans, strings or handles.
+        real: The type of real values.
     """
     dtype = tensor.dtype
-    if dtype == "int8" or role == RANGE or (role == WIDE and dtype == "int16"):
+    if dtype == real or dtype in HANDLES or role == RANGE or (role == WIDE and dtype == "int16"):
         return None
     if role == INDEX:
         return None if dtype in INDEX_TYPES else "an index or condition (int32, int64 or bool)"
     if role == BIAS:
         return None if dtype == "int32" else "int32"
     if dtype not in INDEX_TYPES:
-        return "int8"
+        return real
     if is_index_op and not tensor.is_quantized:
         return None
     if dtype != "int32" or op.name in REAL_OPS or op.name in INTEGER_OPS:
-        return "int8"
+        return real
     # QUANTIZE requantizes an int32 accumulator to int8.
-    return "int8" if tensor.is_quantized and not tensor.is_constant and op.name != "QUANTIZE" else None
+    return real if tensor.is_quantized and not tensor.is_constant and op.name != "QUANTIZE" else None
 
 
 def finding_kind(graph: Subgraph, op: Op, violations: Sequence[Violation]) -> str:
@@ -184,6 +198,17 @@ def is_hybrid(graph: Subgraph, op: Op) -> bool:
         for tensor, role in tensors
     )
     return weights and any(tensor.dtype in FLOATS and not tensor.is_constant for tensor, _ in tensors)
+
+
+def lookups(graph: Subgraph) -> frozenset[int]:
+    """Return the tensors whose values are copied from constants, such as the rows of an embedding table."""
+    results: set[int] = set()
+    for op in graph.ops:
+        slots = COPIED_SLOTS.get(op.name, ())
+        sources = [op.inputs[slot] for slot in slots if slot < len(op.inputs) and op.inputs[slot] != ABSENT]
+        if sources and all(graph.tensors[index].is_constant or index in results for index in sources):
+            results.update(op.outputs)
+    return frozenset(results)
 
 
 SMALL_WEIGHT = 1024
@@ -234,7 +259,7 @@ class SchemeRules:
             borders: The model's inputs and outputs in this subgraph.
         """
         self._graph, self._rule, self._borders = graph, _RULES[scheme], borders
-        self._plain = unquantized_integers(graph)
+        self._plain, self._lookups = unquantized_integers(graph), lookups(graph)
         self._sources = {
             op.outputs[0]: graph.tensors[op.inputs[0]]
             for op in graph.ops
@@ -264,9 +289,11 @@ class SchemeRules:
     def _expected(self, op: Op, tensor: Tensor, role: str) -> str | None:
         """Return the type that the tensor should have, or None if it is allowed."""
         rule = self._rule
-        if role == RANGE or (role == WIDE and tensor.dtype == "int16"):
+        if tensor.dtype in HANDLES or role == RANGE or (role == WIDE and tensor.dtype == "int16"):
             return None
         if role == INDEX or (tensor.dtype in INDEX_TYPES and not tensor.is_quantized and role != BIAS):
+            return None
+        if tensor.index in self._lookups and tensor.dtype in rule.stored:
             return None
         stored = self._stored(tensor)
         if stored or (op.name == "DEQUANTIZE" and tensor.is_constant):

@@ -50,6 +50,8 @@ class Target:
         static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
         only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
         max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
+        custom_ops: The custom ops that it runs.
+        full_uint8: Whether it also runs models that are quantized to uint8, as TensorFlow 1 wrote them.
         has_builtin_kernels: Whether TFLite's builtin kernels on the same CPU run the ops that it does not support.
     """
 
@@ -71,6 +73,8 @@ class Target:
     static_shapes: bool = True
     only_inner_axes: bool = False
     max_softmax: int = 0
+    custom_ops: frozenset[str] = frozenset()
+    full_uint8: bool = False
     has_builtin_kernels: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +132,7 @@ register(
         """),
         hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
         static_shapes=False,
+        custom_ops=_names("Convolution2DTransposeBias MaxPoolingWithArgmax2D MaxUnpooling2D"),
         has_builtin_kernels=True,
         source="measured on ai-edge-litert 2.1.6, x86-64; scales: xnn_define_quantized_tensor_value",
     )
@@ -253,6 +258,8 @@ register(
         """),
         per_channel_dense=False,
         per_channel_dense_reason="the last release of its compiler (16.0 of 2021) predates such weights",
+        custom_ops=_names("edgetpu-custom-op"),
+        full_uint8=True,
         only_inner_axes=True,
         max_softmax=16_000,
         source="coral.ai/docs/edgetpu/models-intro: model requirements, supported operations",

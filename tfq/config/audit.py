@@ -18,7 +18,8 @@ class AuditConfig(Config):
 
     require: str = setting(
         "",
-        "scheme that every op must have, or target that must be able to run the file; empty only reports",
+        "scheme that every op must have, or target that must be able to run the file; empty audits the file as the "
+        "scheme that it has, and only reports",
         choices=("", *AUDIT_SCHEMES),
         choices_of="target",
     )

@@ -27,6 +27,7 @@ from tfq.ptq.causes import INDEX_QUANTIZED
 from tfq.ptq.layer_pairs import as_input
 from tfq.tflite import Model, Op, Subgraph, Tensor
 from tfq.tflite.index_values import quantized_indices
+from tfq.tflite.op_types import COMPILED_OPS, CUSTOM_KERNELS
 from tfq.typing import PathOrBytes
 
 # How many samples both models run on. With 50 samples, the ratios change by at most 1.5 dB.
@@ -270,8 +271,9 @@ def not_runnable_here(parsed: Model) -> str | None:
     """Return why no interpreter on this machine can run the model, although the model may be correct; or None."""
     for graph in parsed.subgraphs:
         for op in graph.ops:
-            if op.name == "CUSTOM":
-                kind = "TensorFlow's Flex delegate" if op.custom_code.startswith("Flex") else "another device"
+            if op.name == "CUSTOM" and op.custom_code not in CUSTOM_KERNELS:
+                kind = "TensorFlow's Flex delegate" if op.custom_code.startswith("Flex") else "the application"
+                kind = COMPILED_OPS.get(op.custom_code, kind)
                 return f"{title(graph, op)} is the custom op {op.custom_code!r} for {kind}, which has no kernel here"
             if op.name.startswith("UNKNOWN_"):
                 return f"{title(graph, op)} has an operator code that this version does not know"
