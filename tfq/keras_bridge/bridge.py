@@ -7,9 +7,11 @@ from typing import Any
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
+from tfq.keras_bridge.operations.batch_sizes import with_batch_size
 from tfq.keras_bridge.precision import compute_in_float32, layers_not_in_float32
-from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, reason_of, rebuild
+from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, rebuild
 from tfq.keras_bridge.strategies import in_strategy, strategy_scope
+from tfq.keras_bridge.untranslatable import reason_of
 from tfq.keras_bridge.verification import (
     MAX_NOISE,
     TOLERANCE,
@@ -21,7 +23,7 @@ from tfq.keras_bridge.verification import (
     random_inputs_by_kind,
     rounded_to,
 )
-from tfq.keras_bridge.walk import graph_of, is_model
+from tfq.keras_bridge.walk import all_calls, graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
 from tfq.progress import stage
 from tfq.typing import Data, KerasModel
@@ -283,10 +285,15 @@ def _outputs(model: Any, input_sets: list[list[Any]]) -> list[list[Any]]:
     """
     import tensorflow as tf
 
-    structure = graph_of(model).input_structure
+    graph = graph_of(model)
+    operations = [call.operation for call in all_calls(graph)]
     with compute_in_float32(model):
         try:
-            return [outputs_of(model, structure, inputs) for inputs in input_sets]
+            results = []
+            for inputs in input_sets:
+                with with_batch_size(operations, len(inputs[0])):
+                    results.append(outputs_of(model, graph.input_structure, inputs))
+            return results
         except (tf.errors.OpError, ValueError) as error:
             shapes = ", ".join(str(array.shape) for array in input_sets[0])
             raise InputError(

@@ -41,6 +41,8 @@ class ExplicitMasks:
         calls: Sequence[Call],
         num_calls: Mapping[int, int] | None = None,
         part_name: Callable[[Any, str], str] = lambda layer, part: part,
+        known: Mapping[int, Any] | None = None,
+        is_expanded: Callable[[Any], bool] = lambda layer: False,
     ) -> None:
         """Find the layers whose masks have to become tensors.
 
@@ -48,15 +50,19 @@ class ExplicitMasks:
             calls: The calls of the user's graph, in execution order. If empty, all masks stay implicit.
             num_calls: id of a layer -> the number of its calls in the complete model.
             part_name: (layer, part) -> the name of a layer that is added for one of the user's layers.
+            known: id of one of the user's tensors -> its mask in the bridged model.
+            is_expanded: Whether the `call` of a layer is translated, which reads masks as tensors.
         """
-        self._part_name = part_name
+        self._part_name, self._is_expanded = part_name, is_expanded
         is_read = any(
-            type(call.operation).__name__ in ATTENTION and _with_implicit_mask(self.tensors_of(call)) for call in calls
+            (type(call.operation).__name__ in ATTENTION or is_expanded(call.operation))
+            and _with_implicit_mask(self.tensors_of(call))
+            for call in calls
         )
         self._mask_sources = _mask_sources(calls, num_calls or {}) if is_read else set()
         # id of one of the user's tensors -> its mask in the bridged model, and ids of tensors whose mask Keras 3 has
         # deleted
-        self._masks: dict[int, Any] = {}
+        self._masks: dict[int, Any] = dict(known or {})
         self._deleted: set[int] = set()
 
     def starts_at(self, layer: Any) -> bool:
@@ -110,7 +116,13 @@ class ExplicitMasks:
             built = tfq_layer_classes().PaddingMask(value=value, any_channel=masking, name=name)
             self._masks |= dict.fromkeys(map(id, outputs), built(bridged[id(tensors[0])]))
             return [built]
-        if not self._mask_sources:
+        if self._is_expanded(layer):
+            for tensor in outputs:
+                mask = bridged.get(id(tensor._keras_mask))
+                if mask is not None:
+                    self._masks[id(tensor)] = mask
+            return []
+        if not self._masks:
             return []
         if self._loses_mask(call):
             self._deleted |= set(map(id, outputs))

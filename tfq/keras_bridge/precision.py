@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError, warn
-from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
+from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.config import OTHER_FLOATS
 from tfq.keras_bridge.walk import all_layers, is_model
 from tfq.keras_bridge.weights import array_of
@@ -104,9 +104,13 @@ def reject_quantized(model: Any) -> None:
 
 @contextlib.contextmanager
 def compute_in_float32(model: Any) -> Iterator[None]:
-    """Make a model's float16, bfloat16, float64 and mixed layers compute in float32 with the same weights."""
+    """Make the float16, bfloat16, float64 and mixed layers of a model or layer compute in float32.
+
+    The weights stay the same.
+    """
     layers = _layers_in_other_floats(model)
-    with computing_in(layers, dict.fromkeys(map(id, layers), "float32"), model_kind(model) == "keras"):
+    is_keras_3 = isinstance(model, import_keras().layers.Layer)
+    with computing_in(layers, dict.fromkeys(map(id, layers), "float32"), is_keras_3):
         yield
 
 

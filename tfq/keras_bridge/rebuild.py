@@ -4,25 +4,40 @@
 Nested models are inlined. A layer that is called several times becomes one layer that is called several times.
 """
 
+import dataclasses
 import functools
-import re
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_class, keep_names, mark_lost_training
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
+from tfq.keras_bridge.expansion import expand, is_default_training, masks_of, nodes_of, restore_nodes
 from tfq.keras_bridge.explicit_masks import ExplicitMasks, without_mask
 from tfq.keras_bridge.layers.bridged_layer import Translation, TranslationContext
 from tfq.keras_bridge.layers.config import OTHER_FLOATS
-from tfq.keras_bridge.layers.translate import copied_layer, translate_layer
+from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
+from tfq.keras_bridge.layers.translate import (
+    copied_layer,
+    is_expanded,
+    linear_activation,
+    own_activation,
+    translate_layer,
+)
+from tfq.keras_bridge.operations.batch_sizes import without_none
+from tfq.keras_bridge.operations.data import BatchConstant, BatchSize
+from tfq.keras_bridge.operations.keras_operation import constant_tensor, is_graph_tensor, parameters
 from tfq.keras_bridge.operations.translate import translate_operation
-from tfq.keras_bridge.untranslatable import Untranslatable
+from tfq.keras_bridge.untranslatable import Untranslatable, reason_of
 from tfq.keras_bridge.walk import (
     Call,
     Graph,
     Names,
+    all_calls,
     graph_of,
     inputs_by_reference,
     is_model,
@@ -31,10 +46,6 @@ from tfq.keras_bridge.walk import (
     takes_training,
     why_no_graph,
 )
-
-_RAISED_LINE = re.compile(r"\s*\w+(Error|Exception): ")
-# What TensorFlow and Keras 3 add to a message: the op's name, and terminal colors.
-_MESSAGE_NOISE = re.compile(r"\x1b\[\d+m|\{\{function_node [^}]*\}\}|\[Op:\w+\]( name:)?")
 
 
 @dataclass
@@ -108,6 +119,13 @@ class UnbridgeableError(InputError):
         self.problems, self.classes = problems, classes
 
 
+@dataclass(frozen=True)
+class _OwnWeight:
+    """A weight of an expanded layer, in the role of a layer with one weight."""
+
+    weights: list[Any]
+
+
 class _Rebuilder:
     def __init__(self, model: Any, single_layers: bool) -> None:
         self.source, self.single_layers = model, single_layers
@@ -115,17 +133,30 @@ class _Rebuilder:
         self.classes: dict[str, str] = {}
         self.not_in_float32: dict[str, list[str]] = {}
         self.called_repeatedly: set[int] = set()
+        self.expanded_nodes: list[Any] = []
+        self.expansions: list[Any] = []  # keeps the tensors and operations, whose ids are used
+        self.depth = 0  # the number of expanded layers around the current call
+        self.batch: Any = None  # an input of the outermost model
+        self.weights: dict[int, Any] = {}  # id of a variable -> its tensor
         self.masks = ExplicitMasks([])
         self.rebuilt = RebuiltModel(model=None, by_layer={}, layer_map={}, origins={}, notes=[])
         self.graph = graph_of(model)
         self.names = Names(self.graph)
-        self._num_calls = Counter(map(id, _all_operations(self.graph)))
+        self._num_calls = Counter(id(call.operation) for call in all_calls(self.graph))
 
     def result(self) -> RebuiltModel:
+        try:
+            return self._result()
+        finally:
+            for nodes in reversed(self.expanded_nodes):
+                restore_nodes(nodes)
+
+    def _result(self) -> RebuiltModel:
         tf_keras = import_tf_keras()
         bridged: dict[int, Any] = {}
         for tensor in self.graph.inputs:
             bridged[id(tensor)] = self._input(tensor)
+        self.batch = bridged[id(self.graph.inputs[0])]
         self._run(self.graph, bridged, path="", frozen=False)
         if self.problems:
             raise UnbridgeableError(self.source.name, self.problems, self.classes)
@@ -157,6 +188,16 @@ class _Rebuilder:
             return {key: self._map_structure(item, bridged) for key, item in structure.items()}
         if isinstance(structure, (list, tuple)):
             return type(structure)(self._map_structure(item, bridged) for item in structure)
+        if isinstance(structure, BatchSize):
+            return dataclasses.replace(structure, tensor=bridged[id(structure.tensor)])
+        if isinstance(structure, BatchConstant):
+            shape = tuple(self._map_structure(size, bridged) for size in structure.shape)
+            return self._constant(dataclasses.replace(structure, shape=shape))
+        if isinstance(structure, slice):
+            parts = (structure.start, structure.stop, structure.step)
+            return slice(*(self._map_structure(part, bridged) for part in parts))
+        if isinstance(structure, import_keras().Variable):
+            return self._weight(structure, structure.path)
         return bridged.get(id(structure), structure)
 
     def _input(self, tensor: Any) -> Any:
@@ -190,10 +231,13 @@ class _Rebuilder:
             self.rebuilt.notes.append(f"the batch size {batch_size}, with which the model was built, is left variable")
         return None if is_accidental else batch_size
 
-    def _run(self, graph: Graph, bridged: dict[int, Any], path: str, frozen: bool) -> None:
+    def _run(
+        self, graph: Graph, bridged: dict[int, Any], path: str, frozen: bool, masks: dict[int, Any] | None = None
+    ) -> None:
         calls = _needed(graph)
         outer_masks = self.masks
-        self.masks = ExplicitMasks([] if self.single_layers else calls, self._num_calls, self._part_name)
+        readers = [] if self.single_layers else calls
+        self.masks = ExplicitMasks(readers, self._num_calls, self._part_name, masks, is_expanded)
         num_calls = Counter(id(call.operation) for call in calls)
         self.called_repeatedly |= {operation for operation, count in num_calls.items() if count > 1}
         for call in calls:
@@ -203,10 +247,10 @@ class _Rebuilder:
                 self._record(name, self.masks.follow(call, bridged))
             except Untranslatable as problem:
                 self._problem(name, call.operation, str(problem))
-                outputs = [_placeholder(tensor) for tensor in call.outputs]
+                outputs = [_placeholder(tensor, self.depth > 0) for tensor in call.outputs]
             except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
                 self._problem(name, call.operation, f"tf_keras refuses it: {reason_of(error)}")
-                outputs = [_placeholder(tensor) for tensor in call.outputs]
+                outputs = [_placeholder(tensor, self.depth > 0) for tensor in call.outputs]
             for tensor, built in zip(call.outputs, outputs, strict=True):
                 bridged[id(tensor)] = built
                 if not path:
@@ -227,6 +271,12 @@ class _Rebuilder:
     def _call_operation(self, call: Call, bridged: dict[int, Any], name: str, path: str, frozen: bool) -> list[Any]:
         import tensorflow as tf
 
+        if is_expanded(call.operation):
+            return self._expand(call, bridged, name, frozen)
+        if function := own_activation(call.operation):
+            with linear_activation(call.operation):
+                [output] = self._call_operation(call, bridged, name, path, frozen)
+            return self._activate(call, function, output, name)
         layer, masks = call.operation, self.masks.arguments(call)
         if not masks and not self.masks.passes_through(call):
             bridged = dict(bridged)
@@ -252,9 +302,11 @@ class _Rebuilder:
         elif isinstance(layer, import_keras().layers.Layer):
             built = self._build_layer(layer, (args, kwargs), name, path, frozen or call.training is False)
         else:
-            layer_name = self.names.take(layer.name, path)
-            outputs = tf.nest.flatten(translate_operation(layer, args, kwargs, layer_name))
-            self._record(name, layers_between(outputs, tf.nest.flatten((args, kwargs))))
+            layer_name = self.names.take(layer.name, path, with_path=self.depth > 0)
+            values = self._map_structure(parameters(layer), bridged)
+            values = without_none(layer, values, call.outputs[0], self.batch)
+            outputs = tf.nest.flatten(translate_operation(layer, args, kwargs, layer_name, values))
+            self._record(name, layers_between(outputs, [*tf.nest.flatten((args, kwargs)), *bridged.values()]))
             return outputs
         translation = built.translation
         if translation.call is not None:
@@ -265,6 +317,67 @@ class _Rebuilder:
         for following in translation.layers[1:]:
             outputs = following(outputs)
         return tf.nest.flatten(outputs)
+
+    def _expand(self, call: Call, bridged: dict[int, Any], name: str, frozen: bool) -> list[Any]:
+        """Translate what the `call` of a layer without a translation does."""
+        layer = call.operation
+        self.expanded_nodes.append(nodes_of(layer))
+        expansion = expand(call, bridged, is_nested=self.depth > 0)
+        self.expansions.append(expansion)
+        inner = {id(tensor): bridged[id(outer)] for outer, tensor in expansion.inputs}
+        used = {id(leaf) for item in expansion.graph.calls for leaf in expansion.graph.flat((item.args, item.kwargs))}
+        used |= set(map(id, expansion.outputs))
+        for tensor, variable in expansion.weights:
+            if id(tensor) in used:
+                inner[id(tensor)] = self._weight(variable, f"{name}/{variable.name}")
+        for tensor, value in expansion.constants:
+            if id(tensor) in used:
+                inner[id(tensor)] = self._constant(self._map_structure(value, inner))
+        masks = {id(tensor): inner[id(mask)] for tensor, mask in expansion.masks}
+        if id(layer) in self.called_repeatedly:
+            self.called_repeatedly |= {id(item.operation) for item in expansion.graph.calls}
+        self.depth += 1
+        frozen = frozen or (call.training is False and not is_default_training(call))
+        self._run(expansion.graph, inner, f"{name}/", frozen, masks)
+        outputs = [self._constant(self._map_structure(output, inner)) for output in expansion.outputs]
+        self.depth -= 1
+        if expansion.differs_in_training:
+            self.rebuilt.notes.append(
+                f"{name} computes something else if training is True, which is left out: the translation always "
+                "computes what it does in inference"
+            )
+        inner_names = [names for path, names in self.rebuilt.layer_map.items() if path.startswith(f"{name}/")]
+        self.rebuilt.layer_map[name] = list(dict.fromkeys(itertools.chain(*inner_names)))
+        return outputs
+
+    def _activate(self, call: Call, function: Any, output: Any, name: str) -> list[Any]:
+        """Translate an activation function of the user like the `call` of a layer."""
+        layer = import_keras().layers.Activation(function, name="activation")
+        activation = Call(operation=layer, args=call.outputs, kwargs={}, training=None, outputs=call.outputs)
+        self.expansions.append(activation)
+        outputs = self._expand(activation, {id(call.outputs[0]): output}, f"{name}/activation", frozen=False)
+        self.rebuilt.layer_map[name] += self.rebuilt.layer_map[f"{name}/activation"]
+        return outputs
+
+    def _weight(self, variable: Any, path: str) -> Any:
+        """Return the tensor of a variable that an operation reads."""
+        if id(variable) not in self.weights:
+            dtype = "float32" if variable.dtype in OTHER_FLOATS else variable.dtype
+            name = self.names.take(path, "", with_path=True)
+            built = tfq_layer_classes().Weight(variable.shape, name=name, dtype=dtype, trainable=variable.trainable)
+            self.weights[id(variable)] = built(self.batch)
+            translation = Translation(layers=(built,))
+            owner = _OwnWeight([variable])
+            self.rebuilt.by_layer[id(variable)] = (owner, BuiltLayer(path, translation, frozen=False))
+            self._record(path, [built])
+        return self.weights[id(variable)]
+
+    def _constant(self, value: Any) -> Any:
+        """Return a tensor for a constant of an expanded layer; a tensor is returned as it is."""
+        if is_graph_tensor(value):
+            return value
+        value = value if isinstance(value, BatchConstant) else np.asarray(value)
+        return constant_tensor(value, self.batch, self.names.take("constant", "", with_path=True))
 
     def _inline(self, call: Call, args: Any, path: str, frozen: bool) -> list[Any]:
         model = call.operation
@@ -301,7 +414,7 @@ class _Rebuilder:
         def note(sentence: str) -> None:
             self.rebuilt.notes.append(f"{name} {sentence}")
 
-        unique_name = self.names.take(layer.name, path)
+        unique_name = self.names.take(layer.name, path, with_path=self.depth > 0)
         context = TranslationContext(
             name=unique_name,
             part=functools.partial(self.names.part, unique_name),
@@ -342,21 +455,10 @@ class _Rebuilder:
         self.classes.setdefault(path, type(operation).__name__)
 
 
-def reason_of(error: Exception) -> str:
-    """Return the line of an error's message that has the cause.
-
-    A layer's call writes the layer's name before it, and the arguments after it.
-    """
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    message = lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
-    raised = [line for line in lines if _RAISED_LINE.match(line)]  # "in user code:" ends with the exception
-    return _MESSAGE_NOISE.sub("", raised[0] if raised and message.startswith("in user code") else message).strip()
-
-
 def _needed(graph: Graph) -> list[Call]:
     """Return the calls that the outputs depend on, in execution order.
 
-    The graph of Keras 3 also has calls that only compute masks.
+    The graph of Keras 3 also has calls that only compute masks. A layer that is expanded may need them.
     """
     required = {id(tensor) for tensor in graph.flat(graph.output_structure)}
     needed = []
@@ -364,21 +466,17 @@ def _needed(graph: Graph) -> list[Call]:
         if any(id(tensor) in required for tensor in call.outputs):
             needed.append(call)
             required |= {id(leaf) for leaf in graph.flat((call.args, call.kwargs))}
+            if is_expanded(call.operation):
+                required |= set(map(id, masks_of(call)))
     return needed[::-1]
 
 
-def _all_operations(graph: Graph) -> list[Any]:
-    """Return the operation of each call, including the calls in inner models."""
-    operations = []
-    for call in graph.calls:
-        operations.append(call.operation)
-        if is_model(call.operation) and not why_no_graph(call.operation):
-            operations += _all_operations(graph_of(call.operation))
-    return operations
+def _placeholder(tensor: Any, is_expanded: bool) -> Any:
+    """Return a symbolic tensor instead of an output that could not be built, so that all problems are found at once.
 
-
-def _placeholder(tensor: Any) -> Any:
-    """Return a symbolic tensor instead of an output that could not be built, so that all problems are found at once."""
+    is_expanded: whether the batch size of the tensor is that of an expansion.
+    """
     dtype = getattr(tensor.dtype, "name", tensor.dtype)
     shape = tuple(tensor.shape)
-    return import_tf_keras().Input(shape=shape[1:], batch_size=shape[0] if shape else None, dtype=dtype)
+    batch_size = shape[0] if shape and not is_expanded else None
+    return import_tf_keras().Input(shape=shape[1:], batch_size=batch_size, dtype=dtype)

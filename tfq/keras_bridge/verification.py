@@ -71,6 +71,8 @@ def _num_rows(tensor: Any) -> int | None:
         rows = getattr(layer, "input_dim", None) or getattr(layer, "num_tokens", None)
         if type(layer).__name__ in ("Embedding", "CategoryEncoding"):
             result.append(int(rows or 2))
+        elif getattr(layer, "operation", "") == "numpy.Take" and node.keras_inputs[-1].dtype.is_integer:
+            result.append(int(node.keras_inputs[0].shape[0] or 2))
         elif not layer.weights:
             stack.extend(layer.outbound_nodes)
     return min(result) if result else None

@@ -4,16 +4,17 @@
 The functions read the nodes, not the config. A config does not contain the arguments of operations and which node of a
 shared layer is used. Private symbols, read in keras 3.15.1 and tf_keras 2.21.0: `_nodes_by_depth`, `_keras_history` and
 `_flatten_layers` of both; in Keras 3 `_functional` of a Sequential, `_inputs_struct` and `_outputs_struct`,
-`node.operation`, `node.arguments.{args,kwargs}`, `node.outputs`, and `_keras_mask` of a tensor; in tf_keras
-`node.layer`, `node.call_args`, `node.call_kwargs`, `node.outputs`, `_nested_inputs` and `_nested_outputs`.
+`node.operation`, `node.arguments.{args,kwargs,keras_tensors}`, `node.outputs`, and `_keras_mask` of a tensor; in
+tf_keras `node.layer`, `node.call_args`, `node.call_kwargs`, `node.outputs`, `_nested_inputs` and `_nested_outputs`.
 test_keras_bridge_refusals.py fails if one of them changes.
 """
 
+import functools
 import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.errors import InputError
@@ -33,7 +34,7 @@ class Names:
         self._reserved |= {fit(layer_of(tensor).name) for tensor in graph.inputs}
         self._taken: set[str] = set()
 
-    def take(self, name: str, path: str) -> str:
+    def take(self, name: str, path: str, *, with_path: bool = False) -> str:
         """Return the name for the user's layer `name`.
 
         The name is the layer's own name if it is free, otherwise it includes the path, and if necessary a number.
@@ -41,9 +42,10 @@ class Names:
         Args:
             name: The layer's own name.
             path: The path of its model: "" for the outermost, "outer/" for an inner one.
+            with_path: Whether the name includes the path in any case.
         """
-        short_name = fit(name)
         long_name = fit(f"{path}{name}".replace("/", "_"))
+        short_name = long_name if with_path else fit(name)
         candidates = itertools.chain(
             [short_name, long_name], (f"{long_name}_{number}" for number in itertools.count(1))
         )
@@ -82,6 +84,7 @@ class Call:
         kwargs: The recorded keyword arguments, without `training` and without masks that Keras 3 added.
         training: The recorded `training`, or None.
         outputs: The flat symbolic outputs.
+        masks: The masks that Keras 3 added to the keyword arguments.
     """
 
     operation: Any
@@ -89,6 +92,7 @@ class Call:
     kwargs: dict[str, Any]
     training: bool | None
     outputs: tuple[Any, ...]
+    masks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +141,26 @@ def graph_of(model: Any) -> Graph:
     return _keras_graph(model) if kind == "keras" else _tf_keras_graph(model)
 
 
+def all_calls(graph: Graph) -> list[Call]:
+    """Return the calls of a graph, including the calls in inner models."""
+    calls = []
+    for call in graph.calls:
+        calls.append(call)
+        if is_model(call.operation) and not why_no_graph(call.operation):
+            calls += all_calls(graph_of(call.operation))
+    return calls
+
+
+@functools.cache
+def _functional_class(kind: str) -> type:
+    keras = import_keras() if kind == "keras" else import_tf_keras()
+    return type(keras.Model(*[keras.Input((1,), name="probe")] * 2))
+
+
 def why_no_graph(model: Any) -> str | None:
     """Return why `graph_of` would refuse the model, as words after its name; None if it would not."""
     keras = import_keras() if model_kind(model) == "keras" else import_tf_keras()
-    functional = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))
+    functional: Any = _functional_class(model_kind(model))
     if isinstance(model, keras.Sequential):
         built = getattr(model, "_functional", None) if keras is import_keras() else getattr(model, "_nodes_by_depth", 0)
         own_call = type(model).call is not keras.Sequential.call
@@ -175,23 +195,7 @@ def _keras_graph(model: Any) -> Graph:
         for node in functional._nodes_by_depth[depth]:
             if node.is_input:
                 continue
-            args, kwargs = tuple(node.arguments.args), dict(node.arguments.kwargs)
-            tensors = _flatten("keras")((args, kwargs))
-            # Keras 3 adds the implicit masks of its tensors to the recorded arguments. In tf_keras they stay implicit,
-            # so they are removed here. A mask that the user passed as an argument is kept.
-            implicit_masks = {
-                id(mask) for mask in (getattr(t, "_keras_mask", None) for t in tensors) if mask is not None
-            }
-            for name in [name for name in kwargs if name == "mask" or name.endswith("_mask")]:
-                leaves = _flatten("keras")(kwargs[name])
-                if all(leaf is None or id(leaf) in implicit_masks for leaf in leaves):
-                    del kwargs[name]
-            training = kwargs.pop("training", None)
-            if implicit_masks and _ignores_mask(node.operation, args, kwargs):
-                kwargs["mask"] = None
-            calls.append(
-                Call(operation=node.operation, args=args, kwargs=kwargs, training=training, outputs=tuple(node.outputs))
-            )
+            calls.append(_keras_call(node))
     return Graph(
         kind="keras",
         inputs=tuple(functional.inputs),
@@ -199,6 +203,46 @@ def _keras_graph(model: Any) -> Graph:
         output_structure=functional._outputs_struct,
         calls=tuple(calls),
     )
+
+
+def _keras_call(node: Any) -> Call:
+    args, kwargs = tuple(node.arguments.args), dict(node.arguments.kwargs)
+    tensors = _flatten("keras")((args, kwargs))
+    # Keras 3 adds the implicit masks of its tensors to the recorded arguments. In tf_keras they stay implicit, so they
+    # are removed here. A mask that the user passed as an argument is kept.
+    implicit_masks = {id(mask) for mask in (getattr(t, "_keras_mask", None) for t in tensors) if mask is not None}
+    masks = {}
+    for name in [name for name in kwargs if name == "mask" or name.endswith("_mask")]:
+        leaves = _flatten("keras")(kwargs[name])
+        if all(leaf is None or id(leaf) in implicit_masks for leaf in leaves):
+            masks[name] = kwargs.pop(name)
+    training = kwargs.pop("training", None)
+    if implicit_masks and _ignores_mask(node.operation, args, kwargs):
+        kwargs["mask"] = None
+    return Call(
+        operation=node.operation, args=args, kwargs=kwargs, training=training, outputs=tuple(node.outputs), masks=masks
+    )
+
+
+def keras_calls_between(outputs: Iterable[Any], inputs: Iterable[Any]) -> tuple[Call, ...]:
+    """Return the calls that lead from symbolic tensors of Keras 3 to others, in execution order."""
+    visited = {id(tensor._keras_history.operation._inbound_nodes[0]) for tensor in inputs}
+    ordered: list[Any] = []
+    stack = [(node, False) for node in map(_node_of, outputs)]
+    while stack:
+        node, are_parents_done = stack.pop()
+        if are_parents_done:
+            ordered.append(node)
+        elif id(node) not in visited:
+            visited.add(id(node))
+            stack.append((node, True))
+            stack.extend((_node_of(tensor), False) for tensor in node.arguments.keras_tensors)
+    return tuple(map(_keras_call, ordered))
+
+
+def _node_of(tensor: Any) -> Any:
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
 
 
 def _ignores_mask(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -96,6 +96,15 @@ def keras_name(activation: Any) -> str:
     )
 
 
+def is_known(activation: Any) -> bool:
+    """Check whether an activation function is one of Keras 3."""
+    try:
+        keras_name(activation)
+    except Untranslatable:
+        return False
+    return True
+
+
 def activation_argument(activation: Any) -> Any:
     """Return the value of a tf_keras layer's `activation=` for a Keras 3 function: a name or a function of tfq."""
     name = keras_name(activation)

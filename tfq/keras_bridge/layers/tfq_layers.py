@@ -90,6 +90,27 @@ def tfq_layer_classes() -> Any:
         def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
 
+    @register
+    class Weight(base):
+        """Return a weight of `shape`. The input is not used; tf_keras has no layers without inputs."""
+
+        def __init__(self, shape: Any, **kwargs: Any) -> None:
+            super().__init__(**{**kwargs, "autocast": False})
+            self.shape = list(shape)
+
+        def build(self, input_shape: Any) -> None:
+            self.weight = self.add_weight(name="weight", shape=self.shape, dtype=self.dtype)
+            super().build(input_shape)
+
+        def call(self, inputs: Any) -> Any:
+            return tf.convert_to_tensor(self.weight)
+
+        def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+            return None
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "shape": self.shape}
+
     scores, weights = map(register, _masked_attention_layers())
     padding, with_mask = map(register, _mask_layers())
     return SimpleNamespace(
@@ -99,6 +120,7 @@ def tfq_layer_classes() -> Any:
         PaddingMask=padding,
         RMSNormalization=RMSNormalization,
         StochasticDepth=StochasticDepth,
+        Weight=Weight,
         WithMask=with_mask,
     )
 

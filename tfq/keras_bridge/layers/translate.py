@@ -5,12 +5,14 @@ A layer that is not registered, or that has an option which tf_keras lacks, rais
 registrations, with the facts that compression reads, are at the end of this file.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tfq import registry
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layers.activations import activation_layer, needs_separate_layer
+from tfq.keras_bridge.layers.activations import activation_layer, is_known, needs_separate_layer
 from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_options, grouped_options, split_attention
 from tfq.keras_bridge.layers.bridged_layer import (
     BridgedLayer,
@@ -23,7 +25,7 @@ from tfq.keras_bridge.layers.config import OTHER_FLOATS, dtype_of, translated_co
 from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
 from tfq.keras_bridge.precision import full_statistics
 from tfq.keras_bridge.untranslatable import Untranslatable
-from tfq.keras_bridge.walk import is_model
+from tfq.keras_bridge.walk import is_model, why_no_graph
 from tfq.keras_bridge.weights import model_weights
 from tfq.registry import register
 
@@ -72,14 +74,70 @@ def translate_layer(layer: Any, context: TranslationContext) -> Translation:
     if entry is not None and entry.translate is not None:
         translation = entry.translate(layer, context)
         return translation if entry.keras_class is None else _check_user_translation(layer, translation, context)
+    base = _inherited_from(layer)
+    if base is not None:
+        return translate_layer(_as_instance(layer, base), context)
     if not type(layer).__module__.startswith("keras.src."):
         raise Untranslatable(
-            f"{type(layer).__module__}.{name} is not part of Keras. Register a "
-            f"tfq.BridgedLayer(keras_class={name}, translate=...) for it"
+            f"{type(layer).__module__}.{name} is not part of Keras, and cannot be expanded inside another layer. "
+            f"Register a tfq.BridgedLayer(keras_class={name}, translate=...) for it"
         )
     if entry is not None:
         raise Untranslatable(entry.help)
     raise Untranslatable(f"tf_keras has no layer {name}. Replace it, or register a tfq.BridgedLayer for it")
+
+
+def is_expanded(layer: Any) -> bool:
+    """Check whether a Keras 3 layer has no translation, so that its `call` is translated instead.
+
+    Keras' layers that contain Python code of the user or of other frameworks are refused.
+    """
+    if not isinstance(layer, import_keras().layers.Layer):
+        return False
+    if is_model(layer):
+        return why_no_graph(layer) is not None and not isinstance(layer, import_keras().Sequential)
+    entry = translation_of(layer)
+    if entry is not None and entry.translate is _activation:
+        return not is_known(layer.activation)
+    return entry is None and _inherited_from(layer) is None
+
+
+def own_activation(layer: Any) -> Any:
+    """Return the activation function of a Keras 3 layer with a kernel if it is not one of Keras, otherwise None."""
+    if not isinstance(layer, import_keras().layers.Layer):
+        return None
+    entry = translation_of(layer)
+    is_kernel_layer = entry is not None and entry.translate is _with_activation
+    return layer.activation if is_kernel_layer and not is_known(layer.activation) else None
+
+
+@contextlib.contextmanager
+def linear_activation(layer: Any) -> Iterator[None]:
+    """Leave out the activation of a Keras 3 layer."""
+    activation = layer.activation
+    layer.activation = import_keras().activations.linear
+    try:
+        yield
+    finally:
+        layer.activation = activation
+
+
+def _inherited_from(layer: Any) -> type | None:
+    """Return the class of Keras that defines everything that a subclass computes, if it can be translated."""
+    cls = type(layer)
+    if cls.__module__.startswith("keras.src."):
+        return None
+    base = next(item for item in cls.__mro__ if item.__module__.startswith("keras.src."))
+    entry = registry.entries(BridgedLayer).get(base.__name__)
+    same = all(getattr(cls, name) is getattr(base, name) for name in ("__call__", "call", "build", "compute_mask"))
+    return base if same and entry is not None and entry.translate is not None else None
+
+
+def _as_instance(layer: Any, base: type) -> Any:
+    """Return a copy of a layer that shares its state and is an instance of a base class."""
+    copy: Any = object.__new__(base)
+    vars(copy).update(vars(layer))
+    return copy
 
 
 def _check_user_translation(layer: Any, translation: Translation, context: TranslationContext) -> Translation:
@@ -450,6 +508,7 @@ _register(
     stand_ins={"always": "RangedMaskedScores"}, qat_tensors=("bounded",),
 )  # fmt: skip
 _register("MaskedWeights", None, "a layer of tfq: the masked weights of attention", qat="passes_range")
+_register("Weight", None, "a layer of tfq: a weight of a layer that was expanded", prunable=())
 _register("PaddingMask", None, "a layer of tfq: the mask of an Embedding or of Masking", qat="makes_mask")
 _register("WithMask", None, "a layer of tfq: its input, with an implicit mask", qat="passes_mask")
 _register("GroupedQueryAttention", _grouped_query_attention, "its projections, products and softmax as layers")

@@ -7,6 +7,7 @@ tag is `class_name`, so that Keras does not treat a tagged dict as a serialized 
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,34 @@ from tfq.keras_bridge.untranslatable import Untranslatable
 # Limit of the bytes of one constant. Keras writes larger JSON configs too slowly.
 MAX_CONSTANT_BYTES = 64 << 20
 _NUMBER_KINDS = "biufc"
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """A number that is proportional to the size of axis 0 of a tensor: size * multiple // divisor.
+
+    Attributes:
+        tensor: A tensor of the graph.
+        multiple: The number that belongs to the size `divisor`.
+        divisor: A size.
+    """
+
+    tensor: Any
+    multiple: int
+    divisor: int
+
+
+@dataclass(frozen=True, eq=False)
+class BatchConstant:
+    """A constant with the same values for each example of a batch.
+
+    Attributes:
+        row: The values, with size 1 in the axis of the batch.
+        shape: The shape, with a `BatchSize`.
+    """
+
+    row: np.ndarray
+    shape: tuple[Any, ...]
 
 
 def encode(value: Any, index_of: Callable[[Any], int | None]) -> Any:
@@ -36,6 +65,8 @@ def encode(value: Any, index_of: Callable[[Any], int | None]) -> Any:
         return {"tensor": index}
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic)):
         return value
+    if isinstance(value, BatchSize):
+        return {"batch_size": [index_of(value.tensor), value.multiple, value.divisor]}
     if isinstance(value, (tuple, list)):
         tag = "tuple" if isinstance(value, tuple) else "list"
         return {tag: [encode(item, index_of) for item in value]}
@@ -48,8 +79,25 @@ def encode(value: Any, index_of: Callable[[Any], int | None]) -> Any:
     return _encoded_array(value)
 
 
-def decode(value: Any, tensors: Sequence[Any]) -> Any:
+def has_batch_size(value: Any) -> bool:
+    """Check whether an encoded value contains a BatchSize."""
+    if isinstance(value, dict):
+        return "batch_size" in value or any(map(has_batch_size, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(has_batch_size, value))
+
+
+def _is_batch_size(content: Any, num_tensors: int) -> bool:
+    is_triple = isinstance(content, (list, tuple)) and len(content) == 3
+    return is_triple and all(type(n) is int for n in content) and 0 <= content[0] < num_tensors and content[2] > 0
+
+
+def decode(value: Any, tensors: Sequence[Any], size_of: Callable[[Any], Any] = lambda tensor: tensor.shape[0]) -> Any:
     """Return the value that was passed to `encode`, with `tensors[i]` for tensor number i.
+
+    Args:
+        value: The result of `encode`.
+        tensors: The tensors.
+        size_of: Returns the size of axis 0 of a tensor.
 
     Raises:
         InputError: `encode` does not write such a value.
@@ -60,12 +108,15 @@ def decode(value: Any, tensors: Sequence[Any]) -> Any:
         ((tag, content),) = value.items()
         if tag == "tensor" and isinstance(content, int) and 0 <= content < len(tensors):
             return tensors[content]
+        if tag == "batch_size" and _is_batch_size(content, len(tensors)):
+            index, multiple, divisor = content
+            return size_of(tensors[index]) * multiple // divisor
         if tag == "ellipsis":
             return Ellipsis
         if tag == "array":
             return _decoded_array(content)
         if tag in ("tuple", "list", "dict", "slice") and isinstance(content, (list, tuple)):
-            return _decoded_container(tag, content, tensors)
+            return _decoded_container(tag, content, lambda item: decode(item, tensors, size_of))
     raise InputError(
         f"the file is damaged: the arguments of an operation contain {str(value)[:100]!r}, which tfq does not write",
         field="model",
@@ -73,7 +124,7 @@ def decode(value: Any, tensors: Sequence[Any]) -> Any:
     )
 
 
-def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any]) -> Any:
+def _decoded_container(tag: str, content: Sequence[Any], inner: Callable[[Any], Any]) -> Any:
     if tag == "dict":
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in content):
             raise InputError(
@@ -82,8 +133,8 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
                 expected="a list of pairs",
                 got=content,
             )
-        return {decode(key, tensors): decode(item, tensors) for key, item in content}
-    items = [decode(item, tensors) for item in content]
+        return {inner(key): inner(item) for key, item in content}
+    items = [inner(item) for item in content]
     if tag == "slice":
         if len(items) != 3:
             raise InputError(

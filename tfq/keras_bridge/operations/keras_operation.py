@@ -21,7 +21,7 @@ import numpy as np
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.loading import custom_objects
-from tfq.keras_bridge.operations.data import decode, encode
+from tfq.keras_bridge.operations.data import BatchConstant, decode, encode, has_batch_size
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 
@@ -85,6 +85,8 @@ def axes_of(axis: Any, rank: int) -> tuple[int, ...] | None:
 
 
 _REFUSED = custom_objects.REFUSED_OPERATIONS | {"Operation"}
+# Stands for the tensors of a graph while the parameters of an operation are checked.
+_BATCHES_OF_ONE = [np.zeros(1)] * 4096
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
@@ -112,8 +114,9 @@ def parameters(operation: Any) -> dict[str, Any]:
     """Return the constructor's arguments of an operation except its name; every float dtype becomes float32.
 
     Raises:
-        Untranslatable: The operation does not store one of them.
+        Untranslatable: The operation does not store one of them, or is not one that tfq translates.
     """
+    operation_kind(operation)
     names = [
         name
         for name, parameter in inspect.signature(type(operation).__init__).parameters.items()
@@ -158,12 +161,14 @@ def keras_operation_class() -> Any:
             super().__init__(**{**kwargs, "autocast": False})
             self.operation = operation
             self._parameters, self._arguments = parameters, arguments
-            self._operation = _build_operation(operation, parameters)
+            # Parameters that depend on the batch size are known when the layer is called.
+            self._operation = _build_operation(operation, parameters, _BATCHES_OF_ONE)
             self.supports_masking = True
 
         # do_not_convert hides the signature, which tf_keras reads from `call`, so it is not applied to `call` itself.
         def call(self, inputs: Any) -> Any:
-            return computed(self._operation, self._arguments, inputs)
+            built = (self.operation, self._parameters) if has_batch_size(self._parameters) else self._operation
+            return computed(built, self._arguments, inputs)
 
         def compute_mask(self, inputs: Any, mask: Any = None) -> None:
             return None
@@ -181,13 +186,20 @@ def keras_operation_class() -> Any:
 
 
 def _compute(built: Any, arguments: Any, inputs: Any) -> Any:
-    args, kwargs = decode(arguments, list(inputs) if isinstance(inputs, (list, tuple)) else [inputs])
+    """Return the outputs of an operation, or of one that has to be built first from its name and parameters."""
+    tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if isinstance(built, tuple):
+        kind, constructor_arguments = built
+        built = _build_operation(kind, constructor_arguments, tensors)
+    args, kwargs = decode(arguments, tensors, _size_of)
     outputs = built.call(*args, **kwargs)
     # tf_keras cannot save named tuples.
     return tuple(outputs) if isinstance(outputs, tuple) else outputs
 
 
-def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict[str, Any], name: str) -> Any:
+def operation_layer(
+    kind: str, values: dict[str, Any], args: tuple, kwargs: dict[str, Any], name: str, unused: Any = None
+) -> Any:
     """Return the outputs of a new KerasOperation, in the operation's structure.
 
     Args:
@@ -196,6 +208,7 @@ def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict
         args: Positional arguments of its call, with tf_keras tensors.
         kwargs: Keyword arguments of its call, with tf_keras tensors.
         name: The name of the layer.
+        unused: A tensor to call the layer with if the arguments contain none.
 
     Raises:
         Untranslatable: An argument is not data.
@@ -211,14 +224,31 @@ def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict
         tensors.append(value)
         return len(tensors) - 1
 
-    def refuse_tensor(value: Any) -> None:
+    def check(value: Any) -> Any:
+        """Return the value; refuse a tensor that is not in a BatchSize."""
         if is_graph_tensor(value):
             raise Untranslatable("one of its parameters is a tensor of the graph. Pass a number instead")
+        if isinstance(value, dict):
+            return {key: check(item) for key, item in value.items()}
+        return type(value)(map(check, value)) if type(value) in (list, tuple) else value
 
     arguments = encode((args, kwargs), index_of)
-    constructor_arguments = encode(values, refuse_tensor)
+    constructor_arguments = encode(check(values), index_of)
     layer = keras_operation_class()(kind, constructor_arguments, arguments, name=name)
+    tensors = tensors or [unused]
     return layer(tensors if len(tensors) > 1 else tensors[0])
+
+
+def constant_tensor(value: Any, batch: Any, name: str) -> Any:
+    """Return a constant as a tensor of the graph.
+
+    Args:
+        value: An array or a BatchConstant.
+        batch: Any tensor of the graph, because tf_keras has no layers without inputs.
+        name: The name of the layer.
+    """
+    row, shape = (value.row, value.shape) if isinstance(value, BatchConstant) else (value, tuple(value.shape))
+    return operation_layer("numpy.BroadcastTo", {"shape": tuple(shape)}, (row,), {}, name, unused=batch)
 
 
 def layer_of_tensors(kind: str, count: int, name: str) -> Any:
@@ -239,7 +269,14 @@ def is_graph_tensor(value: Any) -> bool:
         return False
 
 
-def _build_operation(kind: str, constructor_arguments: Any) -> Any:
+def _size_of(tensor: Any) -> Any:
+    import tensorflow as tf
+
+    size = tensor.shape[0]
+    return tf.shape(tensor)[0] if size is None else size
+
+
+def _build_operation(kind: str, constructor_arguments: Any, tensors: list[Any]) -> Any:
     import_keras()
     module_part, _, name = str(kind).partition(".")
     module_name = f"keras.src.ops.{module_part}"
@@ -260,7 +297,7 @@ def _build_operation(kind: str, constructor_arguments: Any) -> Any:
             expected="an operation of Keras 3",
             got=kind,
         )
-    values = decode(constructor_arguments, ())
+    values = decode(constructor_arguments, tensors, _size_of)
     if not isinstance(values, dict):
         raise InputError(
             f"the file is damaged: expected a dict as the parameters of {kind!r}, got a {type(values).__name__}",

@@ -25,7 +25,9 @@ from tfq.keras_bridge.operations.shapes import SHAPES
 ORDINARY: dict[str, Callable[[Call], LayerCall]] = {**ELEMENTWISE, **SHAPES}
 
 
-def translate_operation(operation: Any, args: tuple, kwargs: dict[str, Any], name: str) -> Any:
+def translate_operation(
+    operation: Any, args: tuple, kwargs: dict[str, Any], name: str, values: dict[str, Any] | None = None
+) -> Any:
     """Return the tf_keras tensors that one call of `operation` gives, in the operation's structure.
 
     Args:
@@ -33,12 +35,13 @@ def translate_operation(operation: Any, args: tuple, kwargs: dict[str, Any], nam
         args: Positional arguments of its node, with a tf_keras symbolic tensor for each Keras 3 tensor.
         kwargs: Keyword arguments of its node, likewise.
         name: The name of the layer.
+        values: The operation's `parameters`, if they are not the recorded ones.
 
     Raises:
         Untranslatable: The operation runs Python functions, is not part of Keras, or uses a variable.
     """
     kind = operation_kind(operation)
-    values = parameters(operation)
+    values = parameters(operation) if values is None else values
     bound = inspect.signature(type(operation).call).bind(operation, *args, **kwargs)
     bound.apply_defaults()
     call_arguments = dict(list(bound.arguments.items())[1:])
