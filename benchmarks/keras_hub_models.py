@@ -35,7 +35,7 @@ from tfq.errors import InputError, did_you_mean
 
 MAX_SECS = 1800
 MIN_SQNR = 12.0
-MAX_DIFFERENCE = 1e-5
+MAX_DIFFERENCE = 1e-4
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ class Measurement:
         }
 
     def bridge(self) -> dict[str, Any]:
-        """Translate to tf_keras, and compare on the test data with a comparison of its own."""
+        """Translate to tf_keras, and compare on the test data independently."""
         self.bridged = tfq.to_tf_keras(self.model, data=self.test)
         expected, got = _flat(self.model, self.test), _flat(self.bridged.model, self.test)
         difference = max(_relative(a, b) for a, b in zip(expected.values(), got.values(), strict=True))

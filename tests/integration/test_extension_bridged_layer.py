@@ -118,14 +118,11 @@ def test_structured_pruning_follows_its_channels(plugin):
     assert smaller.get_layer("gain").gain.shape[0] == smaller.get_layer("conv").filters < 6
 
 
-def test_without_its_registration_the_layer_is_refused(plugin):
+def test_without_its_registration_the_call_of_the_layer_is_translated(plugin):
     _, module = plugin
     del registry._entries["bridged_layer"]["GainInTFKeras"]
-    with pytest.raises(tfq.InputError) as refused:
-        tfq.to_tf_keras(small_model(module))
-    assert refused.value.problems.keys() == {"gain"}
-    rows = {row.name: row for row in tfq.preflight(small_model(module)).layers}
-    assert rows["gain"].qat == "unsupported"
+    result = tfq.to_tf_keras(small_model(module))
+    assert result.layer_map["gain"] == ("gain_gain", "gain_multiply")
 
 
 def test_a_plugin_adds_a_layer_to_the_command_line(plugin, tmp_path, tfq_cli):

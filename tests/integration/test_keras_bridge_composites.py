@@ -11,7 +11,7 @@ from tfq.keras_bridge import UnbridgeableError
 
 
 class ResidualBlock(keras.layers.Layer):
-    """Two convolutions with BatchNormalization, a weight of its own and a shortcut; `training` is a flag of call."""
+    """A convolution with BatchNormalization and a factor, and a shortcut; `training` is an argument of call."""
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)

@@ -16,18 +16,21 @@ def test_all_unsupported_layers_are_listed_at_once_by_path():
 
     class Mine(keras.layers.Layer):
         def call(self, x):
-            return x
+            return np.sin(x)
+
+        def compute_output_shape(self, shape):
+            return shape
 
     inner = keras.Sequential([keras.Input((8,)), keras.layers.Lambda(lambda x: x + 1, name="code")], name="inner")
     inputs = keras.Input((8,))
     x = Mine(name="mine")(inner(inputs))
-    x = keras.layers.Dense(8, activation=keras.layers.Dense(1), name="odd")(x)
+    x = keras.layers.Dense(8, activation=lambda x: np.sin(x), name="odd")(x)
     model = keras.Model(inputs, keras.layers.Reshape((2, 4), name="fine")(x), name="user_model")
     with pytest.raises(InputError) as raised:
         to_tf_keras(model)
     problems = raised.value.problems
     assert problems.keys() == set(raised.value.got) == {"inner/code", "mine", "odd"}
-    words = {"inner/code": "Python", "mine": "BridgedLayer(keras_class=Mine", "odd": "activation"}
+    words = {"inner/code": "Python", "mine": "BridgedLayer(keras_class=Mine", "odd": "symbolic"}
     assert {name: word for name, word in words.items() if word not in problems[name]} == {}
     assert raised.value.classes == {"inner/code": "Lambda", "mine": "Mine", "odd": "Dense"}
     assert "'inner/code' (Lambda)" in str(raised.value)

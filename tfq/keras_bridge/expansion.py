@@ -37,7 +37,7 @@ from tfq.keras_bridge.walk import Call, Graph, all_layers, keras_calls_between, 
 # The batch sizes of the two runs. Two primes, so that sizes of the model are rarely multiples of them.
 _BATCH_SIZES = (61, 67)
 _NUMBER = re.compile(r"_\d+$")
-# The key of a call's masks that are attached to its inputs, but are no arguments.
+# The key of a call's masks that are attached to its inputs and not passed as arguments.
 _OTHER_MASKS = "<attached>"
 # Attributes of a layer that list its weights a second time.
 _WEIGHT_LISTS = ("_trainable_variables", "_non_trainable_variables")
@@ -192,7 +192,7 @@ def _run(call: Call, batch_size: int, resized: _Resized, training: bool | None =
     try:
         return _run_once(call, batch_size, resized, training, symbolic_weights=True)
     except Exception as error:
-        first_error = _refused(error)
+        first_error = _refused(error, call.operation)
     if not _own_weights(call.operation):
         raise first_error
     try:
@@ -201,12 +201,12 @@ def _run(call: Call, batch_size: int, resized: _Resized, training: bool | None =
         raise first_error from None
 
 
-def _refused(error: Exception) -> Untranslatable:
+def _refused(error: Exception, layer: Any) -> Untranslatable:
     if isinstance(error, Untranslatable):
         return error
     return Untranslatable(
         f"its call does not run on symbolic tensors: {reason_of(error)}. Write it with Keras layers and keras.ops, or "
-        "register a tfq.BridgedLayer for it"
+        f"register a tfq.BridgedLayer(keras_class={type(layer).__name__}, translate=...) for it"
     )
 
 
