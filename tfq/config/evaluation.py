@@ -46,6 +46,11 @@ class EvaluationConfig(Config):
         "its input",
         choices_of="metric",
     )
+    output_metrics: tuple[str, ...] = setting(
+        (),
+        "for labels of several outputs: OUTPUT=METRIC; other outputs get the metric that their labels fit: top1, "
+        "pixel_accuracy or mae",
+    )
     output: str = setting(
         "",
         "name or index (from 0) of the output that the metric and the agreement use; empty lets the metric choose, "

@@ -19,7 +19,7 @@ from tfq.conversion.freeze import (
     float_flatbuffer,
     graph_without_weight_fake_quant,
 )
-from tfq.conversion.graph_rewrites import with_quantizable_ops, with_visible_constants
+from tfq.conversion.graph_rewrites import with_distinct_outputs, with_quantizable_ops, with_visible_constants
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.masks import bound_masks, without_nested_selects
 from tfq.conversion.op_patterns import with_ops_by_name
@@ -252,12 +252,12 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:
     """Add the signature `serving_default`, with names in the order of the model's inputs and outputs."""
+    model = with_distinct_outputs(model)
     graph = tflite.read(model).main_subgraph
     if len(graph.inputs) != len(input_names) or len(graph.outputs) != len(output_names):
         raise InputError(
             f"the model has {len(input_names)} inputs and {len(output_names)} outputs, but its flatbuffer has "
-            f"{len(graph.inputs)} and {len(graph.outputs)}. Remove inputs that no output depends on, and outputs that "
-            "occur twice",
+            f"{len(graph.inputs)} and {len(graph.outputs)}. Remove inputs that no output depends on",
             field="model",
             expected=(len(input_names), len(output_names)),
             got=(len(graph.inputs), len(graph.outputs)),

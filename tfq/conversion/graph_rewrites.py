@@ -405,3 +405,35 @@ def _is_constant(nodes: dict[str, Any], source: str, value: float) -> bool:
 
     node = nodes.get(source)
     return node is not None and node.op == "Const" and bool(np.all(tf.make_ndarray(node.attr["value"].tensor) == value))
+
+
+def with_distinct_outputs(model: bytes) -> bytes:
+    """Return a flatbuffer in which no tensor is an output twice: a RESHAPE to its own shape copies it.
+
+    A signature has one name for each tensor. Layers that compute nothing in inference, such as Dropout, also return
+    their input.
+    """
+    outputs = tflite.read(model).main_subgraph.outputs
+    if len(set(outputs)) == len(outputs):
+        return model
+    from ai_edge_litert import schema_py_generated as generated
+
+    edited = tflite.unpack(model)
+    graph, distinct = edited.subgraphs[0], list[int]()
+    entries = [entry for item in edited.signatureDefs or [] if item.subgraphIndex == 0 for entry in item.outputs]
+    for index in outputs:
+        if index in distinct:
+            named = [entry for entry in entries if entry.tensorIndex == index]
+            copy = add_tensor(graph, index, f"{name_of(graph, index)}_copy_{len(distinct)}")
+            graph.tensors[copy].quantization = graph.tensors[index].quantization
+            sizes, options = sizes_of(graph.tensors[index]), generated.ReshapeOptionsT()
+            options.newShape = sizes
+            shape = add_constant(edited, graph, sizes, np.int32)
+            kind = generated.BuiltinOptions.ReshapeOptions
+            graph.operators.append(new_op(edited, "RESHAPE", [index, shape], copy, kind, options))
+            if len(named) > 1:
+                named[1].tensorIndex = copy
+            index = copy
+        distinct.append(index)
+    graph.outputs = distinct
+    return tflite.pack(edited, len(model))

@@ -57,7 +57,7 @@ from tfq.conversion.exact_indices import (
     with_integer_inputs,
 )
 from tfq.conversion.fake_quant import Ranges, with_same_scales, with_selection_ranges
-from tfq.conversion.graph_rewrites import without_unread_ops
+from tfq.conversion.graph_rewrites import with_distinct_outputs, without_unread_ops
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.int16_forms import with_float_edges, with_int16_forms
 from tfq.conversion.int16_types import float_only_ops, with_int16_types
@@ -341,7 +341,8 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
         with stage("quantizing"), captured_stderr() as stderr:
             quantized = (_to_int16x8 if is_int16 else _to_int8)(prepared, config)
         result = restore(quantized)
-        return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
+        result = tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
+        return with_distinct_outputs(result)  # the quantizer removes RESHAPE ops that keep the shape
     except (RuntimeError, ValueError) as error:
         message = (
             "TensorFlow's quantizer rejects the float model. Keep the layers that it names in float "

@@ -131,7 +131,6 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
     output_names = copies.output_names(model, outputs)
-    _reject_repeated(outputs, output_names)
     input_names = copies.input_names(model, structure, inputs)
     specs = [
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), _float32_for_floats(tensor), name=_identifier(name))
@@ -289,20 +288,6 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
             got=type(model).__name__,
         )
     return tf.nest.flatten(inputs), tf.nest.flatten(outputs)
-
-
-def _reject_repeated(outputs: list[Any], output_names: tuple[str, ...]) -> None:
-    first: dict[int, str] = {}
-    for tensor, name in zip(outputs, output_names, strict=True):
-        other = first.setdefault(id(tensor), name)
-        if other != name:
-            raise InputError(
-                f"outputs {other!r} and {name!r} of the model are the same tensor, which can have only one name in a "
-                "flatbuffer. Remove one of them",
-                field="model",
-                expected="outputs that differ",
-                got=(other, name),
-            )
 
 
 def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:

@@ -4,6 +4,7 @@
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint
 from tfq.data.loading import SPLITS, check_readable, load_calibration_split, load_split, source_fingerprint
+from tfq.data.output_labels import check_output_names, join_labels, labeled_outputs, labels_of_output
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
 from tfq.data.provided import as_split, bind_inputs, shape_fits
 from tfq.data.representative import (
@@ -43,6 +44,7 @@ __all__ = [
     "SplitStream",
     "as_split",
     "bind_inputs",
+    "check_output_names",
     "check_readable",
     "check_shapes",
     "class_labels",
@@ -56,6 +58,9 @@ __all__ = [
     "image_advice",
     "input_specs",
     "is_one_hot",
+    "join_labels",
+    "labeled_outputs",
+    "labels_of_output",
     "load_calibration_split",
     "load_split",
     "preprocess",

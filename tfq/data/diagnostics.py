@@ -253,6 +253,8 @@ def _class_counts(labels: NDArray | None, class_names: tuple[str, ...]) -> tuple
     """Return {class: examples}, with 0 for lower or named classes without an example; or None and the reason."""
     if labels is None:
         return None, "the data has no labels"
+    if labels.dtype.names:
+        return None, f"there are labels for each of {', '.join(labels.dtype.names)}"
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         return None, f"the labels are {labels.dtype} {list(labels.shape)}, not class numbers"
     if labels.min() < 0 or labels.max() >= _MAX_CLASSES:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tfq.config import DataConfig
 from tfq.data.loading import load_split
+from tfq.data.output_labels import join_labels
 from tfq.data.preprocessing import real_units
 from tfq.data.split import UNNAMED, AnySplit, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
@@ -92,8 +93,8 @@ def as_split(data: Any, *, split: str = "test", limit: int = 0) -> AnySplit:
             - a `Split` or `SplitStream`;
             - a source string ("digits") or `DataConfig`;
             - an array, or a dict of arrays by input name, without labels;
-            - a tuple (one of these, labels);
-            - a finite tf.data.Dataset of x or (x, y), where x is an array or a dict of arrays. Elements are single
+            - a tuple (one of these, labels); labels for several outputs are a dict of arrays by output name;
+            - a finite tf.data.Dataset of x or (x, y), where x and y are arrays or dicts of arrays. Elements are single
               examples or batches; sample weights are refused.
 
             Arrays are in the units of the float model: there is no preprocessing.
@@ -135,6 +136,8 @@ def _x_and_y(data: Any) -> tuple[Any, Any]:
 
 
 def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
+    if isinstance(labels, Mapping):
+        labels = join_labels(labels, "data: labels")
     labels = None if labels is None else _array(labels, "data: labels")
     by_name = data if isinstance(data, Mapping) else {UNNAMED: data}
     inputs = {}
@@ -179,7 +182,9 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
     for x, y in _elements(dataset, has_labels):
         is_dict = isinstance(x, Mapping)
         arrays = {f"x {name}": np.asarray(value) for name, value in (x if is_dict else {UNNAMED: x}).items()}
-        if has_labels:
+        if isinstance(y, Mapping):
+            arrays |= {f"y {name}": np.asarray(value) for name, value in y.items()}
+        elif has_labels:
             arrays["y"] = np.asarray(y)
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array if batched else array[None])
@@ -195,8 +200,9 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
             got=0,
         )
     joined = {name: _joined(name, arrays)[: limit or None] for name, arrays in parts.items()}
-    labels = joined.pop("y", None)
-    inputs = {name.removeprefix("x "): array for name, array in joined.items()}
+    named = {name.removeprefix("y "): array for name, array in joined.items() if name.startswith("y ")}
+    labels = join_labels(named, "data: labels") if named else joined.pop("y", None)
+    inputs = {name.removeprefix("x "): array for name, array in joined.items() if name.startswith("x ")}
     return inputs if is_dict else inputs[UNNAMED], labels
 
 
@@ -230,7 +236,10 @@ def _element_form(spec: Any) -> tuple[bool, bool]:
             got=len(parts),
         )
     inputs = list(parts[0].values()) if isinstance(parts[0], Mapping) else [parts[0]]
-    leaves = [*inputs, *parts[1:]]
+    leaves = [
+        *inputs,
+        *(leaf for part in parts[1:] for leaf in (part.values() if isinstance(part, Mapping) else [part])),
+    ]
     if any(
         not hasattr(leaf, "shape") or leaf.shape.rank is None or type(leaf).__name__ != "TensorSpec" for leaf in leaves
     ):

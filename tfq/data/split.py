@@ -32,7 +32,8 @@ class Split:
         inputs: {"x": array} for a single unnamed input, otherwise arrays by input name. Each has the shape (n, ...),
             with the same n >= 1.
         labels: An array of length n, or None. Sources of classes give int64 >= 0. One-hot rows (n, classes) are
-            accepted wherever class numbers are. Labels for a custom metric may be anything.
+            accepted wherever class numbers are. Labels for a custom metric may be anything. Labels for several outputs
+            are a structured array, see `tfq.data.output_labels`.
         source: The source as the user wrote it: "digits", "npz:PATH", "tfrecord:GLOB"; "arrays" for arrays.
         notes: Possible problems that the source noticed, such as files that it ignored.
         information: How the source made the split if it had to hold one out; nothing is wrong with it.

@@ -12,12 +12,13 @@ from tfq import tflite
 from tfq.artifacts import content_of
 from tfq.backends import BackendResult, RunRequest, make_backend
 from tfq.config import EvaluationConfig
-from tfq.data import AnySplit, as_split
+from tfq.data import AnySplit, as_split, labeled_outputs
 from tfq.errors import warn
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
+from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, scores_of_outputs
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
 from tfq.evaluation.record import IDENTICAL, NO_REFERENCE, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
@@ -80,32 +81,32 @@ def evaluate_model(
     data = as_split(data, limit=config.limit)
     if reference is not None and not isinstance(reference, ReferenceOutputs):
         reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
-    feed = Feed(parsed, data)
-    result = backend.assess(_request(model, feed, config))
+    result = backend.assess(_request(model, feed := Feed(parsed, data), config))
     if result.outputs is None:
         return _costs(model, data, config, chosen, result)
-    outputs = decode_outputs(parsed, result.outputs)
-    names = parsed.output_names
+    outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     rebuilds_input = reconstructs(parsed)
     class_outputs = tuple(
         is_class_vector(parsed.main_subgraph, index, values)
         for index, values in zip(parsed.main_subgraph.outputs, outputs if expected is None else expected, strict=True)
     )
-    choice = choose_metric(chosen, names, class_outputs, reconstructs=rebuilds_input, output=config.output)
-    scores = compute_scores(outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs)
+    choice, by_output = _choose(chosen, data, names, outputs, expected, class_outputs, config, rebuilds_input)
+    scores = compute_scores(
+        outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
+    )
     missing = max(0, config.limit - data.num_examples)
     messages = [
         *filter(None, [tflite.main_subgraph_note(parsed, "evaluated")]),
         *([f"evaluation.limit={config.limit:,}: the data has only {data.num_examples:,} examples"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
-        *_output_warnings(names, outputs, choice, result, config),
+        *_output_warnings(names, outputs, choice, result, config, has_labels=any(by_output)),
         *result.notes,
     ]
     for sentence in messages:
         warn(sentence)
-    noise = _noise(names, outputs, expected, scores.pop("outputs"))
+    noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
     return EvaluationRecord(
         **scores,
         **noise,
@@ -121,6 +122,29 @@ def evaluate_model(
         warnings=tuple(messages),
         machine=dict(result.machine),
     )
+
+
+def _choose(
+    chosen: Metric | None,
+    data: AnySplit,
+    names: tuple[str, ...],
+    outputs: tuple[NDArray, ...],
+    expected: Sequence[NDArray] | None,
+    class_outputs: Sequence[bool],
+    config: EvaluationConfig,
+    rebuilds_input: bool,
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """Return the metric of the record, and for each output its scores with separate labels; {} without such labels.
+
+    Call it after the model ran, because a stream has its labels only then.
+    """
+    choice = choose_metric(chosen, names, class_outputs, reconstructs=rebuilds_input, output=config.output)
+    labels = data.all_labels()
+    if labels is None or not labeled_outputs(labels) or choice.metric.outputs is None:
+        return choice, [{} for _ in names]
+    metrics = metrics_of_outputs(config.output_metrics, names)
+    choice, metrics = choose_for_labels(labels, names, outputs, metrics, chosen, config.output)
+    return choice, scores_of_outputs(metrics, labels, names, outputs, expected)
 
 
 def _costs(
@@ -177,8 +201,9 @@ def _noise(
     outputs: tuple[NDArray, ...],
     expected: list[NDArray] | None,
     agreements: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the SQNR of the worst output, and in `outputs` the SQNR of each output with its `agreements`."""
+    """Return the SQNR of the worst output, and in `outputs` the SQNR of each with its agreement and its scores."""
     pairs: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
     if expected is not None:
         pairs = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
@@ -191,8 +216,8 @@ def _noise(
         "output_sqnr_db": worst,
         "output_sqnr_db_reason": None if worst is not None else (unknown or reasons)[0],
         "outputs": tuple(
-            {"name": name, "sqnr_db": value, "sqnr_db_reason": reason, **agreement}
-            for name, (value, reason), agreement in zip(names, pairs, agreements, strict=True)
+            {"name": name, "sqnr_db": value, "sqnr_db_reason": reason, **agreement, **own}
+            for name, (value, reason), agreement, own in zip(names, pairs, agreements, scores, strict=True)
         ),
     }
 
@@ -243,12 +268,14 @@ def _output_warnings(
     choice: Choice,
     result: BackendResult,
     config: EvaluationConfig,
+    *,
+    has_labels: bool,
 ) -> list[str]:
     results, metric = [], choice.metric
     index = metric.outputs[0] if metric.outputs is not None and len(metric.outputs) == 1 else None
     if metric.contract.predicts == "classes" and is_probability(outputs[index or 0]):
         results.append(SIGMOID_NOTE)
-    if index is not None and len(outputs) > 1 and choice.output is None and choice.reason is None:
+    if index is not None and len(outputs) > 1 and choice.output is None and choice.reason is None and not has_labels:
         results.append(
             f"the model has {len(outputs)} outputs, and {metric.title or metric.name} is computed for "
             f"{names[index]!r}. Choose another one with evaluation.output"

@@ -65,7 +65,7 @@ class EvaluationRecord:
         latency_std_ms: Sample standard deviation of the timed inferences.
         latency_first_ms: The first timed inference after the warm-up.
         outputs: For each output its comparison with the reference: name, sqnr_db, agreement, and a reason for each that
-            is None.
+            is None. With labels for several outputs, also metric, unit, accuracy, reference_accuracy and accuracy_drop.
         warnings: The warnings that were issued during the evaluation.
         machine: The machine and the versions of the software that ran the model.
     """
@@ -123,6 +123,7 @@ class EvaluationRecord:
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
             ("difference", self._difference()),
             *((name, self._score(name, value)) for name, value in self.scores.items() if name != self.metric),
+            *self._outputs(),
             ("agreement", score_text("fraction", self.agreement) or _shown_reason(self.agreement_reason)),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or _shown_reason(self.output_sqnr_db_reason)),
             ("examples", f"{self.num_examples:,}"),
@@ -134,6 +135,17 @@ class EvaluationRecord:
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+
+    def _outputs(self) -> list[tuple[str, str]]:
+        """Return a row for each output with separate labels."""
+        rows = []
+        for output in self.outputs:
+            if output.get("metric"):
+                unit, reference = output["unit"], output["reference_accuracy"]
+                text = f"{output['metric']} {score_text(unit, output['accuracy'])}"
+                text += "" if reference is None else f", reference {score_text(unit, reference)}"
+                rows.append((f"output {output['name']}", text))
+        return rows
 
     def _score(self, metric: str, value: float | None) -> str | None:
         """Return a value with its 95% interval, or with "no interval"; None if there is no value."""

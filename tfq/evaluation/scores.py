@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.config import EvaluationConfig
 from tfq.config.base import check_fraction
+from tfq.data.output_labels import labeled_outputs, labels_of_output
 from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.classes import agreement, num_classes
@@ -111,18 +112,23 @@ class Predictions:
         outputs: Real values, (n, ...) each.
         labels: (n, ...) or None.
         reconstructs: Whether the model reconstructs its input.
+        names: The names of the outputs, for labels of several outputs.
         errors: {function of a metric's `Reconstruction`: its errors, (n,)}.
     """
 
     outputs: Outputs
     labels: NDArray | None
     reconstructs: bool = False
+    names: Sequence[str] = ()
     errors: dict[Callable[..., NDArray], NDArray] = field(default_factory=dict)
 
     def for_metric(self, metric: Metric) -> tuple[Outputs, NDArray | None]:
         """Return the outputs and labels that a metric scores. For reconstructions these may be errors."""
         reconstruction = metric.reconstruction
         if not self.reconstructs or reconstruction is None:
+            if labeled_outputs(self.labels) and metric.outputs is not None and len(metric.outputs) == 1:
+                assert self.labels is not None
+                return self.outputs, labels_of_output(self.labels, self.names[metric.outputs[0]])
             return self.outputs, self.labels
         errors = self.errors[reconstruction.error]
         if reconstruction.against == "labels":
@@ -144,12 +150,14 @@ class Predictions:
         return metric.value_of(state), state
 
 
-def predictions_of(outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics: list[Metric]) -> Predictions:
+def predictions_of(
+    outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics: list[Metric], names: Sequence[str] = ()
+) -> Predictions:
     """Return the outputs of a model on `data`, with the labels and the reconstruction errors for `metrics`."""
     error_functions = [metric.reconstruction.error for metric in metrics if metric.reconstruction is not None]
     if not reconstructs or not error_functions:
         # A stream has stored its labels while the model ran, so its examples need not be decoded again.
-        return Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=reconstructs)
+        return Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=reconstructs, names=names)
     labels: list[NDArray] = []
     errors: dict[Callable[..., NDArray], list[NDArray]] = {function: [] for function in error_functions}
     start = 0
@@ -253,6 +261,7 @@ def compute_scores(
     *,
     reconstructs: bool,
     class_outputs: Sequence[bool] = (False,),
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the fields of an EvaluationRecord about accuracy and agreement, with the reasons for missing ones.
 
@@ -263,13 +272,14 @@ def compute_scores(
         choice: The metric.
         reconstructs: Whether the model reconstructs its input.
         class_outputs: For each output whether it predicts a class, see `is_class_vector`.
+        names: The names of the outputs, for labels of several outputs.
     """
     chosen = choice.metric
     companions = [
         replace(item, outputs=chosen.outputs) if item.outputs == (0,) else item
         for item in additional_metrics(chosen, reconstructs=reconstructs)
     ]
-    predictions = predictions_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions])
+    predictions = predictions_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions], names=names)
     reason = _why_unscored(predictions, choice)
     metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
     accuracy = reference_accuracy = drop = difference = None
@@ -281,9 +291,11 @@ def compute_scores(
             metrics[item.name] = {**item.facts(), "interval": None if interval is None else list(interval)}
         accuracy = scores.get(chosen.name)
     if accuracy is not None and expected is not None:
-        reference_predictions = predictions_of(tuple(expected), data, reconstructs=reconstructs, metrics=[chosen])
+        reference_predictions = predictions_of(
+            tuple(expected), data, reconstructs=reconstructs, metrics=[chosen], names=names
+        )
         reference_accuracy, _ = reference_predictions.score(chosen)
-        drop = _drop(chosen, accuracy, reference_accuracy)
+        drop = drop_of(chosen, accuracy, reference_accuracy)
         difference, no_difference = _paired(chosen, predictions, reference_predictions)
     return {
         "metric": chosen.name,
@@ -403,7 +415,8 @@ def _paired(
     return paired_difference(*correct).to_dict(), ""
 
 
-def _drop(metric: Metric, value: float, reference: float) -> float | None:
+def drop_of(metric: Metric, value: float, reference: float) -> float | None:
+    """Return by how much a metric's value is worse than the reference's; None if it has no direction."""
     if metric.direction is None:
         return None
     return value - reference if metric.direction == "lower" else reference - value

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tfq.artifacts import read_bytes
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
+from tfq.data.output_labels import join_labels
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
 from tfq.registry import register
@@ -183,7 +184,7 @@ def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, pa
     )
 
 
-_KEY = re.compile(r"x_(train|val|test)(\..+)?|y_(train|val|test)")
+_KEY = re.compile(r"[xy]_(train|val|test)(\..+)?")
 _EXPECTED = "an .npz archive with x_test and y_test (x_train, y_train, x_val, y_val)"
 
 
@@ -274,16 +275,27 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
 
 
 def _labels(members: dict[str, Member], path: Path, key: str) -> NDArray | None:
-    if key not in members:
-        return None
-    member = members[key]
+    keys = [name for name in members if name.startswith(f"{key}.") and _KEY.fullmatch(name)]
+    named = {name.removeprefix(f"{key}."): name for name in keys}
+    if named and key in members:
+        raise InputError(
+            f"{path} contains both {key} and {keys[0]}. Keep {key} for a model with one output, or only the named "
+            "arrays",
+            field="data.source",
+            got=(key, *keys),
+        )
+    if named:
+        return join_labels({output: _labels_of(members[name], path) for output, name in named.items()}, f"{path} {key}")
+    return _labels_of(members[key], path) if key in members else None
+
+
+def _labels_of(member: Member, path: Path) -> NDArray:
     labels = np.concatenate(list(member.rows(0, member.length, max(1, member.length))) or [np.empty(0, member.dtype)])
     # Floats are regression targets, for metrics that accept them. Several integers for each example are a map of
     # classes, unless they may be meant as a one-hot row.
-    is_map = labels.dtype.kind in "iub" and (
-        labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] > 1 and labels.max() > 1)
-    )
-    return labels if labels.dtype.kind == "f" or is_map else class_labels(labels, f"{path} {key}")
+    is_table = labels.ndim == 2 and labels.shape[1] > 1 and labels.max(initial=0) > 1
+    is_map = labels.dtype.kind in "iub" and (labels.ndim > 2 or is_table)
+    return labels if labels.dtype.kind == "f" or is_map else class_labels(labels, f"{path} {member.key}")
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
@@ -294,7 +306,8 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="npz",
-        help="an .npz file with x_test, y_test, x_train, y_train, x_val, y_val; several inputs are x_test.INPUT",
+        help="an .npz file with x_test, y_test, x_train, y_train, x_val, y_val; several inputs are x_test.INPUT, "
+        "labels of several outputs y_test.OUTPUT",
         address="PATH",
         read=read_npz,
         fingerprint=_fingerprint,
