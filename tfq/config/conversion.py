@@ -24,6 +24,7 @@ SCHEMES = tuple(SCHEME_IO_TYPES)
 
 TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "gptq", "bias_correction")
 QUANTIZERS = ("tensorflow", "litert")
+LSTM_FORMS = ("auto", "fused", "unrolled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,13 @@ class ConversionConfig(Config):
         "(rounds weights to minimize the output error on data), bias_correction (removes the mean quantization "
         "error)",
         choices=TECHNIQUES,
+    )
+    lstm: str = setting(
+        "auto",
+        "form of LSTM layers: fused (one op for all time steps: small and exact; runs in a builtin kernel, not in "
+        "XNNPACK), unrolled (a copy of the cell for each step) or auto (int8: fused beyond 16 steps if the target has "
+        "the op)",
+        choices=LSTM_FORMS,
     )
     verify: bool = setting(
         True,

@@ -7,8 +7,9 @@ rewrite belongs.
 
 from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion
+from tfq.conversion.recurrent_layers import recurrent_record
 from tfq.conversion.targeting import ops_without_range
-from tfq.conversion.tracing import Trace, input_structure, trace
+from tfq.conversion.tracing import Trace, input_structure, trace, trace_for
 
 __all__ = [
     "Conversion",
@@ -17,5 +18,7 @@ __all__ = [
     "convert_with_record",
     "input_structure",
     "ops_without_range",
+    "recurrent_record",
     "trace",
+    "trace_for",
 ]

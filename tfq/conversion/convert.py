@@ -32,6 +32,8 @@ from tfq.conversion.quantize import (
     warn_of_dead_layers,
 )
 from tfq.conversion.raw_inputs import with_float_inputs
+from tfq.conversion.recurrent import with_state_resets
+from tfq.conversion.recurrent_layers import LSTMForm, warn_of_unrolled
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
 from tfq.conversion.targeting import (
     config_for_target,
@@ -40,7 +42,7 @@ from tfq.conversion.targeting import (
     warn_of_target,
     with_trained_granularity,
 )
-from tfq.conversion.tracing import Trace, trace
+from tfq.conversion.tracing import Trace, trace, trace_for
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
 from tfq.data import data_of_main_subgraph
@@ -146,15 +148,11 @@ def _converted(
         return _from_flatbuffer(content_of(model, "model", "a float .tflite file"), dataset, config, metadata)
     if not isinstance(model, Trace):
         model_kind(model)
-    traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
-    if traced.batch_size != config.batch_size:
-        raise InputError(
-            f"conversion.batch_size: the trace has batch size {traced.batch_size}, expected {config.batch_size}. Trace "
-            "the model again with this batch size, or change conversion.batch_size",
-            field="conversion.batch_size",
-            expected=traced.batch_size,
-            got=config.batch_size,
-        )
+    traced = trace_for(model, config)
+    if traced.has_fused_lstm and traced.has_fake_quant and dataset is None:
+        # Training gives no ranges to the tensors inside the fused op.
+        reason = "the model is quantization-aware trained, and there is no representative_dataset"
+        traced = trace(traced.model, config.batch_size, lstm=LSTMForm(form="unrolled", reason=reason))
     metadata["keras_layers"] = list(traced.keras_layers)
     if traced.has_fake_quant:
         if config.scheme != "int8":
@@ -165,9 +163,14 @@ def _converted(
                 expected="int8",
                 got=config.scheme,
             )
-        return _from_fake_quant(traced, dataset, config, metadata)
-    floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
-    return _as_scheme(floating, dataset, config)
+        result = _from_fake_quant(traced, dataset, config, metadata)
+    else:
+        floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
+        result = _as_scheme(floating, dataset, config)
+    content = with_state_resets(result.content) if traced.has_fused_lstm else result.content
+    if config.needs_ranges:
+        warn_of_unrolled(traced.recurrent, traced.lstm, len(content))
+    return dataclasses.replace(result, content=content, recurrent=traced.recurrent)
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:

@@ -25,6 +25,7 @@ from tfq.conversion.fake_quant import (
 )
 from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.inference_graph import in_float32, owner_of, remove_updates
+from tfq.conversion.recurrent import with_fused_lstms
 from tfq.conversion.tracing import Trace, captured_variables, owners_of_variables
 from tfq.errors import InputError, warn
 from tfq.native_stderr import captured_stderr
@@ -136,6 +137,7 @@ def _converter(traced: Trace, graph_def: Any = None) -> Any:
     converter = FrozenConverter([traced.function])
     # The conversion metadata is only the TensorFlow version, and writing it unpacks and packs the whole model.
     converter.exclude_conversion_metadata = True
+    converter.allow_custom_ops = traced.has_fused_lstm
     return converter
 
 
@@ -144,13 +146,14 @@ def _convert(converter: Any) -> bytes:
 
     try:
         with stage("converting to TFLite"), _silenced(), captured_stderr() as stderr:
-            return bytes(converter.convert())
+            content = bytes(converter.convert())
     except ConverterError as error:
         raise InputError(
             "TensorFlow's converter rejects the model. Replace the layers whose ops TFLite does not support. It "
             f"says: {_reason(stderr.add_to(str(error)))}",
             field="model",
         ) from error
+    return with_fused_lstms(content) if converter.allow_custom_ops else content
 
 
 def _reason(message: str) -> str:

@@ -15,6 +15,9 @@ TensorFlow's quantizer (2.21) writes scales that some kernels ignore:
   scale of 1 or more, such as that of pixels above 255, aborts the process. Multiplying both operands by the same
   positive number does not change their order, so they are multiplied by the power of two that brings the larger scale
   below 1. Constants get a new scale: the quantizer gives a 0 the scale 3.9e-9, and an infinity a scale of 1e36.
+- LSTM: the output of UNIDIRECTIONAL_SEQUENCE_LSTM is its hidden state, but the quantizer gives the output another scale
+  if it must be that of a neighbor, as before a CONCATENATION. The kernel then reads the state of the previous step with
+  the wrong scale (a bidirectional layer: 16 dB instead of 37). The state gets the scale of the output.
 """
 
 from typing import Any
@@ -36,6 +39,7 @@ from tfq.conversion.graph_editing import (
     set_scale,
 )
 from tfq.conversion.graph_rewrites import with_int8_kernels
+from tfq.ptq.calibration import lstm_states
 from tfq.ptq.kernel_faults import COARSEST, COMPARING, FINEST
 from tfq.quant_math import dequantize, quantize
 from tfq.tflite.op_types import COPIED_SLOTS
@@ -56,6 +60,7 @@ def with_int8_forms(model: bytes) -> bytes:
     model = with_int8_kernels(model)
     model = with_equal_copy_scales(model)
     model = with_symmetric_zero_fill(model)
+    model = with_lstm_state_scales(model)
     return with_comparable_scales(model)
 
 
@@ -88,6 +93,26 @@ def _requantize_copies(edited: Any, graph: Any) -> int:
         result.append(op)
     graph.operators = result
     return added
+
+
+def with_lstm_state_scales(model: bytes) -> bytes:
+    """Give the hidden state of int8 LSTM ops the scale of their output.
+
+    The quantizer also writes a buffer for each state, which no tensor reads: uninitialized memory, which would make
+    each conversion different. It is emptied.
+
+    Args:
+        model: An int8 flatbuffer of TensorFlow's quantizer.
+    """
+    if "UNIDIRECTIONAL_SEQUENCE_LSTM" not in tflite.operator_names(model):
+        return model
+    edited = tflite.unpack(model)
+    for parsed, graph in zip(tflite.read(model).subgraphs, edited.subgraphs, strict=True):
+        for state, output in lstm_states(parsed).items():
+            if _differ(graph, state, output):
+                graph.tensors[state].quantization = graph.tensors[output].quantization
+    tflite.remove_unused_constants(edited)
+    return tflite.pack(edited, len(model))
 
 
 def _differ(graph: Any, source: int, output: int) -> bool:

@@ -65,6 +65,7 @@ from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_and_check_masks, bound_masks, with_finite_masks
 from tfq.conversion.raw_inputs import byte_ranges, with_float_inputs
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
+from tfq.conversion.recurrent_layers import RecurrentLayer
 from tfq.data import common_batch_size, input_specs, representative_samples
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
@@ -86,6 +87,7 @@ class Conversion:
         dead_layers: Layers whose outputs are 0, or too small for an integer kernel, on all calibration data.
         evidence: What the verification compares the flatbuffer with; None after it was verified.
         verification: The result of running it next to the float model; None if `config.verify` is off.
+        recurrent: The recurrent layers of a Keras model, and the form of each in the flatbuffer.
     """
 
     content: bytes
@@ -94,6 +96,7 @@ class Conversion:
     dead_layers: tuple[str, ...] = ()
     evidence: "Evidence | None" = field(default=None, repr=False)
     verification: Verification | None = None
+    recurrent: tuple[RecurrentLayer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

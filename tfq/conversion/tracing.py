@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace a Keras model to a concrete function with static shapes and unrolled loops."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tfq.config import ConversionConfig
 from tfq.conversion.inference_graph import Variable
+from tfq.conversion.recurrent_layers import (
+    LSTMForm,
+    RecurrentLayer,
+    lstm_form,
+    recurrent_forms,
+    recurrent_layers,
+)
 from tfq.data import InputSpec
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import copies, model_kind, precision
@@ -16,32 +23,10 @@ from tfq.keras_bridge.walk import all_layers, called_with_training
 from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
-# Attributes of recurrent layers of either Keras, with the values that make them unroll their loop.
-_UNROLLED = {"unroll": True, "use_cudnn": False, "_could_use_gpu_kernel": False}
-
-
-@contextlib.contextmanager
-def unrolled(model: Any) -> Iterator[None]:
-    """Unroll the model's recurrent layers inside the context: the same function, but a graph without loops.
-
-    ConvLSTM layers of tf_keras cannot be unrolled and stay loops.
-    """
-    layers = [layer for layer in _recurrent(model) if not layer.unroll]
-    original = [{name: getattr(layer, name) for name in _UNROLLED if hasattr(layer, name)} for layer in layers]
-    try:
-        for layer, attributes in zip(layers, original, strict=True):
-            for name in attributes:
-                setattr(layer, name, _UNROLLED[name])
-        yield
-    finally:
-        for layer, attributes in zip(layers, original, strict=True):
-            for name, value in attributes.items():
-                setattr(layer, name, value)
-
 
 def reject_stateful(model: Any) -> None:
     """Raise InputError if a recurrent layer is stateful, because the flatbuffer would not keep its state."""
-    names = [layer.name for layer in _recurrent(model) if layer.stateful]
+    names = [layer.name for layer in recurrent_layers(model) if layer.stateful]
     if names:
         raise InputError(
             f"stateful recurrent layers cannot be converted: {', '.join(names)}. Build them with stateful=False, and "
@@ -50,10 +35,6 @@ def reject_stateful(model: Any) -> None:
             expected="stateful=False",
             got=tuple(names),
         )
-
-
-def _recurrent(model: Any) -> list[Any]:
-    return [layer for layer in model._flatten_layers() if hasattr(layer, "cell") and hasattr(layer, "unroll")]
 
 
 @dataclass(kw_only=True)
@@ -72,6 +53,9 @@ class Trace:
         model: The traced model.
         has_other_floats: Whether layers or inputs of the model are float16, bfloat16 or float64. The function computes
             in float32, and a warning has said so.
+        lstm: The form of LSTM layers that the trace was made for.
+        unroll: Whether recurrent layers were unrolled.
+        recurrent: The recurrent layers and the form of each.
         freezer: State that conversions of the same trace reuse; see conversion/freeze.py.
     """
 
@@ -82,12 +66,20 @@ class Trace:
     batch_size: int
     model: KerasModel = field(repr=False)
     has_other_floats: bool = False
+    lstm: LSTMForm = field(default_factory=LSTMForm, repr=False)
+    unroll: bool = True
+    recurrent: tuple[RecurrentLayer, ...] = ()
     freezer: object = field(default=None, repr=False)
 
     @property
     def keras_layers(self) -> tuple[str, ...]:
         """The user's names of the model's layers."""
         return tuple(dict.fromkeys(self.layer_names.values()))
+
+    @property
+    def has_fused_lstm(self) -> bool:
+        """Whether a recurrent layer is one fused op."""
+        return any(layer.form == "fused" for layer in self.recurrent)
 
     @property
     def input_specs(self) -> list[InputSpec]:
@@ -107,7 +99,7 @@ class Trace:
 
 
 @in_strategy
-def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Trace:
+def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True, lstm: LSTMForm | None = None) -> Trace:
     """Trace the inference function of a Keras model, so that several conversions can share the trace.
 
     Args:
@@ -115,6 +107,8 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         batch_size: The fixed batch dimension of every input; 0 leaves it dynamic.
         unroll: Whether recurrent layers become one copy of their cell per time step, which calibration needs. If not,
             they become loops.
+        lstm: The form of LSTM layers, as `lstm_form` returns it for a config; None is "auto". A conversion with a
+            config that needs another form traces the model again.
 
     Returns:
         The trace, which `convert` accepts instead of the model. It reads the model's variables at each conversion.
@@ -139,7 +133,9 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
 
     has_other_floats = precision.warn_of_float32(model, "The conversion")
     _warn_of_ignored_training(model)
-    with stage("tracing the model"), unrolled(model) if unroll else contextlib.nullcontext():
+    lstm = lstm or LSTMForm()
+    recurrent: list[RecurrentLayer] = []
+    with stage("tracing the model"), recurrent_forms(model, lstm, unroll=unroll, layers=recurrent):
         function = _traced_in_float32(model, structure, specs)
     return Trace(
         function=function,
@@ -149,7 +145,33 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         batch_size=batch_size,
         model=model,
         has_other_floats=has_other_floats,
+        lstm=lstm,
+        unroll=unroll,
+        recurrent=tuple(dict.fromkeys(recurrent)),
     )
+
+
+def trace_for(model: KerasModel | Trace, config: ConversionConfig) -> Trace:
+    """Return a trace of a Keras model for a conversion with `config`; a Trace that serves it is returned unchanged.
+
+    Raises:
+        InputError: As in `trace`, or the batch size of a Trace differs from `conversion.batch_size`.
+    """
+    lstm, unroll = lstm_form(config), config.needs_ranges or config.lstm == "unrolled"
+    if not isinstance(model, Trace):
+        return trace(model, config.batch_size, unroll=unroll, lstm=lstm)
+    if model.batch_size != config.batch_size:
+        raise InputError(
+            f"conversion.batch_size: the trace has batch size {model.batch_size}, expected {config.batch_size}. Trace "
+            "the model again with this batch size, or change conversion.batch_size",
+            field="conversion.batch_size",
+            expected=model.batch_size,
+            got=config.batch_size,
+        )
+    lacks_unrolling = bool(model.recurrent) and unroll and not model.unroll
+    if lacks_unrolling or any(layer.changes_with(lstm) for layer in model.recurrent):
+        return trace(model.model, config.batch_size, unroll=unroll, lstm=lstm)
+    return model
 
 
 def inference_function(model: Any) -> Callable[[Any], list[Any]]:

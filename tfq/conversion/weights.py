@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight-only schemes, which need no data: int8 or float16 weights, float32 activations.
 
-- dynamic_range: convolutions and dense layers have int8 weights. Their hybrid kernels quantize the activations at every
-  inference.
+- dynamic_range: convolutions, dense layers and fused LSTMs have int8 weights. Their hybrid kernels quantize the
+  activations at every inference.
 - weight_only_int8, float16: a DEQUANTIZE before each op converts the weights to float32 once, when the interpreter
   starts.
 
@@ -27,7 +27,12 @@ from tfq.tflite.records import Op, Subgraph, Tensor
 
 # Op -> versions of its hybrid kernel for per-tensor and for per-channel weights.
 # Source: tflite/tools/versioning/op_version.cc, and the files that TensorFlow 2.21's converter writes.
-_HYBRID_VERSIONS = {"CONV_2D": (2, 5), "FULLY_CONNECTED": (9, 12), "TRANSPOSE_CONV": (3, 3)}
+_HYBRID_VERSIONS = {
+    "CONV_2D": (2, 5),
+    "FULLY_CONNECTED": (9, 12),
+    "TRANSPOSE_CONV": (3, 3),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": (3, 3),
+}
 # Versions of DEQUANTIZE, from the same source.
 _DEQUANTIZE_VERSIONS = {"per_tensor": 2, "per_channel": 5, "float16": 3}
 
@@ -105,12 +110,13 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
     real = _read_as_float(graph)
     for op, index, role in _constants(graph):
         tensor = graph.tensors[index]
-        if op.name in _LEFT_FLOAT:
-            left.append(f"{op.name} ({op.keras_layer or tensor.name}) does not support dequantized weights")
-        elif role == BIAS and config.scheme != "float16":
+        is_hybrid = config.scheme == "dynamic_range" and op.name in _HYBRID_VERSIONS
+        if role == BIAS and config.scheme != "float16":
             continue
+        if op.name in _LEFT_FLOAT and not (is_hybrid and index not in real):
+            left.append(f"{op.name} ({op.keras_layer or tensor.name}) does not support dequantized weights")
         else:
-            in_place = config.scheme == "dynamic_range" and op.name in _HYBRID_VERSIONS and index not in real
+            in_place = is_hybrid and index not in real
             plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
             # If ops need the constant in different forms: one scale works for both axes, a DEQUANTIZE for all kernels.
             other = results.get(index, plan)
@@ -255,5 +261,5 @@ class _Rewriter:
         changed.opcodeIndex = tflite.operator_code(
             self._model, getattr(self._generated.BuiltinOperator, op.name), version
         )
-        if op.name == "FULLY_CONNECTED":
+        if op.name in ("FULLY_CONNECTED", "UNIDIRECTIONAL_SEQUENCE_LSTM"):
             changed.builtinOptions.asymmetricQuantizeInputs = True

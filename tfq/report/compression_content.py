@@ -12,6 +12,7 @@ from tfq.report.formatting import (
     cpu_label,
     decibels,
     is_number,
+    kilobytes,
     number_of,
     percent,
     plain,
@@ -253,8 +254,41 @@ def compression_tables(stages: Sequence[Record]) -> list[Table]:
         _layers(first("preflight")),
         _structured_pruning(first("structured_pruning")),
         _pruning(first("pruning_plan")),
+        _recurrent(details),
     )
     return [table for table in tables if table]
+
+
+def _recurrent(details: Sequence[Record]) -> Table | None:
+    """Return the form of each recurrent layer in the last flatbuffer that has some; None if there are none."""
+    lists = [item.get("recurrent_layers") or [] for item in details]
+    layers: list[Record] = next((item for item in reversed(lists) if item), [])
+    if not layers:
+        return None
+    rows = []
+    for layer in layers:
+        unrolled, kernel = part(layer, "unrolled"), layer.get("kernel")
+        estimate = f"{count(unrolled['ops'])} ops, {kilobytes(unrolled['bytes'])}" if unrolled else DASH
+        form = (
+            f"{plain(layer.get('form'))} ({plain(kernel)} kernel, not XNNPACK)" if kernel else plain(layer.get("form"))
+        )
+        rows.append(
+            (
+                f"{plain(layer.get('layer'))} ({plain(layer.get('kind'))})",
+                scalar(layer.get("steps")),
+                form,
+                scalar(layer.get("ops")),
+                estimate,
+                plain(layer.get("reason")),
+            )
+        )
+    return Table(
+        key="recurrent",
+        columns=("layer", "steps", "form", "ops", "unrolled, estimated", "reason"),
+        rows=tuple(rows),
+        numeric=(False, True, False, True, True, False),
+        caption="Recurrent layers",
+    )
 
 
 def _bridge(bridge: Record) -> Table | None:

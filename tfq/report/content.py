@@ -41,6 +41,7 @@ from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 # Details of stages that other sections show.
 _SHOWN_ELSEWHERE = (
     *("sparsity", "history", "diagnostics", "preprocessing", "verification", "data_notes"),
+    "recurrent_layers",
     *("bridge", "preflight", "structured_pruning", "pruning_plan", "clustering_plan"),
 )
 

@@ -28,12 +28,12 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     Raises:
         InputError: The model, the data or the config cannot be used.
     """
-    from tfq.conversion import convert_with_record
+    from tfq.conversion import convert_with_record, recurrent_record
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
     dataset, examples, diagnostics, sha256, result = None, None, None, hashes(config), None
-    if not isinstance(traced, bytes) and traced.has_fake_quant:
+    if not isinstance(traced, bytes) and traced.has_fake_quant and not traced.has_fused_lstm:
         result = _by_learned_ranges(traced, config, preprocessing)
     elif not needs_data(config.conversion):
         result = convert_with_record(
@@ -53,6 +53,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     return result, {
         "techniques": dict(result.techniques),
         "dead_layers": list(result.dead_layers),
+        "recurrent_layers": recurrent_record(result.content, result.recurrent),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "data_notes": data_notes(dataset),

@@ -139,11 +139,11 @@ def save_keras(model: Any, path: Path) -> Path:
 
 def trace_once(model: Any, config: RunConfig) -> Any:
     """Return one Trace for all conversions of a Keras model. A Trace and bytes are returned unchanged."""
-    from tfq.conversion import Trace, trace
+    from tfq.conversion import Trace, trace_for
 
     if isinstance(model, (bytes, Trace)):
         return model
-    return trace(model, config.conversion.batch_size, unroll=config.conversion.needs_ranges)
+    return trace_for(model, config.conversion)
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:

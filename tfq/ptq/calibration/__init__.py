@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration: observe the activations of a float flatbuffer on data, and choose their quantization ranges."""
 
-from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs, with_intermediate_tensors
+from tfq.ptq.calibration.calibrate import (
+    Outputs,
+    calibrate,
+    calibrate_with_outputs,
+    lstm_states,
+    with_intermediate_tensors,
+)
 from tfq.ptq.calibration.histogram import Bins, Histogram
 from tfq.ptq.calibration.kernel_limits import with_kernel_limits
 from tfq.ptq.calibration.methods import CalibrationMethod, choose_ranges
@@ -21,6 +27,7 @@ __all__ = [
     "calibrate",
     "calibrate_with_outputs",
     "choose_ranges",
+    "lstm_states",
     "merge_observations",
     "observe",
     "with_intermediate_tensors",

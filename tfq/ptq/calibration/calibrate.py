@@ -80,27 +80,32 @@ def intermediate_ranges(
     return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in requested}
 
 
-def with_lstm_state_ranges(
-    graph: tflite.Subgraph, ranges: Mapping[tuple[int, int], TensorRange]
-) -> dict[tuple[int, int], TensorRange]:
-    """Return `ranges` with the range of each fused LSTM's output also for its hidden state.
+def lstm_states(graph: tflite.Subgraph) -> dict[int, int]:
+    """Return {tensor: output} for the tensors inside fused LSTMs that hold the hidden state.
 
     The output of an LSTM is its hidden state. If the two had different scales, the kernel would read the hidden state
     of the previous step with the wrong scale (measured: 10 dB).
     """
-    results = dict(ranges)
+    results = {}
     for op in graph.ops:
         if op.name != "UNIDIRECTIONAL_SEQUENCE_LSTM" or len(op.intermediates) <= _HIDDEN_INTERMEDIATE:
             continue
-        output = results.get((graph.index, op.outputs[0]))
-        if output is None:
-            continue
         has_projection = len(op.inputs) > _PROJECTION and op.inputs[_PROJECTION] != tflite.ABSENT
-        tied = [op.inputs[_HIDDEN_STATE]]
+        results[op.inputs[_HIDDEN_STATE]] = op.outputs[0]
         # With a projection, this intermediate is the cell's output before the projection, not the hidden state.
-        tied += [] if has_projection else [op.intermediates[_HIDDEN_INTERMEDIATE]]
-        for index in tied:
-            results[graph.index, index] = replace(output, name=graph.tensors[index].name)
+        if not has_projection:
+            results[op.intermediates[_HIDDEN_INTERMEDIATE]] = op.outputs[0]
+    return results
+
+
+def with_lstm_state_ranges(
+    graph: tflite.Subgraph, ranges: Mapping[tuple[int, int], TensorRange]
+) -> dict[tuple[int, int], TensorRange]:
+    """Return `ranges` with the range of each fused LSTM's output also for its hidden state."""
+    results = dict(ranges)
+    for state, output in lstm_states(graph).items():
+        if (graph.index, output) in results:
+            results[graph.index, state] = replace(results[graph.index, output], name=graph.tensors[state].name)
     return results
 
 
