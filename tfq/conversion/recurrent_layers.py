@@ -64,7 +64,7 @@ class RecurrentLayer:
         return self.can_be_fused and lstm.fuses(self.steps) != (self.form == "fused")
 
     def unrolled_cost(self) -> dict[str, int] | None:
-        """Return the estimated ops and bytes of the unrolled form in int8; None if the layer is no LSTM."""
+        """Return the estimated ops and bytes of the unrolled form in int8; None if the layer is not an LSTM."""
         if self.kind != "LSTM" or self.steps is None:
             return None
         return {"ops": self.steps * _OPS_PER_STEP, "bytes": self.steps * _BYTES_PER_STEP}
