@@ -138,8 +138,11 @@ class _Exports:
     def trace(self, batch_size: int) -> Any:
         """Return the trace of the model, computed once per batch size."""
         from tfq.conversion import trace
+        from tfq.keras_bridge.wrapped import QUANTIZED, wrapper_kinds
 
-        if batch_size not in self._traces:
+        # The trace of a model in wrappers of pruning or clustering is that of a copy with the current weights.
+        is_copied = bool(wrapper_kinds(self.model) - {QUANTIZED})
+        if is_copied or batch_size not in self._traces:
             self._traces[batch_size] = trace(self.model, batch_size)
         return self._traces[batch_size]
 

@@ -11,7 +11,7 @@ from tfq import progress
 from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
-from tfq.keras_bridge.copies import keep_names
+from tfq.keras_bridge.copies import full_config, is_adapted, keep_names
 from tfq.keras_bridge.strategies import synchronize
 from tfq.typing import Fit
 
@@ -83,31 +83,17 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone_layer)
-        new = layer.__class__.from_config(_full_config(layer))
+        new = layer.__class__.from_config(full_config(layer))
         new = wrap(layer, new) if wrap else new
         pairs.append((layer, new))
         return new
 
     clone = tf_keras.models.clone_model(model, clone_function=clone_layer)
     for old, new in pairs:
-        if not _is_adapted(old):
+        if not is_adapted(old):
             new.set_weights(old.get_weights())
     keep_names(model, clone)
     return clone, pairs
-
-
-def _is_adapted(layer: Any) -> bool:
-    """Check for a Normalization with statistics from `adapt`. It reads them when built, and ignores later weights."""
-    return type(layer) is import_tf_keras().layers.Normalization and layer.input_mean is None
-
-
-def _full_config(layer: Any) -> dict[str, Any]:
-    """Return the layer's config, with statistics from `adapt` as constants, so that all later clones keep them."""
-    config: dict[str, Any] = layer.get_config()
-    if _is_adapted(layer):
-        mean, variance = (np.asarray(value) for value in (layer.adapt_mean, layer.adapt_variance))
-        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
-    return config
 
 
 def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:

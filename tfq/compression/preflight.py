@@ -13,9 +13,15 @@ from tfq.errors import TfqError
 from tfq.keras_bridge import BridgeResult, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.bridged_layer import facts_of
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import QUANTIZED, unwrapped, wrapper_kinds
 from tfq.text_table import aligned
 from tfq.typing import KerasModel
 
+# The note of a report on a quantization-aware model.
+RESUMED = (
+    "it is a quantization-aware model. The table is that of the model without fake quantization; tfq.qat keeps its "
+    "fake quantization, and continues the training"
+)
 QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
 
 
@@ -147,13 +153,20 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
 
     config = config or CompressionConfig()
     if isinstance(model, BridgeResult):
-        return _preflight_bridged(model, config)
-    model_kind(model)
+        if QUANTIZED not in wrapper_kinds(model.model):
+            return _preflight_bridged(model, config)
+        model = model.model
+    notes: tuple[str, ...] = ()
+    float_model: KerasModel = model
+    if model_kind(model) == "tf_keras" and QUANTIZED in wrapper_kinds(model):
+        notes, float_model = (RESUMED,), unwrapped(model)
     try:
-        result = to_tf_keras(model)
+        result = to_tf_keras(float_model)
     except TfqError as error:
-        return _preflight_unbridged(model, error)
-    return _preflight_bridged(result, config)
+        report = _preflight_unbridged(float_model, error)
+    else:
+        report = _preflight_bridged(result, config)
+    return replace(report, notes=(*notes, *report.notes))
 
 
 def _preflight_bridged(result: Any, config: CompressionConfig) -> Preflight:

@@ -20,6 +20,7 @@ from tfq.errors import InputError, warn
 from tfq.keras_bridge import copies, model_kind, precision
 from tfq.keras_bridge.strategies import in_strategy, refuse_multi_worker
 from tfq.keras_bridge.walk import all_layers, called_with_training
+from tfq.keras_bridge.wrapped import QUANTIZED, without_wrappers
 from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
@@ -122,6 +123,7 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True, lstm: 
     reject_stateful(model)
     refuse_multi_worker(model)
     precision.reject_quantized(model)
+    model = without_wrappers(model, "conversion", keep=frozenset((QUANTIZED,)))
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
     output_names = copies.output_names(model, outputs)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translate a functional or sequential model to an equivalent flat tf_keras model, and return trained weights to it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfq.errors import InputError, TfqError
@@ -25,6 +25,7 @@ from tfq.keras_bridge.verification import (
 )
 from tfq.keras_bridge.walk import all_calls, graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
+from tfq.keras_bridge.wrapped import QUANTIZED, unwrapped, wrapper_kinds
 from tfq.progress import stage
 from tfq.typing import Data, KerasModel
 
@@ -80,7 +81,8 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
 
     Args:
         model: A built functional or sequential model of Keras 3 or tf_keras. A flat tf_keras model is returned as it
-            is, unless it has attention layers, which are split into their parts.
+            is, unless it has attention layers, which are split into their parts. So is a quantization-aware model. The
+            wrappers of tfmot's pruning and clustering are removed from a copy.
         data: Examples to compare on, in addition to random data: an array, a list or dict of arrays, or a `Split`. The
             first 32 are used.
 
@@ -92,6 +94,15 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
         TfqError: The outputs differ by more than 1e-4 of an output's range.
     """
     is_tf_keras = model_kind(model) == "tf_keras"
+    kinds = wrapper_kinds(model) if is_tf_keras else frozenset()
+    if QUANTIZED in kinds:
+        return _unchanged(model)
+    if kinds:
+        result = to_tf_keras(unwrapped(model), data=data)
+        note = (
+            f"the wrappers of tfmot ({', '.join(sorted(kinds))}) were removed, and `source` is the model without them"
+        )
+        return replace(result, notes=(note, *result.notes))
     rebuilt = None if is_tf_keras and _is_flat(model) else rebuild(model)
     if rebuilt is None or (is_tf_keras and _is_flat(model, count_attention=False) and not _has_split_layers(rebuilt)):
         return _unchanged(model)

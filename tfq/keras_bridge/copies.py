@@ -17,6 +17,8 @@ import re
 import types
 from typing import Any
 
+import numpy as np
+
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_tf_keras, model_kind
 
@@ -108,6 +110,20 @@ def keep_names(source: Any, copy: Any) -> None:
     inputs = list(getattr(source, "input_names", None) or [tensor.name for tensor in source.inputs])
     if len(inputs) == len(copy.input_names) and inputs != list(copy.input_names) and len(set(inputs)) == len(inputs):
         object.__setattr__(copy, "input_names", inputs)
+
+
+def is_adapted(layer: Any) -> bool:
+    """Check for a Normalization with statistics from `adapt`. It reads them when built, and ignores later weights."""
+    return type(layer) is import_tf_keras().layers.Normalization and layer.input_mean is None
+
+
+def full_config(layer: Any) -> dict[str, Any]:
+    """Return the layer's config, with statistics from `adapt` as constants, so that all later clones keep them."""
+    config: dict[str, Any] = layer.get_config()
+    if is_adapted(layer):
+        mean, variance = (np.asarray(value) for value in (layer.adapt_mean, layer.adapt_variance))
+        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+    return config
 
 
 def distinct(names: list[str], what: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ They were read in tensorflow-model-optimization 0.8.1 and tf_keras 2.21.0. A tes
 
 import contextlib
 import importlib
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -129,7 +130,13 @@ def without_autograph(function: Callable[..., Any], layers: Iterable[Any]) -> Ca
         item is None or getattr(item, "__module__", "").partition(".")[0] in ("tf_keras", "tensorflow", "tfq")
         for item in objects
     )
-    return tf.autograph.experimental.do_not_convert(function) if known else function
+    if not known:
+        return function
+    do_not_convert = tf.autograph.experimental.do_not_convert
+    if isinstance(function, types.MethodType):
+        # The method of a wrapped function has no parameter `self`, which model.save (to a SavedModel) would bind.
+        return types.MethodType(do_not_convert(function.__func__), function.__self__)
+    return do_not_convert(function)
 
 
 def output_range(layer: Any) -> tuple[float, float] | None:

@@ -27,6 +27,7 @@ from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import check_own_training
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import without_wrappers
 from tfq.patterns import check_fits, fits
 from tfq.tflite import constant_values
 from tfq.typing import Fit, KerasModel, Teacher
@@ -87,6 +88,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     """
     config = config or ClusterConfig()
     require_graph_model(model, "clustering")
+    model = without_wrappers(model, "cluster")
     if not config.layers:
         raise InputError(
             "compression.cluster.layers is empty: expected name patterns of the layers to cluster. To switch "
@@ -155,6 +157,8 @@ def cluster_model(
     config = config or ClusterConfig()
     refuse_unused_teacher(teacher, config.distillation, "cluster")
     check_own_training(model, "cluster")
+    require_graph_model(model, "clustering")
+    model = without_wrappers(model, "cluster")
     plan = clustering_plan(model, config)
     trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))

@@ -25,6 +25,7 @@ from tfq.config import PruneConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge.copies import check_own_training
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import without_wrappers
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -79,6 +80,7 @@ def pruning_plan(model: KerasModel, config: PruneConfig | None = None, calibrati
     config = config or PruneConfig()
     check_settings(config)
     require_graph_model(model, "pruning")
+    model = without_wrappers(model, "prune")
     reasons = layer_reasons(model, config)
     _check_any(model, config, reasons)
     chosen = target_sparsities(config, reasons)
@@ -146,6 +148,8 @@ def prune_model(
     config = config or PruneConfig()
     refuse_unused_teacher(teacher, config.distillation, "prune")
     check_own_training(model, "prune")
+    require_graph_model(model, "pruning")
+    model = without_wrappers(model, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocate_by_sensitivity(model, None, config, plan.pruned)

@@ -16,6 +16,7 @@ from tfq.config import PruneConfig
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import without_wrappers
 from tfq.progress import stage
 
 LEVELS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -104,6 +105,7 @@ def sensitivity(
         TfqError: The outputs of a pruned model are NaN or infinite.
     """
     config = config or PruneConfig()
+    model = without_wrappers(model, "sensitivity")
     if config.sparsity_m_by_n:
         raise InputError(
             "sensitivity: m:n masks have a single sparsity and cannot be measured at several levels: leave "

@@ -12,7 +12,7 @@ from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import check_finite, cloned, require_graph_model, run_fit
 from tfq.compression.pruning.sparsity import measure_sparsity, sparsity_preserving_callback
-from tfq.compression.qat import placement
+from tfq.compression.qat import placement, resume
 from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.compression.qat.grids import round_to_flatbuffer
 from tfq.compression.qat.narrow_ranges import widen_ranges
@@ -23,6 +23,7 @@ from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import QUANTIZED, without_wrappers
 from tfq.patterns import check_fits, fits
 from tfq.progress import stage
 from tfq.typing import Data, Fit, KerasModel, Teacher
@@ -82,16 +83,20 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             apply = import_tfmot().quantization.keras.quantize_apply
             result = tfmot_symbols.without_autograph(apply, clone.layers)(annotated, scheme)
     keep_names(model, result)
-    tfmot_fixes.leave_frozen_weights()
-    tfmot_fixes.regularize_activities(result)
-    for layer in result.layers:
-        if tfmot_symbols.wrapped(layer) is not layer:
-            layer.call = tfmot_symbols.without_autograph(layer.call, [layer])
+    _prepare_for_training(result)
     check_same_function(model, result)
     return Annotated(
         model=result,
         skipped={name: place for name, place in placements.items() if isinstance(place, str)},
     )
+
+
+def _prepare_for_training(model: Any) -> None:
+    tfmot_fixes.leave_frozen_weights()
+    tfmot_fixes.regularize_activities(model)
+    for layer in model.layers:
+        if tfmot_symbols.wrapped(layer) is not layer:
+            layer.call = tfmot_symbols.without_autograph(layer.call, [layer])
 
 
 def _check_no_added_terms(model: Any) -> None:
@@ -141,7 +146,7 @@ def _annotated(clone: Any, configs: dict[str, placement.Placement]) -> Any:
 def _scope(model: Any) -> Iterator[None]:
     """Register the classes of tfmot, of tfq, and of the model's layers and activations for loading by name."""
     own: dict[str, Any] = dict(quantize_config_classes())
-    for layer in model.layers:
+    for layer in map(tfmot_symbols.wrapped, model.layers):
         own.setdefault(type(layer).__name__, type(layer))
         activation = getattr(layer, "activation", None)
         if callable(activation) and hasattr(activation, "__name__"):
@@ -185,7 +190,9 @@ def qat_model(
         >>> flatbuffer = tfq.convert(quantized)
 
     Args:
-        model: A functional or sequential tf_keras model without nested models.
+        model: A functional or sequential tf_keras model without nested models. If it is a quantization-aware model (of
+            tfq, or of unmodified tfmot), its training continues with its fake quantization, ranges and weights;
+            `config.layers` and `calibration` are then ignored, with a TfqWarning.
         fit: Called as `fit(model, callbacks)`. It compiles the model that it receives and trains it in place with
             `model.fit(..., callbacks=callbacks)`; it may append callbacks. The passed callbacks keep zeros at zero and
             freeze BatchNormalization.
@@ -211,7 +218,20 @@ def qat_model(
     config = config or QATConfig()
     refuse_unused_teacher(teacher, config.distillation, "qat")
     check_own_training(model, "qat")
-    if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
+    require_graph_model(model, "quantization-aware training")
+    model = without_wrappers(model, "qat", keep=frozenset((QUANTIZED,)))
+    is_resumed = resume.is_quantization_aware(model)
+    has_ranges = is_resumed and resume.has_ranges(model)
+    if is_resumed and config.distillation.enabled and teacher is None:
+        raise InputError(
+            f"qat: {model.name!r} is a quantization-aware model, and distillation from itself has no effect: pass the "
+            "float model as teacher",
+            field="teacher",
+            expected="the float model",
+            got=None,
+        )
+    needs_calibration = config.range_estimator == "lsq" and not has_ranges
+    if needs_calibration and (calibration is None or not config.num_calibration_samples):
         raise InputError(
             "qat: range_estimator=lsq starts from calibrated ranges: pass calibration, with num_calibration_samples "
             "above 0",
@@ -222,7 +242,7 @@ def qat_model(
     start = _start(model, config, calibration)
     quantized = start.model
     by_name = {own_name(layer): layer for layer in quantized.layers}
-    keep_class(model, quantized, {id(layer): by_name[layer.name] for layer in model.layers}, "qat")
+    keep_class(model, quantized, {id(layer): by_name[own_name(layer)] for layer in model.layers}, "qat")
     with contextlib.ExitStack() as stack:
         callbacks = stack.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
         trained = quantized
@@ -301,19 +321,39 @@ class _Start:
 @stage("inserting fake quantization")
 def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     require_graph_model(model, "quantization-aware training")
-    annotated = quantized(model, config)
-    _warn_of_skipped(annotated.skipped, config)
     batches, widened = 0, frozenset[str]()
-    if calibration is not None and config.num_calibration_samples:
-        batches = calibrate_ranges(annotated.model, calibration, config.num_calibration_samples)
-        widened = widen_ranges(annotated.model)
+    if resume.is_quantization_aware(model):
+        start = _resumed(model, config, calibration)
+        batches = resume.UPDATES if resume.has_ranges(start) else 0
+    else:
+        annotated = quantized(model, config)
+        _warn_of_skipped(annotated.skipped, config)
+        start = annotated.model
+    if not batches and calibration is not None and config.num_calibration_samples:
+        batches = calibrate_ranges(start, calibration, config.num_calibration_samples)
+        widened = widen_ranges(start)
     return _Start(
-        model=annotated.model,
+        model=start,
         batches=batches,
-        zeros=_sparsities(annotated.model) if config.preserve_sparsity else {},
-        clusters=measure_clusters(annotated.model) if config.preserve_clusters else {},
+        zeros=_sparsities(start) if config.preserve_sparsity else {},
+        clusters=measure_clusters(start) if config.preserve_clusters else {},
         widened=widened,
     )
+
+
+def _resumed(model: Any, config: QATConfig, calibration: Any) -> Any:
+    """Return a copy of a quantization-aware model, and warn of arguments that have no effect."""
+    ignored = ["compression.qat.layers"] if tuple(config.layers) != ("*",) else []
+    ignored += ["calibration"] if calibration is not None and resume.has_ranges(model) else []
+    if ignored:
+        warn(
+            f"qat: {model.name!r} is a quantization-aware model, whose training continues with its own fake "
+            f"quantization and ranges: {' and '.join(ignored)} has no effect"
+        )
+    with _scope(model), _translate_errors(model):
+        result = resume.copied(model)
+    _prepare_for_training(result)
+    return result
 
 
 def _sparsities(model: Any) -> dict[str, float]:

@@ -25,6 +25,7 @@ from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.copies import check_own_training, keep_class
 from tfq.keras_bridge.strategies import in_strategy
+from tfq.keras_bridge.wrapped import without_wrappers
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -236,6 +237,7 @@ def prune_structured(
     if fit is not None:
         check_own_training(model, "structured_pruning")
     require_graph_model(model, "structured pruning")
+    model = without_wrappers(model, "structured_pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
     original, _ = cloned(model)

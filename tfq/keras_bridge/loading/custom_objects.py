@@ -127,15 +127,17 @@ _FUNCTIONS = """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 
 _TFMOT = """
-    AllValuesQuantizer Default8BitActivationQuantizeConfig Default8BitConvQuantizeConfig
+    AllValuesQuantizer ClusterWeights ClusterWeightsMHA ClusterWeightsRNN ConstantSparsity
+    Default8BitActivationQuantizeConfig Default8BitConvQuantizeConfig
     Default8BitConvTransposeQuantizeConfig Default8BitOutputQuantizeConfig Default8BitQuantizeConfig
     Default8BitQuantizeConfigRNN FixedQuantizeConfig FixedQuantizer LastValueQuantizer MovingAverageQuantizer
     NoOpActivation NoOpQuantizeConfig NoQuantizer OutputOnlyConfig PruneLowMagnitude QuantizeAnnotate
     QuantizeAwareActivation QuantizeLayer QuantizeWrapper QuantizeWrapperV2
 """
 
-# The classes that tfmot 0.8.1 registers in quantize_scope and prune_scope: wrappers, quantizers and their configs. They
-# contain numbers and names only. The layers that they wrap are inspected separately.
+# The classes that tfmot 0.8.1 registers in quantize_scope, prune_scope and cluster_scope: wrappers, quantizers and
+# their configs. The other wrappers of clusters, and the pruning schedule whose name Keras does not have, are added.
+# These classes contain numbers and names only. The layers that they wrap are inspected separately.
 TFMOT_CLASSES = frozenset(_TFMOT.split())
 
 TFMOT_MODULE = re.compile(r"tensorflow_model_optimization(\.[A-Za-z_][A-Za-z0-9_]*)*")

@@ -6,6 +6,7 @@ tf_keras does not set safe mode, and so it would run the bytecode of Lambda laye
 """
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from tfq.keras_bridge.loading.inspection import contains_tfmot, refuse_code, ref
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, model_json, read_model_file
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
+from tfq.keras_bridge.wrapped import CLUSTERED, wrapper_kind
 from tfq.progress import stage
 from tfq.typing import KerasModel
 
@@ -91,10 +93,12 @@ def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom
     except failures as error:
         # Keras nests its messages, each with a complete config. The cause comes last.
         reason = str(error).rpartition("Exception encountered: ")[2].strip().split("\n")[0][:500]
+        advice = "Load the model in the environment that saved it, and save it again"
+        if contains_tfmot(file.config) and file.container != "saved_model":
+            advice += ". tfmot's cluster preserving quantization can only be saved as a SavedModel directory"
         raise InputError(
             f"{file.path}: {file.kind} {keras.__version__} cannot build this model, which Keras "
-            f"{file.keras_version or '(unknown version)'} wrote ({type(error).__name__}: {reason}). Load the model in "
-            "the environment that saved it, and save it again",
+            f"{file.keras_version or '(unknown version)'} wrote ({type(error).__name__}: {reason}). {advice}",
             field="model",
             got=str(file.path),
         ) from error
@@ -105,9 +109,25 @@ def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom
             expected="a model",
             got=type(model).__name__,
         )
+    if file.kind == "tf_keras":
+        _refuse_lost_masks(file, model)
     if file.kind == "tf_keras" and getattr(model, "_output_layers", None):
         keep_names(model, model)  # the file only has the output names of tfmot's wrappers
     return model
+
+
+def _refuse_lost_masks(file: ModelFile, model: Any) -> None:
+    """Raise InputError for clusters that preserve zeros: tfmot (0.8.1) does not save which weights are zero."""
+    names = [layer.name for layer in model.layers if wrapper_kind(layer) == CLUSTERED and layer.preserve_sparsity]
+    if names:
+        raise InputError(
+            f"{file.path}: {', '.join(names)} are clustered by tfmot with preserve_sparsity, whose masks the file does "
+            "not contain. Where the model was trained, call tfmot.clustering.keras.strip_clustering(model), and save "
+            "the result",
+            field="model",
+            expected="a model without wrappers",
+            got=tuple(names),
+        )
 
 
 def _build(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
@@ -203,8 +223,15 @@ def _tf_keras_scope(file: ModelFile, allow_code: bool) -> Iterator[None]:
             }
             scopes.enter_context(tfmot.quantization.keras.quantize_scope(by_class_name))
             scopes.enter_context(tfmot.sparsity.keras.prune_scope())
+            scopes.enter_context(import_tf_keras().utils.custom_object_scope(_cluster_classes()))
             scopes.enter_context(_tfmot_layers_built_once())
         yield
+
+
+def _cluster_classes() -> dict[str, Any]:
+    """Return tfmot's (0.8.1) wrappers of clustered layers; its cluster_scope lacks those of RNNs and attention."""
+    module = importlib.import_module("tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper")
+    return {name: getattr(module, name) for name in ("ClusterWeights", "ClusterWeightsRNN", "ClusterWeightsMHA")}
 
 
 @contextlib.contextmanager
