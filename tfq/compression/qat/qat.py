@@ -220,25 +220,7 @@ def qat_model(
     check_own_training(model, "qat")
     require_graph_model(model, "quantization-aware training")
     model = without_wrappers(model, "qat", keep=frozenset((QUANTIZED,)))
-    is_resumed = resume.is_quantization_aware(model)
-    has_ranges = is_resumed and resume.has_ranges(model)
-    if is_resumed and config.distillation.enabled and teacher is None:
-        raise InputError(
-            f"qat: {model.name!r} is a quantization-aware model, and distillation from itself has no effect: pass the "
-            "float model as teacher",
-            field="teacher",
-            expected="the float model",
-            got=None,
-        )
-    needs_calibration = config.range_estimator == "lsq" and not has_ranges
-    if needs_calibration and (calibration is None or not config.num_calibration_samples):
-        raise InputError(
-            "qat: range_estimator=lsq starts from calibrated ranges: pass calibration, with num_calibration_samples "
-            "above 0",
-            field="compression.qat.range_estimator",
-            expected="calibration data",
-            got=config.range_estimator,
-        )
+    _check_start(model, config, calibration, teacher)
     start = _start(model, config, calibration)
     quantized = start.model
     by_name = {own_name(layer): layer for layer in quantized.layers}
@@ -269,6 +251,29 @@ def qat_model(
     _check_zeros(start.zeros, quantized)
     _check_clusters(start.clusters, quantized)
     return quantized
+
+
+def _check_start(model: Any, config: QATConfig, calibration: Any, teacher: Any) -> None:
+    """Raise InputError if the training lacks a teacher or calibration data that its settings need."""
+    is_resumed = resume.is_quantization_aware(model)
+    has_ranges = is_resumed and resume.has_ranges(model)
+    if is_resumed and config.distillation.enabled and teacher is None:
+        raise InputError(
+            f"qat: {model.name!r} is a quantization-aware model, and distillation from itself has no effect: pass the "
+            "float model as teacher",
+            field="teacher",
+            expected="the float model",
+            got=None,
+        )
+    needs_calibration = config.range_estimator == "lsq" and not has_ranges
+    if needs_calibration and (calibration is None or not config.num_calibration_samples):
+        raise InputError(
+            "qat: range_estimator=lsq starts from calibrated ranges: pass calibration, with num_calibration_samples "
+            "above 0",
+            field="compression.qat.range_estimator",
+            expected="calibration data",
+            got=config.range_estimator,
+        )
 
 
 @in_strategy
