@@ -3,10 +3,10 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from tfq import auditing, tflite
+from tfq import tflite
 from tfq.artifacts import content_of
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
@@ -23,6 +23,7 @@ from tfq.conversion.graph_rewrites import with_distinct_outputs, with_quantizabl
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.masks import bound_masks, without_nested_selects
 from tfq.conversion.op_patterns import with_ops_by_name
+from tfq.conversion.published import float_model, with_published_files
 from tfq.conversion.quantize import (
     Conversion,
     Evidence,
@@ -178,14 +179,8 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
 
     With scheme float32 it is returned with float32 constants and metadata, and otherwise unchanged.
     """
-    parsed = tflite.read(model)
-    if config.signature:
-        model = tflite.select_signature(model, config.signature)
-        if isinstance(dataset, Mapping) and config.signature not in tflite.read(model).input_names:
-            dataset = dataset.get(config.signature, dataset)
-    elif config.needs_ranges and len(parsed.subgraphs) == 1:
-        model, config = with_ops_by_name(model, config)  # numbers are those of this file, not of its float32 form
-    model = auditing.float_source(model)
+    source = model
+    model, dataset, config = float_model(model, dataset, config)
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}
     if parsed.signatures:
@@ -194,9 +189,9 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     if has_several_signatures(model):
         if config.needs_ranges:
-            return convert_each_signature(model, dataset, config, _as_scheme)
+            return with_published_files(convert_each_signature(model, dataset, config, _as_scheme), source)
         dataset = data_of_main_subgraph(parsed, dataset)
-    return _as_scheme(model, dataset, config)
+    return with_published_files(_as_scheme(model, dataset, config), source)
 
 
 def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:

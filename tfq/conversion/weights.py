@@ -75,12 +75,18 @@ def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
     """
     parsed = tflite.read(model)
     rewriter = _Rewriter(model, config.scheme)
-    left = []
+    left, count = [], 0
     for graph in parsed.subgraphs:
         plans, skipped = _plans(graph, config)
+        count += len(plans)
         rewriter.rewrite(graph, plans)
         left += skipped
     left += rewriter.left
+    if not count and not left:
+        warn(
+            f"{config.scheme}: the model has no constant weights that this scheme stores in fewer bits, so the file "
+            "stays float32. Weights that are passed into loops and branches are not constants there"
+        )
     if left:
         warn(f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}")
     return tflite.pack(rewriter.finished(), len(model))

@@ -194,6 +194,15 @@ def data_of_main_subgraph(model: tflite.Model, dataset: Any) -> Any:
 def input_specs(model: bytes) -> list[InputSpec]:
     """Return the inputs of a flatbuffer in its order, named as in its signature if it has one."""
     parsed = tflite.read(model)
+    for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True):
+        if tensor.dtype in ("string", "resource", "variant"):
+            raise InputError(
+                f"input {name!r} is {tensor.dtype}, and tfq cannot feed such inputs. Convert without data to a scheme "
+                "without ranges (dynamic_range, float16), or look text up before the model and pass numbers",
+                field="model",
+                expected="inputs of numbers",
+                got=tensor.dtype,
+            )
     return [
         # A dimension is -1 if the flatbuffer leaves it open.
         InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=np.dtype(tensor.dtype))

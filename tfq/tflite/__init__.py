@@ -5,6 +5,7 @@ It needs no TensorFlow, no interpreter and no config. `read` accepts untrusted b
 bytes (see edit.py).
 """
 
+from tfq.tflite.associated_files import with_associated_files
 from tfq.tflite.edit import (
     add_signature,
     cut_after,
@@ -71,6 +72,7 @@ __all__ = [
     "select_signature",
     "signature_keys",
     "unpack",
+    "with_associated_files",
     "with_float_constants",
     "with_inlined_composites",
     "write_metadata",

@@ -18,6 +18,8 @@ from tfq.progress import stage
 from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
+from tfq.text_table import listed
+from tfq.tflite.op_types import CUSTOM_KERNELS
 
 # Fused recurrent ops whose int8 form needs ranges of tensors inside the op, which the float form does not declare.
 _WITH_INTERMEDIATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM"})
@@ -170,6 +172,7 @@ def calibrate_with_outputs(
     if config.ranges:
         return load_ranges(model, config.ranges), {}
     check_no_control_flow(model)
+    check_custom_ops(model)
     seen = observe(
         model,
         samples,
@@ -226,9 +229,33 @@ def load_ranges(model: bytes, path: str) -> Ranges:
     return ranges
 
 
+def check_custom_ops(model: bytes) -> None:
+    """Raise InputError if the flatbuffer has custom ops without a kernel here, so that it cannot be calibrated."""
+    graph = tflite.read(model).main_subgraph
+    ops = [op for op in graph.ops if op.name == "CUSTOM" and op.custom_code not in CUSTOM_KERNELS]
+    if ops:
+        named = listed([f"{op.custom_code} ({graph.layer_of(op)})" for op in ops])
+        raise InputError(
+            f"calibration runs the model, but no kernel here runs its custom ops: {named}. Cut the model before them, "
+            "or use a scheme that needs no ranges (dynamic_range, float16)",
+            field="model",
+            expected="ops with a kernel",
+            got=tuple(op.custom_code for op in ops),
+        )
+
+
 def check_no_control_flow(model: bytes) -> None:
-    """Raise InputError if the flatbuffer has a loop or a branch."""
+    """Raise InputError if the flatbuffer has a loop, a branch, or variables that are initialized by CALL_ONCE."""
     ops = tflite.read(model).main_subgraph.ops
+    if any(op.name == "CALL_ONCE" for op in ops):
+        raise InputError(
+            "calibration: the model keeps a state in variables or tables (CALL_ONCE), whose ranges cannot be observed "
+            "on single samples. Export the model with the state as an input and an output, or use a scheme that needs "
+            "no ranges (dynamic_range, float16)",
+            field="model",
+            expected="no variables",
+            got=("CALL_ONCE",),
+        )
     loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
     if loops:
         raise InputError(
