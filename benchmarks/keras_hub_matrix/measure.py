@@ -16,7 +16,7 @@ from tfq.artifacts import write_bytes, write_json
 from tfq.conversion.convert import convert_with_record
 from tfq.keras_bridge import import_keras
 
-CALIBRATION, TEST, TRAINING = 32, 16, 16
+CALIBRATION, TEST, TRAINING = 64, 16, 16
 
 
 class Measurement:

@@ -132,6 +132,12 @@ def test_weights_of_a_composite_come_back():
     assert_equal_outputs(result, result.source, images(3))
 
 
+def test_a_bridged_composite_is_saved_and_loaded(bridged, tmp_path):
+    bridged.model.save(tmp_path / "bridged.keras")
+    loaded = tfq.load_model(tmp_path / "bridged.keras")
+    np.testing.assert_array_equal(loaded(images(3)), bridged.model(images(3)))
+
+
 def one_step(model, callbacks):
     model.compile("sgd", "mse")
     model.fit(images(8), np.zeros((8, 3), np.float32), batch_size=4, epochs=1, verbose=0, callbacks=callbacks)
@@ -155,6 +161,14 @@ def test_composites_are_pruned_clustered_and_quantized():
     before = np.array(gain)
     tfq.return_weights(result, quantized)
     assert not np.array_equal(before, gain)
+
+
+def test_a_padding_with_infinity_is_quantized_in_the_range_of_its_input():
+    inputs = keras.Input((4, 4, 3))
+    x = ops.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=float("-inf"))
+    result = tfq.to_tf_keras(keras.Model(inputs, keras.layers.MaxPooling2D(3, 2)(x)))
+    placements = {row.name: row.reason for row in tfq.preflight(result).layers}
+    assert "scale of its input" in placements[result.layer_map[x._keras_history.operation.name][0]]
 
 
 def bridge_one(layer, shape=(4, 4, 3), **options):

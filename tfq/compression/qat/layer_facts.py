@@ -3,6 +3,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import facts_of
@@ -49,10 +51,22 @@ def preserves_range(layer: Any) -> bool:
         shape = getattr(layer, "input_shape", None) or ()
         spatial = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
         return inner.keepdims and bool(spatial) and all(size == 1 for size in spatial)
+    if pads_with_infinity(inner):
+        return True
     if operation := operation_of(inner):
         return operation in _PRESERVING and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     is_identity = kind(inner) == "Activation" and activation_name(inner) == "linear"
     return facts.qat in ("passes_range", "passes_mask", "averages") or is_identity
+
+
+def pads_with_infinity(layer: Any) -> bool:
+    """Check whether the layer pads with an infinite constant, as before a max pooling.
+
+    Its range is that of its input. In the flatbuffer, the constant is the end of that range.
+    """
+    if operation_of(layer) != "numpy.Pad":
+        return False
+    return any(np.isinf(value) for value in layer.constants if isinstance(value, (float, np.floating)))
 
 
 def shares_range(layer: Any) -> bool:
@@ -62,6 +76,8 @@ def shares_range(layer: Any) -> bool:
         layer: The layer, with or without the wrapper of a QAT model.
     """
     inner = tfmot_symbols.wrapped(layer)
+    if pads_with_infinity(inner):
+        return False
     return facts_of(inner).qat == "shares_range" or operation_of(inner) in _SHARING
 
 

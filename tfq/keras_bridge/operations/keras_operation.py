@@ -170,6 +170,13 @@ def keras_operation_class() -> Any:
             built = (self.operation, self._parameters) if has_batch_size(self._parameters) else self._operation
             return computed(built, self._arguments, inputs)
 
+        @property
+        def constants(self) -> list[Any]:
+            """The arguments of the call that are not tensors of the graph."""
+            decoded = decode(self._arguments, _BATCHES_OF_ONE)
+            leaves = tf.nest.flatten([list(decoded[0]), dict(decoded[1])])
+            return [leaf for leaf in leaves if leaf is not _BATCHES_OF_ONE[0]]
+
         def compute_mask(self, inputs: Any, mask: Any = None) -> None:
             return None
 
