@@ -60,7 +60,9 @@ def main(invocation: flags.Invocation) -> None:
     texts = []
     floating, analyzed = None, None
     if with_layers:
-        floating = artifacts.read_bytes(config.analysis.reference, "a float .tflite", field="analysis.reference")
+        floating = workflows.load_flatbuffer(
+            config.analysis.reference, config, field="analysis.reference", allow_code=invocation.allow_code
+        )
         content = workflows.read_tflite(config)
         split = workflows.load_split(config.data, "test", limit=config.analysis.limit)
         analyzed = analysis.analyze(content, floating, split, config.analysis)

@@ -5,9 +5,10 @@
     tfq convert --model=model.keras --data=npz:examples.npz --out=out/convert
     tfq convert --model=model.keras --data=folder:photos --data.resize=224,224 --scheme=int8 --out=out/convert
 
-Reads a .keras, .h5 or float .tflite file, and --data as the representative dataset for calibration: the first
---num_calibration_samples examples of its train split, or of val or test if there is no train split. Labels are not
-needed. Schemes other than int8 and int16x8 need no data, nor does a quantization-aware trained model.
+Reads a .keras, .h5 or float .tflite file or a SavedModel directory, and --data as the representative dataset for
+calibration: the first --num_calibration_samples examples of its train split, or of val or test if there is no train
+split. Labels are not needed. Schemes other than int8 and int16x8 need no data, nor does a quantization-aware trained
+model. --input_shapes fixes sizes that the model leaves open, --signature chooses the signature of a SavedModel.
 
 Writes <model>_<scheme>.tflite, the calibrated ranges in <model>_<scheme>_ranges.json (for --calibration.ranges), and
 convert.json to --out.

@@ -6,7 +6,8 @@
     tfq evaluate --model=model_int8.tflite --data=npz:examples.npz --backend=qemu:cortex-a53
 
 Reads a .tflite and the test split of --data, preprocessed as for training (--data.resize, --data.scale, --data.offset).
-With --reference, the float .tflite runs on the same examples.
+With --reference, the float .tflite runs on the same examples. A Keras model or a SavedModel in --model or --reference
+is converted to float32 first.
 
 Reports the metric with its 95% interval, latency and size. With --reference it also reports the signal-to-noise ratio
 (SQNR) of each output, and the agreement (fraction of examples with the reference's class) of each output that predicts
@@ -25,8 +26,8 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_named(config, "test")
-    content = workflows.read_tflite(config)
-    results = workflows.evaluate(content, config)
+    content = workflows.load_flatbuffer(config.model, config, field="model", allow_code=invocation.allow_code)
+    results = workflows.evaluate(content, config, allow_code=invocation.allow_code)
     asked = evaluation.requirements_of(results.evaluation, config.evaluation.require)
     record = process.record(
         invocation, "evaluate", **results.to_dict(), requirements=[item.to_dict() for item in asked]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import evaluate_model
     from tfq.evaluation import reference_outputs as reference_outputs
     from tfq.keras_bridge import load_model as load_model
+    from tfq.keras_bridge import load_saved_model as load_saved_model
     from tfq.keras_bridge import return_weights as return_weights
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.search import find_int8 as find_int8
@@ -101,6 +102,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import EvaluationRecord as EvaluationRecord
     from tfq.evaluation import ReferenceOutputs as ReferenceOutputs
     from tfq.keras_bridge import BridgeResult as BridgeResult
+    from tfq.keras_bridge import SavedModel as SavedModel
     from tfq.search import SearchResult as SearchResult
 
     # Errors and warnings.

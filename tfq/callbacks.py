@@ -91,7 +91,7 @@ class _Exports:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._traces: dict[int, Any] = {}
+        self._traces: dict[tuple[int, tuple[str, ...]], Any] = {}
         self._latest: list[_Exported] = []
 
     def forget(self) -> None:
@@ -125,7 +125,7 @@ class _Exports:
             dataset=dataset,
             config=config,
             # Remedies are not measured: each needs a conversion, in every epoch.
-            conversion=convert_with_record(self.trace(config.batch_size), dataset, config, remedies=False),
+            conversion=convert_with_record(self.trace(config, dataset), dataset, config, remedies=False),
         )
         self._latest = [*(item for item in self._latest if item.epoch == epoch), result]
         return result
@@ -135,16 +135,19 @@ class _Exports:
         others = [item for item in self._latest if item is not exported and item.epoch == exported.epoch]
         return not exported.is_measured and any(item.is_measured for item in others)
 
-    def trace(self, batch_size: int) -> Any:
-        """Return the trace of the model, computed once per batch size."""
+    def trace(self, config: ConversionConfig, dataset: Data) -> Any:
+        """Return the trace of the model, computed once per batch size and input shapes."""
         from tfq.conversion import trace
         from tfq.keras_bridge.wrapped import QUANTIZED, wrapper_kinds
 
+        key = (config.batch_size, config.input_shapes)
         # The trace of a model in wrappers of pruning or clustering is that of a copy with the current weights.
         is_copied = bool(wrapper_kinds(self.model) - {QUANTIZED})
-        if is_copied or batch_size not in self._traces:
-            self._traces[batch_size] = trace(self.model, batch_size)
-        return self._traces[batch_size]
+        if is_copied or key not in self._traces:
+            self._traces[key] = trace(
+                self.model, config.batch_size, input_shapes=config.input_shapes, representative_dataset=dataset
+            )
+        return self._traces[key]
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -338,21 +341,23 @@ class _Int8EvaluationLogic(_ExportLogic):
         """Return the outputs of the training model, in batches: `predict` would replace the history of the fit."""
         import tensorflow as tf
 
-        from tfq.conversion import input_structure
         from tfq.data import bind_inputs
         from tfq.evaluation import ReferenceOutputs
 
-        traced = self._exports.trace(self._conversion.batch_size)
+        traced = self._exports.trace(self._conversion, self._representative_dataset)
         batches = []
         for piece in self._split.pieces():
             arrays = bind_inputs(piece.inputs, traced.input_names)
             for start in range(0, piece.num_examples, _BATCH):
-                batch = [array[start : start + _BATCH] for array in arrays]
-                result = self._model.predict_on_batch(tf.nest.pack_sequence_as(input_structure(self._model), batch))
+                inputs, others = traced.arguments([array[start : start + _BATCH] for array in arrays])
+                outputs = (
+                    self._model(*inputs, **others, training=False) if others else self._model.predict_on_batch(*inputs)
+                )
                 # Keras 3 returns the outputs of every replica of a strategy, one after the other.
-                batches.append([output[: len(batch[0])] for output in tf.nest.flatten(result)])
-        outputs = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
-        return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=outputs)
+                size = min(_BATCH, piece.num_examples - start)
+                batches.append([np.asarray(item)[:size] for item in tf.nest.flatten(outputs)])
+        joined = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
+        return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=joined)
 
 
 class _TFLiteExportLogic(_ExportLogic):

@@ -39,6 +39,25 @@ def run_in_batches(content: bytes, data, batch_size: int, output: int = 0):
     return (values.astype("float64") - zero_point) * scale if scale else values
 
 
+def outputs_by_name(content: bytes, inputs: dict, signature: str | None = None, batch_size: int = 1) -> dict:
+    """Return {output: dequantized values} of a signature for {input: array (n, ...)}, `batch_size` rows at a time."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner(signature)
+    details, sinks = runner.get_input_details(), runner.get_output_details()
+    results = []
+    for start in range(0, len(next(iter(inputs.values()))), batch_size):
+        rows = {name: array[start : start + batch_size] for name, array in inputs.items()}
+        results.append(runner(**{name: _stored(array, details[name]) for name, array in rows.items()}))
+    joined = {name: np.concatenate([result[name] for result in results]) for name in sinks}
+    for name, values in joined.items():
+        scale, zero_point = sinks[name]["quantization"]
+        joined[name] = (values.astype("float64") - zero_point) * scale if scale else values
+    return joined
+
+
 def _stored(values, details):
     (scale, zero_point), dtype = details["quantization"], details["dtype"]
     if not scale:

@@ -353,14 +353,8 @@ def test_too_few_or_constant_samples_warn(samples):
         tfq.convert(model, np.ones((20, 8, 8, 1), np.float32), tfq.ConversionConfig(num_calibration_samples=20))
 
 
-def test_models_that_cannot_be_traced_are_refused_with_what_to_do():
+def test_another_batch_size_than_that_of_the_model_is_refused():
     tf_keras = import_tf_keras()
-    unbuilt = tf_keras.Sequential([tf_keras.layers.Dense(2)])
-    with refused(tfq.InputError, field="model", got="Sequential"):
-        tfq.convert(unbuilt, np.zeros((1, 2)))
-    free = tf_keras.Sequential([tf_keras.Input((None, None, 3)), tf_keras.layers.Conv2D(2, 3)])
-    with refused(tfq.InputError, field="model", expected="a fixed shape", got=(None, None, None, 3)):
-        tfq.convert(free, np.zeros((1, 8, 8, 3)))
     batched = tf_keras.Sequential([tf_keras.Input((3,), batch_size=4), tf_keras.layers.Dense(2)])
     with refused(tfq.InputError, field="conversion.batch_size", expected=4, got=1):
         tfq.convert(batched, np.zeros((8, 3)))

@@ -7,7 +7,7 @@ from corpus import sqnr
 from messages import refused
 
 import tfq
-from tfq.keras_bridge import UnbridgeableError, import_keras, import_tf_keras
+from tfq.keras_bridge import UnbridgeableError, import_keras
 
 SAMPLES = np.random.default_rng(0).uniform(0.1, 1.9, (20, 8)).astype("float32")
 
@@ -15,24 +15,6 @@ SAMPLES = np.random.default_rng(0).uniform(0.1, 1.9, (20, 8)).astype("float32")
 def dense(module, **options):
     inputs = module.Input((8,), **options)
     return module.Model(inputs, module.layers.Dense(4, name="head")(inputs))
-
-
-@pytest.mark.parametrize("import_module", [import_keras, import_tf_keras])
-def test_conversion_refuses_subclassed_models(import_module):
-    module = import_module()
-
-    class Own(module.Model):
-        def __init__(self):
-            super().__init__()
-            self.head = module.layers.Dense(2)
-
-        def call(self, x):
-            return self.head(x)
-
-    model = Own()
-    model(SAMPLES[:1])
-    with refused(tfq.InputError, field="model"):
-        tfq.convert(model, SAMPLES)
 
 
 def test_models_that_keras_quantized_are_refused():

@@ -40,7 +40,9 @@ class CommandFlags(NamedTuple):
 
 
 _KERAS = "a .keras or .h5 file, or a SavedModel directory that Keras 2's model.save wrote"
-_KERAS_OR_TFLITE = "a .keras, .h5 or float .tflite file, or a SavedModel directory that Keras 2's model.save wrote"
+_KERAS_OR_TFLITE = "a .keras, .h5 or float .tflite file, or a SavedModel directory"
+# What a command reads of `conversion` to convert a model to float32.
+_FLOAT_CONVERSION = ("conversion.input_shapes", "conversion.signature")
 
 # Section of RunConfig that belongs to the command -> its flags; None is `run`, which reads all sections.
 COMMANDS: dict[str | None, CommandFlags] = {
@@ -48,7 +50,11 @@ COMMANDS: dict[str | None, CommandFlags] = {
     "compression": CommandFlags("compress", _KERAS, ("data", "seed", "allow_code")),
     "conversion": CommandFlags("convert", _KERAS_OR_TFLITE, ("data", "allow_code")),
     "audit": CommandFlags("audit", "a .tflite file", ()),
-    "evaluation": CommandFlags("evaluate", "a .tflite file", ("data",)),
+    "evaluation": CommandFlags(
+        "evaluate",
+        "a .tflite file; another model is converted to float32: a .keras or .h5 file or a SavedModel directory",
+        ("data", "allow_code", *_FLOAT_CONVERSION),
+    ),
     "benchmark": CommandFlags("benchmark", "a .tflite file", ("data", "seed")),
     "search": CommandFlags(
         "search",
@@ -58,8 +64,9 @@ COMMANDS: dict[str | None, CommandFlags] = {
     ),
     "analysis": CommandFlags(
         "analyze",
-        "an int8 .tflite file; with --bit_widths and without --reference, a float model: a .keras, .h5 or .tflite file",
-        ("data", "allow_code"),
+        "an int8 .tflite file; with --bit_widths and without --reference, a float model: a .keras, .h5 or .tflite "
+        "file, or a SavedModel directory",
+        ("data", "allow_code", *_FLOAT_CONVERSION),
     ),
     None: CommandFlags(
         "run",
@@ -116,8 +123,8 @@ def settings_of(section: str | None) -> tuple[Setting, ...]:
     if section is None:
         settings = every_setting()
     else:
-        uses = {"model", "out", "plugin", *COMMANDS[section].uses}
-        settings = [setting for setting in every_setting() if setting.path[0] in uses]
+        uses = ("model", "out", "plugin", *COMMANDS[section].uses)
+        settings = [item for item in every_setting() if any(_is_within(item.path, name) for name in uses)]
         settings += _walk(field_types(config.RunConfig)[section], (section,), ())
     ignores = COMMANDS[section].ignores
     return tuple(setting for setting in settings if not any(_is_within(setting.path, name) for name in ignores))

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
+from tfq.config.input_shapes import parse_input_shapes
 from tfq.errors import InputError, install_hint
 from tfq.text_table import alternatives
 
@@ -118,6 +119,12 @@ class ConversionConfig(Config):
     batch_size: int = setting(
         1, "fixed batch dimension; 0 leaves it dynamic, which some delegates do not support", minimum=0
     )
+    input_shapes: tuple[str, ...] = setting(
+        (),
+        "shapes of inputs without the batch, for models that do not fix them: NAME=SIZES[:DTYPE], such as "
+        "image=32x32x3 or ids=128:int32; the name of an only input may be left out; empty uses the shapes that the "
+        "model was built or called with, then those of the data",
+    )
     signature: str = setting(
         "",
         "signature to convert if the model has several; empty converts all signatures of a .tflite, and the only one "
@@ -125,8 +132,9 @@ class ConversionConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        """Check the types of inputs and outputs, and that strict is used with verify."""
+        """Check the types of inputs and outputs, the shapes of inputs, and that strict is used with verify."""
         super().__post_init__()
+        parse_input_shapes(self.input_shapes)
         check_io_types(self, "conversion", self.scheme, f"conversion.scheme={self.scheme}")
         if self.strict and not self.verify:
             raise InputError(

@@ -34,7 +34,7 @@ class RequireConfig(Config):
 class EvaluationConfig(Config):
     """Settings of an evaluation: backend, metric, reference, number of examples and of timed runs."""
 
-    reference: str = setting("", "float .tflite to compare with")
+    reference: str = setting("", "float .tflite, Keras model or SavedModel to compare with")
     backend: str = setting("local", "where the model runs", choices_of="backend")
     parity_backends: tuple[str, ...] = setting(
         (), "backends whose outputs are compared with those of `backend`, value by value", choices_of="backend"

@@ -9,14 +9,13 @@ from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion
 from tfq.conversion.recurrent_layers import recurrent_record
 from tfq.conversion.targeting import ops_without_range
-from tfq.conversion.tracing import Trace, input_structure, trace, trace_for
+from tfq.conversion.tracing import Trace, trace, trace_for
 
 __all__ = [
     "Conversion",
     "Trace",
     "convert_model",
     "convert_with_record",
-    "input_structure",
     "ops_without_range",
     "recurrent_record",
     "trace",

@@ -36,6 +36,7 @@ from tfq.conversion.raw_inputs import with_float_inputs
 from tfq.conversion.recurrent import with_state_resets
 from tfq.conversion.recurrent_layers import LSTMForm, warn_of_unrolled
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
+from tfq.conversion.sources import ExampleShapes, with_fixed_sizes
 from tfq.conversion.targeting import (
     config_for_target,
     ops_without_range,
@@ -43,19 +44,19 @@ from tfq.conversion.targeting import (
     warn_of_target,
     with_trained_granularity,
 )
-from tfq.conversion.tracing import Trace, trace, trace_for
+from tfq.conversion.tracing import Trace, trace_for, traced_again
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
 from tfq.data import data_of_main_subgraph
 from tfq.errors import InputError
-from tfq.keras_bridge import model_kind
+from tfq.keras_bridge import SavedModel, load_source
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.ptq import calibration
 from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing
 
 
 def convert_model(
-    model: KerasModel | Trace | PathOrBytes,
+    model: KerasModel | SavedModel | Trace | PathOrBytes,
     representative_dataset: Data = None,
     config: ConversionConfig | None = None,
     *,
@@ -97,7 +98,7 @@ def convert_model(
 
 @in_strategy
 def convert_with_record(
-    model: KerasModel | Trace | PathOrBytes,
+    model: KerasModel | SavedModel | Trace | PathOrBytes,
     representative_dataset: Data = None,
     config: ConversionConfig | None = None,
     *,
@@ -137,7 +138,7 @@ def convert_with_record(
 
 
 def _converted(
-    model: KerasModel | Trace | PathOrBytes,
+    model: KerasModel | SavedModel | Trace | PathOrBytes,
     dataset: Data,
     config: ConversionConfig,
     preprocessing: Preprocessing | None,
@@ -145,15 +146,17 @@ def _converted(
     metadata: dict[str, Any] = {}
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
+    if isinstance(model, (str, os.PathLike)) and os.path.isdir(model):
+        model = load_source(model, signature=config.signature)
     if isinstance(model, (bytes, bytearray, str, os.PathLike)):
         return _from_flatbuffer(content_of(model, "model", "a float .tflite file"), dataset, config, metadata)
-    if not isinstance(model, Trace):
-        model_kind(model)
-    traced = trace_for(model, config)
+    examples = ExampleShapes(dataset, config.num_calibration_samples)
+    traced = trace_for(model, config, examples)
+    dataset = examples.dataset
     if traced.has_fused_lstm and traced.has_fake_quant and dataset is None:
         # Training gives no ranges to the tensors inside the fused op.
         reason = "the model is quantization-aware trained, and there is no representative_dataset"
-        traced = trace(traced.model, config.batch_size, lstm=LSTMForm(form="unrolled", reason=reason))
+        traced = traced_again(traced, unroll=True, lstm=LSTMForm(form="unrolled", reason=reason))
     metadata["keras_layers"] = list(traced.keras_layers)
     if traced.has_fake_quant:
         if config.scheme != "int8":
@@ -189,9 +192,15 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     if has_several_signatures(model):
         if config.needs_ranges:
-            return with_published_files(convert_each_signature(model, dataset, config, _as_scheme), source)
+            return with_published_files(convert_each_signature(model, dataset, config, _from_subgraph), source)
         dataset = data_of_main_subgraph(parsed, dataset)
-    return with_published_files(_as_scheme(model, dataset, config), source)
+    return with_published_files(_from_subgraph(model, dataset, config), source)
+
+
+def _from_subgraph(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:
+    """Convert a float flatbuffer of one subgraph, after the sizes of its inputs are fixed if they are known."""
+    examples = ExampleShapes(dataset, config.num_calibration_samples)
+    return _as_scheme(with_fixed_sizes(model, config, examples), examples.dataset, config)
 
 
 def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:

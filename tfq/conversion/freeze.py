@@ -26,7 +26,7 @@ from tfq.conversion.fake_quant import (
 from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.inference_graph import in_float32, owner_of, remove_updates
 from tfq.conversion.recurrent import with_fused_lstms
-from tfq.conversion.tracing import Trace, captured_variables, owners_of_variables
+from tfq.conversion.tracing import Trace, captured_variables
 from tfq.errors import InputError, warn
 from tfq.native_stderr import captured_stderr
 from tfq.progress import stage
@@ -44,7 +44,7 @@ class _Freezer:
         from tensorflow.python.framework import convert_to_constants
 
         function: Any = traced.function
-        self._traced, self._layers = traced, set(traced.keras_layers) | set(owners_of_variables(traced.model))
+        self._traced, self._layers = traced, (set(traced.keras_layers) | set(traced.source.variables)) - {""}
         self._replace = convert_to_constants._replace_variables_by_constants
         with captured_stderr():
             self._data = convert_to_constants._FunctionConverterDataInEager(
@@ -100,7 +100,12 @@ def frozen_graph(traced: Trace) -> Any:
     """Return the GraphDef of the trace with the variables' current values. Its nodes give tensors their names."""
     if not isinstance(traced.freezer, _Freezer):
         traced.freezer = _Freezer(traced)
-    return traced.freezer.freeze()
+    graph_def = traced.freezer.freeze()
+    if not traced.source.is_keras:
+        # The converter looks up where each node was traced, and prints a line for each that was imported.
+        for node in graph_def.node:
+            node.ClearField("experimental_debug_info")
+    return graph_def
 
 
 def graph_without_weight_fake_quant(traced: Trace) -> tuple[Any, WeightGranularity]:

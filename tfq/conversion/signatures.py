@@ -6,12 +6,13 @@ converted as a separate file, and the results are merged. Equal constants are st
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.config import ConversionConfig
+from tfq.config.input_shapes import parse_input_shapes
 from tfq.conversion.quantize import Conversion
 from tfq.conversion.verified import verified
 from tfq.errors import InputError
@@ -138,7 +139,18 @@ def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) ->
         per_tensor_layers=own(config.per_tensor_layers),
         int4_layers=own(config.int4_layers),
         calibration=dataclasses.replace(config.calibration, tensors=tuple(tensors)),
+        input_shapes=tuple(_own_shapes(model, subgraph, config.input_shapes)),
+        signature="",
     )
+
+
+def _own_shapes(model: tflite.Model, subgraph: int, input_shapes: Sequence[str]) -> Iterator[str]:
+    """Yield the items of `conversion.input_shapes` for the subgraph; the main one gets those that no subgraph has."""
+    inputs = {item.subgraph: set(item.inputs) for item in model.signatures}
+    for text, item in zip(input_shapes, parse_input_shapes(input_shapes), strict=True):
+        owners = {index for index, names in inputs.items() if item.name in names}
+        if subgraph in (owners or {model.main_subgraph.index}):
+            yield text
 
 
 def _in_separate_file(pattern: str, subgraph: int) -> str:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace a Keras model to a concrete function with static shapes and unrolled loops."""
+"""Trace a model to a concrete function with static shapes and unrolled loops."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tfq.config import ConversionConfig
+from tfq.config.input_shapes import parse_input_shapes
 from tfq.conversion.inference_graph import Variable
 from tfq.conversion.recurrent_layers import (
     LSTMForm,
@@ -15,14 +17,15 @@ from tfq.conversion.recurrent_layers import (
     recurrent_forms,
     recurrent_layers,
 )
+from tfq.conversion.sources import ExampleShapes, Source, check_written, fixed_inputs, source_of
 from tfq.data import InputSpec
 from tfq.errors import InputError, warn
-from tfq.keras_bridge import copies, model_kind, precision
+from tfq.keras_bridge import SavedModel, model_kind, precision
 from tfq.keras_bridge.strategies import in_strategy, refuse_multi_worker
-from tfq.keras_bridge.walk import all_layers, called_with_training
+from tfq.keras_bridge.walk import called_with_training
 from tfq.keras_bridge.wrapped import QUANTIZED, without_wrappers
 from tfq.progress import stage
-from tfq.typing import KerasModel, TensorFlowFunction
+from tfq.typing import Data, KerasModel, TensorFlowFunction
 
 
 def reject_stateful(model: Any) -> None:
@@ -51,7 +54,8 @@ class Trace:
         layer_names: {name of a layer in the graph ("quant_conv" in a quantization-aware trained model): the user's
             name}.
         batch_size: The fixed batch dimension; 0 if it is dynamic.
-        model: The traced model.
+        signature: The signature of a SavedModel; "" if none was named.
+        source: The model, and how to call it.
         has_other_floats: Whether layers or inputs of the model are float16, bfloat16 or float64. The function computes
             in float32, and a warning has said so.
         lstm: The form of LSTM layers that the trace was made for.
@@ -65,12 +69,18 @@ class Trace:
     output_names: tuple[str, ...]
     layer_names: dict[str, str]
     batch_size: int
-    model: KerasModel = field(repr=False)
+    signature: str = ""
+    source: Source = field(repr=False)
     has_other_floats: bool = False
     lstm: LSTMForm = field(default_factory=LSTMForm, repr=False)
     unroll: bool = True
     recurrent: tuple[RecurrentLayer, ...] = ()
     freezer: object = field(default=None, repr=False)
+
+    @property
+    def model(self) -> KerasModel | SavedModel:
+        """The traced model."""
+        return self.source.model
 
     @property
     def keras_layers(self) -> tuple[str, ...]:
@@ -91,6 +101,10 @@ class Trace:
             for name, tensor in zip(self.input_names, tensors, strict=False)  # captured variables follow the inputs
         ]
 
+    def arguments(self, arrays: Sequence[object]) -> tuple[list[object], dict[str, object]]:
+        """Return the arguments of a call of the model with these inputs: by position and by name."""
+        return self.source.arguments(arrays)
+
     @functools.cached_property
     def has_fake_quant(self) -> bool:
         """Whether the graph has fake quantization, as after quantization-aware training."""
@@ -100,52 +114,71 @@ class Trace:
 
 
 @in_strategy
-def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True, lstm: LSTMForm | None = None) -> Trace:
-    """Trace the inference function of a Keras model, so that several conversions can share the trace.
+def trace(
+    model: KerasModel | SavedModel,
+    batch_size: int = 1,
+    *,
+    unroll: bool = True,
+    lstm: LSTMForm | None = None,
+    input_shapes: Sequence[str] = (),
+    signature: str = "",
+    representative_dataset: Data = None,
+) -> Trace:
+    """Trace the inference function of a model, so that several conversions can share the trace.
 
     Args:
-        model: A built functional or sequential model of either Keras (Keras 3 with the TensorFlow backend).
+        model: A model of either Keras (Keras 3 with the TensorFlow backend), functional, sequential or subclassed; or a
+            SavedModel that `load_model` returned.
         batch_size: The fixed batch dimension of every input; 0 leaves it dynamic.
         unroll: Whether recurrent layers become one copy of their cell per time step, which calibration needs. If not,
             they become loops.
         lstm: The form of LSTM layers, as `lstm_form` returns it for a config; None is "auto". A conversion with a
             config that needs another form traces the model again.
+        input_shapes: As `ConversionConfig.input_shapes`: shapes of inputs that the model does not fix.
+        signature: As `ConversionConfig.signature`: the signature of a SavedModel.
+        representative_dataset: Examples, as for `convert`. They are read only if the model and `input_shapes` leave the
+            shape of an input open.
 
     Returns:
         The trace, which `convert` accepts instead of the model. It reads the model's variables at each conversion.
 
     Raises:
-        InputError: The model is not built, dimensions other than the batch are unknown, a recurrent layer is stateful,
-            Keras has quantized layers, or the model belongs to a strategy of several workers.
+        InputError: The shape of an input is unknown, a subclassed model does not accept the inputs, a recurrent layer
+            is stateful, Keras has quantized layers, or the model belongs to a strategy of several workers.
     """
-    import tensorflow as tf
-
-    reject_stateful(model)
-    refuse_multi_worker(model)
-    precision.reject_quantized(model)
-    model = without_wrappers(model, "conversion", keep=frozenset((QUANTIZED,)))
-    inputs, outputs = _symbolic(model)
-    structure = input_structure(model)
-    output_names = copies.output_names(model, outputs)
-    input_names = copies.input_names(model, structure, inputs)
-    specs = [
-        tf.TensorSpec(_fixed_shape(tensor, name, batch_size), _float32_for_floats(tensor), name=_identifier(name))
-        for name, tensor in zip(input_names, inputs, strict=True)
-    ]
-
-    has_other_floats = precision.warn_of_float32(model, "The conversion")
-    _warn_of_ignored_training(model)
+    examples = (
+        representative_dataset
+        if isinstance(representative_dataset, ExampleShapes)
+        else ExampleShapes(representative_dataset)
+    )
+    written = parse_input_shapes(input_shapes)
+    if not isinstance(model, SavedModel):
+        model_kind(model)
+        reject_stateful(model)
+        refuse_multi_worker(model)
+        precision.reject_quantized(model)
+        model = without_wrappers(model, "conversion", keep=frozenset((QUANTIZED,)))
+    source = source_of(model, signature, written, examples)
+    inputs = fixed_inputs(source.inputs, batch_size, written, examples)
+    source.prepare(inputs)
+    has_other_floats = source.is_keras and precision.warn_of_float32(model, "The conversion")
+    if source.is_keras:
+        _warn_of_ignored_training(model)
     lstm = lstm or LSTMForm()
     recurrent: list[RecurrentLayer] = []
-    with stage("tracing the model"), recurrent_forms(model, lstm, unroll=unroll, layers=recurrent):
-        function = _traced_in_float32(model, structure, specs)
+    with (
+        stage("tracing the model"),
+        recurrent_forms(model, lstm, unroll=unroll, layers=recurrent) if source.is_keras else contextlib.nullcontext(),
+    ):
+        function, output_names = source.function(inputs)
     return Trace(
         function=function,
-        input_names=input_names,
+        input_names=tuple(item.name for item in inputs),
         output_names=output_names,
-        layer_names=copies.layer_names(model),
+        layer_names=source.layer_names,
         batch_size=batch_size,
-        model=model,
+        signature=signature,
+        source=source,
         has_other_floats=has_other_floats,
         lstm=lstm,
         unroll=unroll,
@@ -153,87 +186,67 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True, lstm: 
     )
 
 
-def trace_for(model: KerasModel | Trace, config: ConversionConfig) -> Trace:
-    """Return a trace of a Keras model for a conversion with `config`; a Trace that serves it is returned unchanged.
+def trace_for(model: KerasModel | SavedModel | Trace, config: ConversionConfig, dataset: Data = None) -> Trace:
+    """Return a trace of a model for a conversion with `config`; a Trace that serves it is returned unchanged.
+
+    Args:
+        model: As in `trace`, or a Trace.
+        config: The settings of the conversion.
+        dataset: The representative data, read only if the shape of an input is open.
 
     Raises:
-        InputError: As in `trace`, or the batch size of a Trace differs from `conversion.batch_size`.
+        InputError: As in `trace`, or a Trace was made with another batch size, signature or shape of an input.
     """
     lstm, unroll = lstm_form(config), config.needs_ranges or config.lstm == "unrolled"
     if not isinstance(model, Trace):
-        return trace(model, config.batch_size, unroll=unroll, lstm=lstm)
-    if model.batch_size != config.batch_size:
-        raise InputError(
-            f"conversion.batch_size: the trace has batch size {model.batch_size}, expected {config.batch_size}. Trace "
-            "the model again with this batch size, or change conversion.batch_size",
-            field="conversion.batch_size",
-            expected=model.batch_size,
-            got=config.batch_size,
+        return trace(
+            model,
+            config.batch_size,
+            unroll=unroll,
+            lstm=lstm,
+            input_shapes=config.input_shapes,
+            signature=config.signature,
+            representative_dataset=dataset,
         )
+    _check_trace(model, config)
     lacks_unrolling = bool(model.recurrent) and unroll and not model.unroll
     if lacks_unrolling or any(layer.changes_with(lstm) for layer in model.recurrent):
-        return trace(model.model, config.batch_size, unroll=unroll, lstm=lstm)
+        return traced_again(model, unroll=unroll, lstm=lstm)
     return model
 
 
-def inference_function(model: Any) -> Callable[[Any], list[Any]]:
-    """Return a function from a model's inputs, in their structure, to its flat outputs in inference, in float32.
-
-    The function is compiled once per shape. It reads the model's variables at each call.
-    """
-    import tensorflow as tf
-
-    @tf.function(autograph=False)
-    def infer(inputs: Any) -> list[Any]:
-        return _flat_outputs(model, inputs)
-
-    def call(inputs: Any) -> list[Any]:
-        with precision.compute_in_float32(model):
-            outputs: list[Any] = infer(inputs)
-        return outputs
-
-    return call
+def traced_again(traced: Trace, *, unroll: bool, lstm: LSTMForm) -> Trace:
+    """Return a trace of the same model and inputs with another form of recurrent layers."""
+    shapes = [f"{spec.name}={'x'.join(map(str, spec.shape[1:])) or 'scalar'}" for spec in traced.input_specs]
+    return trace(
+        traced.model,
+        traced.batch_size,
+        unroll=unroll,
+        lstm=lstm,
+        input_shapes=shapes,
+        signature=traced.signature,
+    )
 
 
-def _traced_in_float32(model: Any, structure: Any, specs: list[Any]) -> TensorFlowFunction:
-    """Return the concrete inference function, with layers that compute in float32.
-
-    If the model does not run so, for example because it adds a float16 constant, its layers compute in their own types.
-    `in_float32` then changes the types in the graph, but constants stay rounded.
-    """
-    import tensorflow as tf
-
-    def concrete() -> TensorFlowFunction:
-        def infer(*tensors: Any) -> list[Any]:
-            return _flat_outputs(model, tf.nest.pack_sequence_as(structure, list(tensors)))
-
-        # No autograph, because Keras layers apply it themselves. The new function has its own cache, so the user's
-        # tf.functions are not affected.
-        function: TensorFlowFunction = tf.function(infer, autograph=False).get_concrete_function(*specs)
-        return function
-
-    if not precision.layers_not_in_float32(model):
-        return concrete()
-    try:
-        with precision.compute_in_float32(model):
-            return concrete()
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError):
-        return concrete()
-
-
-def _flat_outputs(model: Any, inputs: Any) -> list[Any]:
-    """Return the flat outputs of the model in inference; other float types become float32."""
-    import tensorflow as tf
-
-    outputs = tf.nest.flatten(model(inputs, training=False))
-    return [tf.cast(tensor, _float32_for_floats(tensor)) for tensor in outputs]
-
-
-def _float32_for_floats(tensor: Any) -> Any:
-    import tensorflow as tf
-
-    dtype = tf.as_dtype(tensor.dtype)
-    return tf.float32 if dtype.is_floating else dtype
+def _check_trace(traced: Trace, config: ConversionConfig) -> None:
+    """Raise InputError if a trace was made with other settings than those of the config."""
+    if traced.batch_size != config.batch_size:
+        raise InputError(
+            f"conversion.batch_size: the trace has batch size {traced.batch_size}, expected {config.batch_size}. Trace "
+            "the model again with this batch size, or change conversion.batch_size",
+            field="conversion.batch_size",
+            expected=traced.batch_size,
+            got=config.batch_size,
+        )
+    if config.signature not in ("", traced.signature):
+        raise InputError(
+            f"conversion.signature={config.signature}: the trace is of another signature. Trace the model again with "
+            "this signature, or change conversion.signature",
+            field="conversion.signature",
+            expected=traced.signature,
+            got=config.signature,
+        )
+    check_written(traced.input_specs, config.input_shapes)
 
 
 def _warn_of_ignored_training(model: Any) -> None:
@@ -251,7 +264,7 @@ def _warn_of_ignored_training(model: Any) -> None:
 
 def captured_variables(traced: Trace) -> dict[str, Variable]:
     """Return placeholder -> the variable that it stands for, for the variables that the trace reads."""
-    owners = owners_of_variables(traced.model)
+    owners = traced.source.variables
     by_handle = {
         id(part.handle): (layer, variable)
         for layer, variables in owners.items()
@@ -272,68 +285,3 @@ def captured_variables(traced: Trace) -> dict[str, Variable]:
 def _is_seed(variable: Any) -> bool:
     """Check whether a variable is the state of a random generator of Keras or TensorFlow."""
     return "seed_generator_state" in variable.name or "StateVar" in variable.name
-
-
-def owners_of_variables(model: Any) -> dict[str, list[Any]]:
-    """Return layer -> its TensorFlow variables. A variable belongs to the innermost layer that has it."""
-    owner: dict[int, tuple[str, Any]] = {}
-    results: dict[str, list[Any]] = {}
-    for layer in all_layers(model):
-        results.setdefault(copies.own_name(layer), [])
-        for variable in getattr(layer, "variables", ()):
-            variable = getattr(variable, "value", variable) if model_kind(model) == "keras" else variable
-            owner[id(variable)] = (copies.own_name(layer), variable)
-    for name, variable in owner.values():
-        results[name].append(variable)
-    return results
-
-
-def input_structure(model: Any) -> Any:
-    """Return the structure of the model's inputs: a symbolic tensor, or a list or dict of them."""
-    try:
-        return model.input
-    except (AttributeError, ValueError):  # a Sequential of Keras 3 that was never called as a layer
-        return model.inputs[0] if len(model.inputs) == 1 else list(model.inputs)
-
-
-def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
-    import tensorflow as tf
-
-    try:
-        inputs, outputs = model.inputs, model.outputs
-    except (AttributeError, ValueError):
-        inputs = outputs = None
-    if not inputs or not outputs:
-        raise InputError(
-            f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs. Pass a "
-            "functional model, or a Sequential model that has an Input or is built",
-            field="model",
-            expected="a functional or built Sequential model",
-            got=type(model).__name__,
-        )
-    return tf.nest.flatten(inputs), tf.nest.flatten(outputs)
-
-
-def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
-    batch, *rest = tensor.shape
-    if any(dimension is None for dimension in rest):
-        raise InputError(
-            f"input {name!r} has shape {tuple(tensor.shape)}, expected fixed dimensions except for the batch. Build "
-            "the model with the input size that the application uses",
-            field="model",
-            expected="a fixed shape",
-            got=tuple(tensor.shape),
-        )
-    if batch is not None and batch != batch_size:
-        raise InputError(
-            f"input {name!r} has a fixed batch size of {batch}, expected {batch_size}. Set conversion.batch_size="
-            f"{batch}, or build the model without a batch size",
-            field="conversion.batch_size",
-            expected=batch,
-            got=batch_size,
-        )
-    return [batch_size or None, *rest]
-
-
-def _identifier(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)

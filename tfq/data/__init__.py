@@ -6,7 +6,7 @@ from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fin
 from tfq.data.loading import SPLITS, check_readable, load_calibration_split, load_split, source_fingerprint
 from tfq.data.output_labels import check_output_names, join_labels, labeled_outputs, labels_of_output
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
-from tfq.data.provided import as_split, bind_inputs, shape_fits
+from tfq.data.provided import as_split, bind_inputs, is_dataset, shape_fits
 from tfq.data.representative import (
     InputSpec,
     RepresentativeSamples,
@@ -14,11 +14,13 @@ from tfq.data.representative import (
     check_shapes,
     common_batch_size,
     data_of_main_subgraph,
+    elements_of,
     image_advice,
     input_specs,
     representative_samples,
 )
 from tfq.data.split import (
+    UNNAMED,
     AnySplit,
     MissingSplitError,
     Split,
@@ -32,6 +34,7 @@ from tfq.data.split import (
 
 __all__ = [
     "SPLITS",
+    "UNNAMED",
     "AnySplit",
     "DataDiagnostics",
     "DataSource",
@@ -52,11 +55,13 @@ __all__ = [
     "count_classes",
     "data_of_main_subgraph",
     "diagnose",
+    "elements_of",
     "example_shape",
     "examples_of_arrays",
     "file_fingerprint",
     "image_advice",
     "input_specs",
+    "is_dataset",
     "is_one_hot",
     "join_labels",
     "labeled_outputs",

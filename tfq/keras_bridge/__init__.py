@@ -17,13 +17,15 @@ from tfq.keras_bridge.environment import (
 )
 from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Translation, TranslationContext
 from tfq.keras_bridge.loading.custom_objects import custom_objects_of_plugins
-from tfq.keras_bridge.loading.load import load_model
+from tfq.keras_bridge.loading.load import load_model, load_source
+from tfq.keras_bridge.loading.saved_model import SavedModel, load_saved_model
 from tfq.keras_bridge.rebuild import UnbridgeableError
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 __all__ = [
     "BridgeResult",
     "BridgedLayer",
+    "SavedModel",
     "Translation",
     "TranslationContext",
     "UnbridgeableError",
@@ -35,6 +37,8 @@ __all__ = [
     "import_tf_keras",
     "import_tfmot",
     "load_model",
+    "load_saved_model",
+    "load_source",
     "model_kind",
     "require_tf_keras",
     "return_weights",

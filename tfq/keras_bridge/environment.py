@@ -178,6 +178,16 @@ def model_kind(model: Any) -> str:
         module = sys.modules.get(kind)
         if module is not None and isinstance(model, module.Model):
             return kind
+    from tfq.keras_bridge.loading.saved_model import SavedModel
+
+    if isinstance(model, SavedModel):
+        raise InputError(
+            f"{model.path} is a SavedModel without a Keras config, which has no layers to compress or train. It can "
+            "only be converted: pass the Keras model that it was exported from",
+            field="model",
+            expected=("tf_keras", "keras"),
+            got="SavedModel",
+        )
     raise InputError(
         f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}",
         field="model",

@@ -10,7 +10,7 @@ their mean, which is also what a saved file contains.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from tfq.errors import InputError, warn
@@ -23,11 +23,18 @@ def strategy_of(model: Any) -> Any:
 
     The variables decide, because a model can be built outside of the scope from layers that were built inside.
     """
-    for variable in getattr(model, "weights", None) or ():
+    for variable in _weights(model):
         strategy = getattr(getattr(variable, "_value", variable), "distribute_strategy", None)
         if strategy is not None:
             return strategy
     return getattr(model, "_distribution_strategy", None) or getattr(model, "_distribute_strategy", None)
+
+
+def _weights(model: Any) -> Iterable[Any]:
+    try:
+        return getattr(model, "weights", None) or ()
+    except ValueError:  # a Sequential of tf_keras that was never built
+        return ()
 
 
 @contextlib.contextmanager
@@ -66,7 +73,7 @@ def in_strategy(function: F) -> F:
     @functools.wraps(function)
     def in_scope(*args: Any, **kwargs: Any) -> Any:
         first: Any = args[0] if args else next(iter(kwargs.values()), None)
-        with strategy_scope(first if hasattr(first, "weights") else getattr(first, "model", None)):
+        with strategy_scope(first if hasattr(type(first), "weights") else getattr(first, "model", None)):
             return function(*args, **kwargs)
 
     return cast(F, in_scope)

@@ -11,7 +11,14 @@ from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES
 from tfq.search import BitWidthsResult, SearchResult, accuracy_by_bit_widths, find_int8
 from tfq.store import StageStore
-from tfq.workflows.models import data_notes, hashes, load_calibration_split, load_split, trace_once
+from tfq.workflows.models import (
+    data_notes,
+    float_flatbuffer,
+    hashes,
+    load_calibration_split,
+    load_split,
+    trace_once,
+)
 
 if TYPE_CHECKING:
     from tfq.conversion import Conversion
@@ -21,7 +28,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     """Convert a model by config.conversion, with config.data; return the conversion and details for the record.
 
     Args:
-        model: A Keras model, a Trace of one, or the bytes of a float flatbuffer.
+        model: A Keras model, a SavedModel, a Trace of one, or the bytes of a float flatbuffer.
         config: How to convert. For a quantization-aware trained model, config.data is read only if a tensor has no
             trained range.
 
@@ -135,7 +142,7 @@ def search_on_data(model: Any, config: RunConfig, out: Path) -> SearchResult:
     Raises:
         InputError: The model or the data cannot be used.
     """
-    floating = _floating(model, config)
+    floating = float_flatbuffer(model, config)
     train, validation, test = (load_split(config.data, split) for split in ("train", "val", "test"))
     for note in data_notes(train, validation, test):
         progress.note(note)
@@ -164,20 +171,9 @@ def bit_widths_on_data(model: Any, config: RunConfig, out: Path) -> BitWidthsRes
     Raises:
         InputError: The model or the data cannot be used.
     """
-    floating = _floating(model, config)
+    floating = float_flatbuffer(model, config)
     widths = config.analysis.bit_widths
     train = load_calibration_split(config.data, limit=widths.num_calibration_samples)
     test = load_split(config.data, "test", limit=widths.limit)
     with artifacts.locked(out / ".lock"):
         return accuracy_by_bit_widths(floating, train, test, widths, store=StageStore(out), progress=progress.note)
-
-
-def _floating(model: Any, config: RunConfig) -> bytes:
-    """Return the float flatbuffer of a Keras model; bytes are returned unchanged."""
-    from tfq.conversion import convert_model
-
-    traced = trace_once(model, config)
-    if isinstance(traced, bytes):
-        return traced
-    to_float = ConversionConfig(scheme="float32", batch_size=config.conversion.batch_size)
-    return convert_model(traced, None, to_float, preprocessing=data.preprocessing_record(config.data))

@@ -10,7 +10,7 @@ from tfq.backends import HOST, kind_of, place_of
 from tfq.config import RunConfig
 from tfq.errors import FlatbufferError, InputError
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
-from tfq.workflows.models import load_split
+from tfq.workflows.models import load_flatbuffer, load_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +55,15 @@ class Evaluated:
         return "\n".join(lines)
 
 
-def _read_reference(config: RunConfig) -> bytes | None:
-    """Return the flatbuffer in evaluation.reference, or None if none is named.
+def _read_reference(config: RunConfig, *, allow_code: bool) -> bytes | None:
+    """Return the flatbuffer in evaluation.reference, or None if none is named. Another model is converted to float32.
 
     Raises:
         InputError: There is no such file, it is not a flatbuffer, or none is named and a requirement needs one.
     """
     settings = config.evaluation
     if settings.reference:
-        content = artifacts.read_bytes(settings.reference, "a float .tflite file", field="evaluation.reference")
+        content = load_flatbuffer(settings.reference, config, field="evaluation.reference", allow_code=allow_code)
         try:
             tflite.read(content)
         except FlatbufferError as error:
@@ -88,7 +88,13 @@ def _read_reference(config: RunConfig) -> bytes | None:
 
 
 def evaluate(
-    model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
+    model: bytes,
+    config: RunConfig,
+    *,
+    reference: Any = None,
+    parity: bool = True,
+    test: data.AnySplit | None = None,
+    allow_code: bool = False,
 ) -> Evaluated:
     """Evaluate a flatbuffer on config.data with evaluation.backend, and compare other backends with it.
 
@@ -102,13 +108,14 @@ def evaluate(
             evaluation.reference, if there is one.
         parity: Whether to run evaluation.parity_backends too.
         test: The examples; None loads the test split of config.data.
+        allow_code: Whether code in the file of evaluation.reference may run; see `load_model`.
 
     Raises:
         InputError: The model, the data or the config cannot be used.
         BackendError: evaluation.backend cannot run the model.
     """
     settings = config.evaluation
-    named = _read_reference(config) if reference is None else None
+    named = _read_reference(config, allow_code=allow_code) if reference is None else None
     evaluation.check_backends(settings)
     evaluation.check_metric(settings)
     tflite.read(model)

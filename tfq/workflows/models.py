@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, data, evaluation, progress, registry
-from tfq.config import DataConfig, RunConfig
+from tfq.config import ConversionConfig, DataConfig, RunConfig
 from tfq.errors import InputError, warn
 from tfq.models import file_stem
 
@@ -80,7 +80,7 @@ def check_tensorflow(config: RunConfig) -> None:
 
 
 def load(config: RunConfig, *, allow_code: bool = False) -> Any:
-    """Return config.model as a Keras model, or as bytes if it is a .tflite file.
+    """Return config.model as a Keras model, as a SavedModel without a Keras config, or as the bytes of a .tflite.
 
     Args:
         config: What to load.
@@ -93,11 +93,7 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     if config.model.endswith(".tflite"):
         return read_tflite(config)
     if is_file(config.model):
-        from tfq.keras_bridge import custom_objects_of_plugins, load_model
-
-        registry.load_plugins(config.plugin)
-        with progress.stage(f"loading {config.model}"):
-            return load_model(config.model, allow_code=allow_code, custom_objects=custom_objects_of_plugins())
+        return _load_file(config.model, config, allow_code=allow_code)
     raise InputError(
         f"model={config.model} is not a file, and a model that tfq builds has no weights before it is trained: run "
         "tfq train, and give the file that it writes",
@@ -105,6 +101,59 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
         expected="a file",
         got=config.model,
     )
+
+
+def _load_file(path: str, config: RunConfig, *, allow_code: bool) -> Any:
+    from tfq.keras_bridge import custom_objects_of_plugins, load_source
+
+    registry.load_plugins(config.plugin)
+    with progress.stage(f"loading {path}"):
+        return load_source(
+            path,
+            allow_code=allow_code,
+            custom_objects=custom_objects_of_plugins(),
+            signature=config.conversion.signature,
+        )
+
+
+def load_flatbuffer(path: str, config: RunConfig, *, field: str, allow_code: bool = False) -> bytes:
+    """Return the bytes of a .tflite; a Keras model or a SavedModel is converted to float32, and a note says so.
+
+    Args:
+        path: The file or directory.
+        config: How to convert: config.conversion.input_shapes and signature, config.plugin, and config.data if neither
+            the model nor the config fixes the shape of an input.
+        field: The config field that names `path`, for errors.
+        allow_code: As for `load`.
+
+    Raises:
+        InputError: There is no such file, or it holds no model that can be loaded.
+    """
+    is_keras = path.endswith((".keras", ".h5", ".hdf5")) or Path(path).is_dir()
+    if not is_keras:
+        return artifacts.read_bytes(path, "a .tflite file", field=field)
+    if not Path(path).exists():
+        return artifacts.read_bytes(path, "a model", field=field)
+    content = float_flatbuffer(_load_file(path, config, allow_code=allow_code), config)
+    progress.note(f"{path} is converted to float32, and the .tflite is evaluated")
+    return content
+
+
+def float_flatbuffer(model: Any, config: RunConfig) -> bytes:
+    """Return the float32 flatbuffer of a model; bytes are returned unchanged if no shape or signature is set."""
+    from tfq.conversion import convert_model
+
+    conversion = config.conversion
+    if isinstance(model, bytes) and not conversion.input_shapes and not conversion.signature:
+        return model
+    to_float = ConversionConfig(
+        scheme="float32",
+        batch_size=conversion.batch_size,
+        input_shapes=conversion.input_shapes,
+        signature=conversion.signature,
+    )
+    traced = model if isinstance(model, bytes) else trace_once(model, config)
+    return convert_model(traced, None, to_float, preprocessing=data.preprocessing_record(config.data))
 
 
 def read_tflite(config: RunConfig) -> bytes:
@@ -138,12 +187,21 @@ def save_keras(model: Any, path: Path) -> Path:
 
 
 def trace_once(model: Any, config: RunConfig) -> Any:
-    """Return one Trace for all conversions of a Keras model. A Trace and bytes are returned unchanged."""
+    """Return one Trace for all conversions of a model. A Trace and bytes are returned unchanged.
+
+    If neither the model nor config.conversion.input_shapes fixes the shape of an input, config.data does.
+    """
     from tfq.conversion import Trace, trace_for
 
     if isinstance(model, (bytes, Trace)):
         return model
-    return trace_for(model, config.conversion)
+    has_data = bool(config.data.source)
+    return trace_for(model, config.conversion, (lambda: _first_example(config.data)) if has_data else None)
+
+
+def _first_example(config: DataConfig) -> data.AnySplit:
+    """Return a split with one example. All examples of a split have the same shape."""
+    return data.load_calibration_split(config, limit=1)
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:

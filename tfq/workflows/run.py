@@ -219,7 +219,12 @@ def _qat_parity(run: Run, model: Loaded, built: Built) -> dict[str, Any]:
 def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Built:
     conversion = run.config.conversion
     if scheme != conversion.scheme:  # float32: the types and the target of the config are for the other scheme
-        conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
+        conversion = ConversionConfig(
+            scheme=scheme,
+            batch_size=conversion.batch_size,
+            input_shapes=conversion.input_shapes,
+            signature=conversion.signature,
+        )
     elif getattr(model.traced, "has_fake_quant", False):  # techniques would undo the training
         conversion = dataclasses.replace(conversion, techniques=(), int4_layers=())
     config = dataclasses.replace(run.config, conversion=conversion)

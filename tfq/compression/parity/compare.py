@@ -109,13 +109,14 @@ class _Comparison:
         self._parsed = tflite.read(model)
         self._graph = self._parsed.main_subgraph
         self._reference = ReferenceGraph(traced)
+        name = traced.model.name
         if not self._reference.has_fake_quant():
             raise InputError(
-                f"{traced.model.name!r} has no fake quantization: expected the result of quantization-aware training "
+                f"{name!r} has no fake quantization: expected the result of quantization-aware training "
                 "(tfq.qat) that the flatbuffer was converted from",
                 field="qat_model",
                 expected="fake quantization",
-                got=traced.model.name,
+                got=name,
             )
         prepare_inputs(self._parsed, examples)
         inputs = _in_order_of(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
@@ -125,7 +126,7 @@ class _Comparison:
         named = candidates(self._graph, self._reference, inputs)
         shapes = self._shapes(list({value for values in named.values() for value in values}), examples)
         matches, self._skipped = match(self._graph, self._reference, named, shapes)
-        check_origin(matches, named, traced.model.name)
+        check_origin(matches, named, name)
         self._layers = [LayerTally(item) for item in matches]
         self._outputs = output_tallies(self._parsed)
         self._exposed, self._exposed_indices = tflite.expose_tensors(model, [item.tensor.index for item in matches])

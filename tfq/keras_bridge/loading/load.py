@@ -20,7 +20,14 @@ from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
 from tfq.keras_bridge.layers.tfq_layers import register_tfq_objects
 from tfq.keras_bridge.loading.inspection import contains_tfmot, refuse_code, refuse_impossible_sizes
-from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, model_json, read_model_file
+from tfq.keras_bridge.loading.model_file import (
+    MAX_FILE_BYTES,
+    ModelFile,
+    is_exported,
+    model_json,
+    read_model_file,
+)
+from tfq.keras_bridge.loading.saved_model import SavedModel, load_saved_model
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.keras_bridge.wrapped import CLUSTERED, wrapper_kind
@@ -76,6 +83,30 @@ def load_model(
     # the suffix by which Keras chooses its loader.
     with tempfile.TemporaryDirectory(prefix="tfq-") as directory:
         return _load(keras, file, Path(directory), allow_code, custom)
+
+
+def load_source(
+    path: str | os.PathLike[str],
+    *,
+    allow_code: bool = False,
+    custom_objects: Mapping[str, object] | None = None,
+    signature: str = "",
+) -> KerasModel | SavedModel:
+    """Return what a conversion can start from at `path`: a Keras model, or a SavedModel without a Keras config.
+
+    Args:
+        path: As in `load_model`, or the directory of any SavedModel.
+        allow_code: As in `load_model` and `load_saved_model`.
+        custom_objects: As in `load_model`.
+        signature: If it is not empty, a SavedModel is read as its graphs, even if it has a Keras config.
+
+    Raises:
+        InputError: As in `load_model` and `load_saved_model`.
+    """
+    is_saved_model = os.path.exists(os.path.join(path, "saved_model.pb"))
+    if is_saved_model and (signature or is_exported(path)):
+        return load_saved_model(path, allow_code=allow_code)
+    return load_model(path, allow_code=allow_code, custom_objects=custom_objects)
 
 
 @stage("loading the model")

@@ -364,11 +364,21 @@ def _read_directory(path: Path) -> ModelFile:
 def _from_saved_model(path: Path) -> ModelFile:
     metadata = _root_metadata(path)
     name = metadata.get("class_name")
-    if name not in _GRAPH_NETWORKS or not isinstance(metadata.get("config"), dict):
+    if not metadata:
+        raise InputError(
+            f"{path} is a SavedModel without a Keras config. It was exported for serving (model.export or "
+            "tf.saved_model.save), so its layers cannot be recovered, pruned or trained. It can be converted: pass the "
+            "directory to tfq.convert, or load it with tfq.load_saved_model. To compress the model by training, pass "
+            f"the model that it was exported from. Expected {_EXPECTED_DIRECTORY}",
+            field="model",
+            expected=_EXPECTED_DIRECTORY,
+        )
+    if not _is_graph_network(metadata):
         raise InputError(
             f"{path} is a SavedModel of the subclassed model {name!r}, whose layers exist only in its Python code."
-            " Expected a functional or Sequential model: load it where its class is available, build it with the "
-            "functional API, and save that",
+            " It can be converted: pass the directory to tfq.convert, or load it with tfq.load_saved_model. To "
+            "compress the model by training, build it with the functional API where its class is available, and save "
+            "that",
             field="model",
         )
     members = _variables(path)
@@ -383,8 +393,32 @@ def _from_saved_model(path: Path) -> ModelFile:
     )
 
 
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Check whether `path` is a SavedModel from which no Keras model can be built, so that its graph is the model.
+
+    Raises:
+        InputError: It is a damaged SavedModel.
+    """
+    directory = Path(path)
+    return (directory / "saved_model.pb").exists() and not _is_graph_network(_root_metadata(directory))
+
+
+def read_saved_model_files(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """Return the content of saved_model.pb, and name -> content of the files of the checkpoint.
+
+    Raises:
+        InputError: The directory is not a SavedModel, is damaged or too large, or contains a link.
+    """
+    graph = _member(path, "saved_model.pb")
+    return graph, _variables(path) if (path / "variables").exists() else {}
+
+
+def _is_graph_network(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("class_name") in _GRAPH_NETWORKS and isinstance(metadata.get("config"), dict)
+
+
 def _root_metadata(path: Path) -> dict:
-    """Return the metadata that Keras 2 wrote for the model itself."""
+    """Return the metadata that Keras 2 wrote for the model itself; {} if there is none."""
     texts: list[bytes] = []
     if (path / "keras_metadata.pb").exists():
         for node in _messages(path, "keras_metadata.pb", _member(path, "keras_metadata.pb"), (1,)):
@@ -398,13 +432,7 @@ def _root_metadata(path: Path) -> dict:
         root = next(_messages(path, "saved_model.pb", graph, (2, 7, 1)), b"")
         texts.extend(text for text in _messages(path, "saved_model.pb", root, (4, 3)) if text.startswith(b"{"))
     if not texts:
-        raise InputError(
-            f"{path} is a SavedModel without a Keras config. It was exported for serving (model.export or "
-            "tf.saved_model.save), so its layers cannot be recovered, pruned or trained. Pass the model that it was "
-            f"exported from. Expected {_EXPECTED_DIRECTORY}",
-            field="model",
-            expected=_EXPECTED_DIRECTORY,
-        )
+        return {}
     return _json_object(path, "the SavedModel's Keras metadata", texts[0])
 
 
