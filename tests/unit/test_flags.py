@@ -136,7 +136,7 @@ def test_every_section_with_flags_has_a_command():
     ("section", "unknown"),
     [
         ("audit", ["data", "data.scale", "seed", "allow_code"]),
-        ("evaluation", ["seed", "allow_code"]),
+        ("evaluation", ["seed", "conversion.scheme"]),
         ("conversion", ["seed"]),
         ("training", ["allow_code"]),
         ("benchmark", ["allow_code"]),

@@ -2,7 +2,7 @@
 """Nested inputs and outputs of models (tensors in lists, tuples and dicts), and the flat names of their leaves.
 
 A leaf is everything that is neither a list, a tuple nor a mapping. Mappings are read in the order of their sorted keys,
-as TensorFlow and both Keras versions do. None is no leaf.
+as TensorFlow and both Keras versions do. None is not a leaf.
 """
 
 from collections.abc import Callable, Iterator, Mapping

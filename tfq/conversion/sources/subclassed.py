@@ -188,7 +188,7 @@ def _recorded(model: Any) -> dict[str, Any]:
 
 
 def _leaf_of_spec(spec: Any) -> SourceInput | None:
-    if not hasattr(spec, "shape"):  # an argument that is no tensor, such as True
+    if not hasattr(spec, "shape"):  # an argument that is not a tensor, such as True
         return None
     shape = None if spec.shape.rank is None else _open_batch(spec.shape.as_list())
     return SourceInput(name="", shape=shape, dtype=spec.dtype.name)

@@ -64,6 +64,8 @@ class SavedModel:
         path: The directory.
         signatures: The names of its signatures.
         allow_code: Whether its graph may contain ops that read or write files or run Python.
+        meta_graph: The graph with the tag "serve": a MetaGraphDef.
+        checkpoint: Name -> content of the files in `variables/`.
     """
 
     path: Path
