@@ -2,6 +2,7 @@
 """Published forms of float files become float32 files that the interpreter computes the same outputs with."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -286,3 +287,23 @@ def test_a_composite_of_itself_is_refused():
 
     with refused(FlatbufferError):
         float_source(changed(golden("digits_float32"), moved))
+
+
+def test_damaged_sources_are_refused_or_read_but_never_crash():
+    def change(model):
+        with_sparse_weight(model, np.float16)
+        composite(model, len(model.subgraphs[0].operators) - 2, len(model.subgraphs[0].operators) - 1)
+
+    source = changed(golden("digits_float16"), change)
+    generator, refusals = np.random.default_rng(0), 0
+    for _ in range(40):
+        mutant = bytearray(source)
+        for place in generator.integers(0, 5000, 3):
+            mutant[place] = generator.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                float_source(bytes(mutant))
+            except InputError:
+                refusals += 1
+    assert 2 < refusals < 40

@@ -14,6 +14,9 @@ from tfq.errors import FlatbufferError
 
 DAMAGED = "the file is damaged or incomplete: convert the model again"
 
+# What the generated schema code and NumPy raise on bytes that are not a valid flatbuffer.
+DECODING_ERRORS = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
+
 # A file without shared parts spends at most its own size; sharing is rare in real files.
 _BUDGET_FACTOR, _BUDGET_FLOOR = 2, 1 << 16
 # Less than the 16 bytes that the smallest table (4 bytes, and an offset of 4) adds to the budget.
