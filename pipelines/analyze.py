@@ -24,9 +24,9 @@ are not counted. With --out it writes analyze.json, and analyze.html with plots.
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
 Simulates the accuracy of the float model (--reference, or --model without --reference) with weights and activations of
-8 bits down to 1, on each of --bit_widths.grids, without training. It needs labels and a train and a test split. For a
-combination that TFLite supports, the flag of `tfq convert` that selects it is shown. Results are kept in --out, so an
-interrupted run resumes.
+8 bits down to 1, on each of --bit_widths.grids, without training. It needs a train and a test split; without labels,
+models are compared with the float model, as in `tfq search`. For a combination that TFLite supports, the
+flag of `tfq convert` that selects it is shown. Results are kept in --out, so an interrupted run resumes.
 """
 
 from collections.abc import Sequence

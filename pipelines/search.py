@@ -4,11 +4,15 @@
 
     tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.005 --out=out/search
 
-Reads a float .tflite, .keras or .h5 file or a SavedModel directory, and the train, val and test splits of --data with
-labels. Tries calibration methods, then post-training techniques, then keeping the most sensitive layers in float (in
+Reads a float .tflite, .keras or .h5 file or a SavedModel directory, and the train, val and test splits of --data.
+Tries calibration methods, then post-training techniques, then keeping the most sensitive layers in float (in
 int16 first, with --conversion.quantizer=litert), until a candidate is within the budget. Candidates are calibrated on
 the train split and compared on the val split. The chosen one is evaluated on the test split, with the 95% interval of
 its difference to the float model.
+
+Without class labels, candidates are compared with the float model: by the fraction of examples with its class or, if no
+output is known to predict a class, by the fraction of examples whose outputs have an SQNR of at least
+--budget.min_sqnr_db. A warning and the record say so, and --budget.max_accuracy_drop bounds the rest of that fraction.
 
 Writes <model>_search_int8.tflite and search.json to --out. An interrupted search resumes. The exit code is 1 if no
 candidate is within the budget; the best candidate is written anyway.

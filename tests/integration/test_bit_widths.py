@@ -87,13 +87,17 @@ def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
     assert by_name["W2 A2, uniform"].accuracy < by_name["W2, uniform"].accuracy < result.float_accuracy - 0.1
 
 
-def test_int8_and_examples_without_classes_are_refused(tmp_path):
+def test_int8_is_refused_and_examples_without_labels_are_compared_with_float(tmp_path):
     with refused(InputError, field="model", expected="float32"):
         accuracy_by_bit_widths(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
     bare = tfq.load_split(tfq.DataConfig(source="digits"), "test")
     object.__setattr__(bare, "labels", None)
-    with refused(InputError, field="data", expected="labels", got="test"):
-        accuracy_by_bit_widths(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
+    config = tfq.BitWidthsConfig(weights=(8, 1), activations=(), grids=("uniform",))
+    with pytest.warns(tfq.TfqWarning, match="labels"):
+        result = accuracy_by_bit_widths(FLOATING, SPLITS[0], bare, config, store=StageStore(tmp_path))
+    assert result.criterion.kind == "agreement" and result.float_accuracy == 1
+    eight, one = (way.accuracy for way in result.ways)
+    assert one < 0.6 < 0.97 < eight
 
 
 def test_the_command_writes_record_and_page_and_resumes(tmp_path, monkeypatch, capfd):

@@ -120,13 +120,19 @@ def test_a_killed_search_resumes_without_repeating_candidates(tmp_path, monkeypa
     assert again.to_dict() == first.to_dict() and again.content == first.content
 
 
-def test_an_int8_model_and_data_without_labels_are_refused(tmp_path):
+def test_an_int8_model_is_refused(tmp_path):
     with refused(InputError, field="model", expected="float32"):
         find_int8(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
-    bare = tfq.load_split(tfq.DataConfig(source="digits"), "val")
-    object.__setattr__(bare, "labels", None)
-    with refused(InputError, field="data", expected="labels", got="val"):
-        find_int8(FLOATING, SPLITS[0], bare, SPLITS[2], store=StageStore(tmp_path))
+
+
+def test_without_labels_candidates_are_compared_with_the_float_model():
+    inputs = [split.inputs["x"] for split in SPLITS]
+    with pytest.warns(tfq.TfqWarning, match="labels"):
+        result = find_int8(FLOATING, *inputs, budget(max_accuracy_drop=0.05))
+    record = tfq.evaluate(result.content, inputs[2], tfq.EvaluationConfig(num_runs=0), reference=FLOATING)
+    assert result.criterion.kind == result.to_dict()["criterion"]["kind"] == "agreement"
+    assert result.test_accuracy == pytest.approx(record.agreement) and result.float_accuracy == 1
+    assert "agreement" in result.to_text() and result.holds
 
 
 def script(monkeypatch, *arguments) -> int:

@@ -10,17 +10,17 @@ from test_evaluation_outputs import FLOAT_LOGITS, FLOAT_TWO, TWO, X, Y, before_s
 from tfq import tflite
 from tfq.data import Split
 from tfq.errors import InputError
-from tfq.search import find_int8
-from tfq.search.record import classes_of, labels_of, scored_output
+from tfq.search.criterion import _within, choose_criterion, classes_of, labels_of
 
 FLOAT = golden("digits_float32")
 DATA = Split(name="val", inputs={"x": X}, labels=Y, source="arrays")
 
 
 def test_the_class_output_is_compared_with_the_labels():
-    assert [scored_output(model, DATA, "search") for model in (FLOAT, FLOAT_LOGITS, FLOAT_TWO)] == [0, 0, 1]
+    criteria = [choose_criterion(model, [DATA], 20.0) for model in (FLOAT, FLOAT_LOGITS, FLOAT_TWO)]
+    assert [(item.kind, item.output) for item in criteria] == [("accuracy", 0), ("accuracy", 0), ("accuracy", 1)]
     assert classes_of(TWO, DATA, 1).tolist() == plain(TWO)[1].argmax(axis=1).tolist()
-    assert labels_of(DATA, "search", tflite.read(FLOAT_TWO), 1).tolist() == Y.tolist()
+    assert labels_of(DATA, tflite.read(FLOAT_TWO), 1).tolist() == Y.tolist()
 
 
 def twice(model):
@@ -34,15 +34,41 @@ def reconstructing(model):
     graph.outputs, model.signatureDefs = list(graph.inputs), []
 
 
+BARE = Split(name="val", inputs={"x": X}, labels=None, source="arrays")
+VALUES = Split(name="val", inputs={"x": X}, labels=np.linspace(0, 1, len(X)), source="arrays")
+
+
 @pytest.mark.parametrize(
-    ("change", "got"), [(twice, 2), (reconstructing, "a reconstruction")], ids=["two classes", "autoencoder"]
+    ("model", "data", "kind"),
+    [
+        (FLOAT, BARE, "agreement"),
+        (FLOAT, VALUES, "agreement"),
+        (FLOAT_TWO, BARE, "agreement"),
+        (FLOAT_LOGITS, BARE, "sqnr"),
+        (changed(FLOAT, twice), DATA, "sqnr"),
+        (changed(FLOAT, reconstructing), DATA, "sqnr"),
+    ],
+    ids=["no labels", "values", "two outputs", "logits", "two classes", "autoencoder"],
 )
-def test_a_model_whose_classes_are_not_known_is_refused(change, got):
-    with refused(InputError, field="model", got=got):
-        find_int8(changed(FLOAT, change), DATA, DATA, DATA)
+def test_models_without_fitting_labels_are_compared_with_float(model, data, kind):
+    criterion = choose_criterion(model, [data], 20.0)
+    assert criterion.kind == kind and criterion.reason and criterion.note
+    assert criterion.right(model, model, data).all()
+
+
+def test_sqnr_counts_the_examples_with_a_small_error():
+    """The first half of the examples gets an error of -19 dB of the variance, the second one of -21 dB."""
+    values = np.random.default_rng(0).normal(size=(10, 50))
+    levels = np.where(np.arange(10) < 5, 10 ** (-19 / 20), 10 ** (-21 / 20))[:, None] * values.std()
+    assert _within([values + levels], [values], 20.0).tolist() == [False] * 5 + [True] * 5
+
+
+def test_wrong_class_labels_are_refused():
+    with refused(InputError, field="labels", got=10):
+        choose_criterion(FLOAT, [Split(name="val", inputs={"x": X}, labels=Y + 7, source="arrays")], 20.0)
 
 
 def test_one_hot_labels_are_the_same_classes():
     rows = Split(name="val", inputs={"x": X}, labels=np.eye(10, dtype=np.float32)[Y], source="arrays")
     parsed = tflite.read(FLOAT)
-    assert labels_of(rows, "search", parsed, 0).tolist() == labels_of(DATA, "search", parsed, 0).tolist()
+    assert labels_of(rows, parsed, 0).tolist() == labels_of(DATA, parsed, 0).tolist()

@@ -27,6 +27,9 @@ class BitWidthsConfig(Config):
     keep: tuple[str, ...] = setting((), "name patterns of layers that stay float, such as the first and the last")
     num_calibration_samples: int = setting(200, "training examples that determine the ranges of activations", minimum=1)
     limit: int = setting(0, "number of test examples; 0 is all", minimum=0)
+    min_sqnr_db: float = setting(
+        20.0, "SQNR that an example's outputs need, in dB, if there are no labels and no output predicts a class"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

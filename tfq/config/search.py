@@ -12,8 +12,12 @@ class BudgetConfig(Config):
 
     max_accuracy_drop: float = setting(
         0.005,
-        "largest loss of accuracy against the float model, as a fraction: 0.005 is half a percentage point",
+        "largest loss of accuracy against the float model, as a fraction: 0.005 is half a percentage point; without "
+        "labels, the largest fraction of examples with another class, or with a lower SQNR than min_sqnr_db",
         minimum=0,
+    )
+    min_sqnr_db: float = setting(
+        20.0, "SQNR that an example's outputs need, in dB, if there are no labels and no output predicts a class"
     )
     max_bytes: int = setting(0, "largest size of the .tflite in bytes; 0 is unlimited", minimum=0)
     max_latency_ratio: float = setting(

@@ -36,6 +36,9 @@ def analysis_page(record: Mapping[str, Any]) -> str:
         measured = record["bit_widths"]
         examples = number_of(measured["num_examples"], "test example")
         counts.append(f"{examples}, float accuracy {percent(measured['float_accuracy'])}")
+        reason = (measured.get("criterion") or {}).get("reason")
+        if reason:
+            counts.append(f"compared with the float model, because {reason}")
         body += _bit_width_sections(measured)
     header = f'<header><h1>{title}</h1><p class="subtitle">{escape(" · ".join(counts))}</p></header>'
     return document(title, "\n".join([header, "<main>", *body, "</main>"]))

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing, tflite
+from tfq import artifacts, auditing
 from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
+from tfq.errors import InputError, warn
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import observe
-from tfq.search.record import classes_of, labels_of, packed, scored_output, unpacked
+from tfq.search.criterion import ACCURACY, Criterion, choose_criterion
+from tfq.search.record import packed, unpacked
 from tfq.store import StageStore
 from tfq.text_table import aligned
 
@@ -59,15 +61,19 @@ class BitWidthsResult:
         ways: First those with fewer bits for weights only, then for activations only, then for both.
         float_accuracy: Top-1 of the float model.
         num_examples: The number of test examples.
+        criterion: What the models were compared by. Every accuracy here is the fraction of examples that are right by
+            it.
     """
 
     ways: tuple[BitWidthResult, ...]
     float_accuracy: float
     num_examples: int
+    criterion: Criterion = Criterion(kind=ACCURACY)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
+            "criterion": self.criterion.to_dict(),
             "float_accuracy": self.float_accuracy,
             "num_examples": self.num_examples,
             "ways": [item.to_dict() for item in self.ways],
@@ -75,7 +81,7 @@ class BitWidthsResult:
 
     def to_text(self) -> str:
         """Return a table for the terminal, with a line for each combination."""
-        head = ["weights", "activations", "grid", "accuracy", "against float", "on TFLite"]
+        head = ["weights", "activations", "grid", self.criterion.title, "against float", "on TFLite"]
         rows = [
             [
                 _bits(item.weight_bits),
@@ -87,7 +93,7 @@ class BitWidthsResult:
             ]
             for item in self.ways
         ]
-        lines = aligned([head, *rows], left=3)
+        lines = [*([self.criterion.note] if self.criterion.note else []), *aligned([head, *rows], left=3)]
         return "\n".join([*lines, "", f"{self.num_examples:,} test examples, float {self.float_accuracy:.2%}"])
 
 
@@ -105,19 +111,20 @@ def accuracy_by_bit_widths(
     Args:
         floating: The bytes of the float flatbuffer.
         train: Its first config.num_calibration_samples examples give the ranges of the activations.
-        test: Labeled examples.
+        test: Examples with class labels; without them, models are compared with the float model (see `Criterion`).
         config: The bit widths and grids; None means `BitWidthsConfig()`.
         store: Keeps the result of each combination, so that an interrupted run resumes.
         progress: Called with one line of text after each combination.
 
     Raises:
-        InputError: The model is not float, the data has no class labels, or a pattern in config.keep fits no layer.
+        InputError: The model is not float, class labels do not fit it, or a pattern in config.keep fits no layer.
     """
     config = config or BitWidthsConfig()
     floating = auditing.float_source(floating)
-    output = scored_output(floating, test, "analysis.bit_widths")
-    labels = labels_of(test, "analysis.bit_widths", tflite.read(floating), output)
-    float_correct = classes_of(floating, test, output) == labels
+    criterion = choose_criterion(floating, [test], config.min_sqnr_db)
+    if criterion.note:
+        warn(f"analysis.bit_widths: {criterion.note}")
+    float_correct = criterion.right(floating, floating, test)
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
     basis = {
@@ -125,6 +132,7 @@ def accuracy_by_bit_widths(
         "samples": list(observations.data_sha256),
         "test": test.sha256(),
         "keep": list(config.keep),
+        "criterion": criterion.to_dict(),
     }
     ways, combinations = [], list(_combinations(config))
     for number, (weight_bits, activation_bits, grid) in enumerate(combinations, 1):
@@ -138,11 +146,11 @@ def accuracy_by_bit_widths(
                 grid=bits[2],
                 keep=config.keep,
             )
-            return {"correct": packed(classes_of(content, test, output) == labels)}
+            return {"correct": packed(criterion.right(content, floating, test))}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bit widths: {grid} {weight_bits} {activation_bits}"
-        correct = unpacked(store.run(name, inputs, make).details["correct"], labels.size)
+        correct = unpacked(store.run(name, inputs, make).details["correct"], float_correct.size)
         way = BitWidthResult(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
@@ -153,7 +161,12 @@ def accuracy_by_bit_widths(
         )
         ways.append(way)
         progress(f"[{number}/{len(combinations)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
-    return BitWidthsResult(ways=tuple(ways), float_accuracy=float(float_correct.mean()), num_examples=labels.size)
+    return BitWidthsResult(
+        ways=tuple(ways),
+        float_accuracy=float(float_correct.mean()),
+        num_examples=float_correct.size,
+        criterion=criterion,
+    )
 
 
 def _combinations(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The candidates and the result of a search, and the predictions by which they are compared."""
+"""The candidates and the result of a search."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
-from tfq.backends import HOST, RunRequest, make_backend
 from tfq.config import ConversionConfig
-from tfq.data import AnySplit
-from tfq.errors import InputError
-from tfq.evaluation import decode_outputs, is_class_vector, predicted_classes, prepare_inputs, reference_outputs
-from tfq.evaluation.metrics import checked_labels
 from tfq.evaluation.paired import PairedDifference
-from tfq.evaluation.scores import reconstructs
 from tfq.requirement import Requirement
+from tfq.search.criterion import ACCURACY, Criterion
 from tfq.text_table import aligned
-
-# Examples that are run to see which output predicts a class.
-NUM_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,68 +44,6 @@ class Candidate:
         return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
 
 
-def scored_output(floating: bytes, split: AnySplit, what: str) -> int:
-    """Return the index of the output whose classes are compared with the labels.
-
-    Args:
-        floating: The float model.
-        split: Examples; a few of the first are run if the model has several outputs.
-        what: The step that needs it, for messages.
-
-    Raises:
-        InputError: The model reconstructs its input, or does not have exactly one output that predicts a class.
-    """
-    parsed = tflite.read(floating)
-    if reconstructs(parsed):
-        raise InputError(
-            f"{what}: the model reconstructs its input, and candidates are compared by top-1 accuracy: expected a "
-            "classifier",
-            field="model",
-            expected="an output that predicts a class",
-            got="a reconstruction",
-        )
-    if len(parsed.output_names) == 1:
-        return 0
-    outputs = reference_outputs(floating, split.take(NUM_LOOKED_AT)).outputs
-    pairs = zip(parsed.main_subgraph.outputs, outputs, strict=True)
-    matches = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
-    if len(matches) != 1:
-        raise InputError(
-            f"{what}: {len(matches)} of the {len(outputs)} outputs predict a class ({', '.join(parsed.output_names)}): "
-            "expected one, which is compared with the labels",
-            field="model",
-            expected=1,
-            got=len(matches),
-        )
-    return matches[0]
-
-
-def labels_of(split: AnySplit, what: str, model: tflite.Model, output: int) -> NDArray[np.int64]:
-    """Return the (n,) classes of the examples, from class numbers or one-hot rows.
-
-    Args:
-        split: The examples.
-        what: The step that needs them, for messages.
-        model: The float model.
-        output: The index of its output whose classes they are.
-
-    Raises:
-        InputError: There are no labels, or they are not classes of the model, such as values of a regression.
-    """
-    pieces = [piece.labels for piece in split.pieces()]
-    if any(labels is None for labels in pieces):
-        raise InputError(
-            f"{what}: the {split.name} split has no labels: expected class numbers or one-hot rows",
-            field="data",
-            expected="labels",
-            got=split.name,
-        )
-    labels = np.concatenate([labels for labels in pieces if labels is not None])
-    tensor = model.main_subgraph.output_tensors[output]
-    dtype = tensor.dtype if tensor.dtype.startswith("int") and not tensor.is_quantized else "float32"
-    return checked_labels(labels, np.broadcast_to(np.zeros((), dtype), (len(labels), *tensor.shape[1:])))
-
-
 def packed(correct: NDArray[np.bool_]) -> list[int]:
     """Return an array of booleans for JSON: eight in a byte, the first in the highest bit."""
     results: list[int] = np.packbits(correct).tolist()
@@ -124,17 +53,6 @@ def packed(correct: NDArray[np.bool_]) -> list[int]:
 def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
     """Return the first `count` booleans of what `packed` returned."""
     return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
-
-
-def classes_of(content: bytes, split: AnySplit, output: int) -> NDArray[np.int64]:
-    """Return the class that the output of this index predicts for each example, as top-1 reads it."""
-    parsed = tflite.read(content)
-    results = []
-    for piece in split.pieces():
-        inputs = prepare_inputs(parsed, piece).arrays
-        outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
-        results.append(predicted_classes(decode_outputs(parsed, outputs)[output]))
-    return np.concatenate(results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +132,8 @@ class SearchResult:
         test_against_float: Difference in accuracy between the chosen candidate and the float model on the test split.
         test_against_plain: Difference in accuracy between the chosen and the first candidate on the test split.
         advice: What to try next.
+        criterion: What the models were compared by. Every accuracy here is the fraction of examples that are right by
+            it.
         content: The flatbuffer of the chosen candidate.
     """
 
@@ -228,11 +148,13 @@ class SearchResult:
     test_against_float: PairedDifference
     test_against_plain: PairedDifference
     advice: tuple[str, ...] = ()
+    criterion: Criterion = Criterion(kind=ACCURACY)
     content: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, without the flatbuffer."""
         return {
+            "criterion": self.criterion.to_dict(),
             "chosen": self.chosen.name,
             "holds": self.holds,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
@@ -250,7 +172,7 @@ class SearchResult:
 
     def to_text(self) -> str:
         """Return text for the terminal: all candidates, then the results of the chosen one on the test split."""
-        head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs", ""]
+        head = ["", "candidate", self.criterion.title, "against float", "agreement", "bytes", "latency", "secs", ""]
         rows = [
             [
                 "*" if candidate is self.chosen else "",
@@ -265,7 +187,8 @@ class SearchResult:
             ]
             for candidate in self.candidates
         ]
-        lines = [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
+        lines = [self.criterion.note] if self.criterion.note else []
+        lines += [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
         lines += aligned([head, *rows], left=2)
         gain = self.test_against_plain
         message = "within what chance explains" if gain.is_noise else "more than chance explains"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing, tflite
+from tfq import artifacts, auditing
 from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
@@ -19,15 +19,13 @@ from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
+from tfq.search.criterion import ACCURACY, AGREEMENT, Criterion, choose_criterion
 from tfq.search.record import (
     Candidate,
     CandidateResult,
     SearchResult,
-    classes_of,
-    labels_of,
     packed,
     points,
-    scored_output,
     unpacked,
 )
 from tfq.store import StageStore
@@ -107,11 +105,11 @@ def find_int8(
 
     Args:
         floating: The float flatbuffer: its bytes or its path.
-        train: Labeled examples for calibration, for the techniques and to rank layers, in any form that `evaluate`
-            accepts. Labels are class numbers or one-hot rows. If the model has several outputs, they belong to the one
-            that predicts a class.
-        validation: Labeled examples on which candidates are compared.
-        test: Labeled examples on which only the chosen candidate is evaluated.
+        train: Examples for calibration, for the techniques and to rank layers, in any form that `evaluate` accepts.
+        validation: Examples on which candidates are compared. Labels are class numbers or one-hot rows. If the model
+            has several outputs, they belong to the one that predicts a class. Without such labels, candidates are
+            compared with the float model: by its class, or else by the SQNR of its outputs (see `Criterion`).
+        test: Examples on which only the chosen candidate is evaluated.
         config: Budget and search space; None means `SearchConfig()`.
         conversion: Settings that all candidates share; None means `ConversionConfig()`.
         store: Keeps the result of each candidate, so that an interrupted search resumes. None keeps nothing.
@@ -126,13 +124,13 @@ def find_int8(
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
-    output, parsed = scored_output(floating, choosing, "search"), tflite.read(floating)
-    for split in (choosing, testing):
-        labels_of(split, "search", parsed, output)
+    criterion = choose_criterion(floating, [choosing, testing], config.budget.min_sqnr_db)
+    if criterion.note:
+        warn(f"search: {criterion.note}")
     with contextlib.ExitStack() as stack:
         if store is None:
             store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
-        search = _Search(floating, output, training, choosing, config, conversion, store, progress)
+        search = _Search(floating, criterion, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():
                 search.try_candidate(candidate)
@@ -149,7 +147,7 @@ class _Search:
     def __init__(
         self,
         floating: bytes,
-        output: int,
+        criterion: Criterion,
         train: AnySplit,
         validation: AnySplit,
         config: SearchConfig,
@@ -157,17 +155,16 @@ class _Search:
         store: StageStore,
         progress: Callable[[str], object],
     ) -> None:
-        self._floating, self._output, self._config, self._conversion = floating, output, config, conversion
+        self._floating, self._criterion, self._config, self._conversion = floating, criterion, config, conversion
         self._train, self._validation, self._store, self._progress = train, validation, store, progress
         self._basis = {
             "model": artifacts.sha256(floating),
             "train": train.sha256(),
             "validation": validation.sha256(),
             "conversion": conversion.to_dict(),
+            "criterion": criterion.to_dict(),
         }
-        self._float = classes_of(floating, validation, output)
-        self._labels = labels_of(validation, "search", tflite.read(floating), output)
-        self._float_correct = self._float == self._labels
+        self._float_correct = criterion.right(floating, floating, validation)
         self._contents: dict[str, bytes] = {}
         self.results: list[CandidateResult] = []
 
@@ -213,12 +210,11 @@ class _Search:
                 warn(problems[0].message)  # the result does not contain this candidate
                 return {"impossible": problems[0].message}
             artifacts.write_bytes(directory / _MODEL, content)
-            classes = classes_of(content, self._validation, self._output)
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
-                "correct": packed(classes == self._labels),
-                "agreement": float((classes == self._float).mean()),
+                "correct": packed(self._criterion.right(content, self._floating, self._validation)),
+                "agreement": self._agreement(content),
                 "latency_ratio": self._latency_ratio(content),
             }
 
@@ -229,7 +225,7 @@ class _Search:
             self._progress(f"{candidate.name}: not possible: {details['impossible']}")
             return
         content = (stored.directory / _MODEL).read_bytes()
-        correct = unpacked(details["correct"], self._labels.size)
+        correct = unpacked(details["correct"], self._float_correct.size)
         result = CandidateResult(
             candidate=candidate,
             accuracy=float(correct.mean()),
@@ -256,9 +252,8 @@ class _Search:
         chosen = self.within_budget[0] if holds else self._best()
         for message in chosen.collapsed:
             warn(message)
-        labels = labels_of(test, "search", tflite.read(self._floating), self._output)
         correct = {
-            name: classes_of(content, test, self._output) == labels
+            name: self._criterion.right(content, self._floating, test)
             for name, content in {
                 "float": self._floating,
                 "plain": self._contents[self.results[0].name],
@@ -272,14 +267,22 @@ class _Search:
             holds=holds,
             validation=self._float_correct.size,
             float_accuracy=float(self._float_correct.mean()),
-            test=labels.size,
+            test=correct["chosen"].size,
             test_accuracy=float(correct["chosen"].mean()),
             test_float_accuracy=float(correct["float"].mean()),
             test_against_float=against_float,
             test_against_plain=paired_difference(correct["chosen"], correct["plain"]),
             advice=tuple(_advice(holds, chosen, against_float, self._config)),
+            criterion=self._criterion,
             content=self._contents[chosen.name],
         )
+
+    def _agreement(self, content: bytes) -> float:
+        """Return the fraction of examples with the float model's class, or that are right if no output has classes."""
+        other = self._criterion
+        if other.kind == ACCURACY:
+            other = dataclasses.replace(other, kind=AGREEMENT)
+        return float(other.right(content, self._floating, self._validation).mean())
 
     def _best(self) -> CandidateResult:
         """Return the most accurate candidate; among equals the one that agrees more with float, then the first."""

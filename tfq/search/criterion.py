@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decide by what models are compared on data: by labels, or by the float model if there are none."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.backends import HOST, RunRequest, make_backend
+from tfq.data import AnySplit, labeled_outputs, labels_of_output
+from tfq.evaluation import decode_outputs, is_class_vector, predicted_classes, prepare_inputs, reference_outputs
+from tfq.evaluation.metrics import checked_labels
+from tfq.evaluation.scores import reconstructs
+
+# Examples that are run to see which output predicts a class.
+NUM_LOOKED_AT = 20
+ACCURACY, AGREEMENT, SQNR = "accuracy", "agreement", "sqnr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What makes an example right. All comparisons use the fraction of examples that are right.
+
+    Attributes:
+        kind: "accuracy": the predicted class is the label. "agreement": it is the class that the float model predicts.
+            "sqnr": the error of every output, against the float model's, is at most its variance over the examples
+            divided by 10^(min_sqnr_db / 10). By the last two, the float model is right on every example.
+        reason: Why labels are not used; "" for "accuracy".
+        output: The index of the output whose classes are compared; not used by "sqnr".
+        min_sqnr_db: The bound of "sqnr".
+    """
+
+    kind: str
+    reason: str = ""
+    output: int = 0
+    min_sqnr_db: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """The name of the fraction in tables."""
+        return f"SQNR >= {self.min_sqnr_db:g} dB" if self.kind == SQNR else self.kind
+
+    @property
+    def note(self) -> str:
+        """A sentence that says what models were compared by; "" for labels."""
+        if self.kind == ACCURACY:
+            return ""
+        how = (
+            "by the fraction of examples with the float model's class"
+            if self.kind == AGREEMENT
+            else f"by the fraction of examples whose outputs have an SQNR of at least {self.min_sqnr_db:g} dB against "
+            "the float model"
+        )
+        return f"{self.reason}: models are compared {how}. This does not show how often they are right"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "kind": self.kind,
+            "reason": self.reason or None,
+            "output": None if self.kind == SQNR else self.output,
+            "min_sqnr_db": self.min_sqnr_db if self.kind == SQNR else None,
+        }
+
+    def right(self, content: bytes, floating: bytes, split: AnySplit) -> NDArray[np.bool_]:
+        """Return for each example whether the model `content` is right on it, (n,)."""
+        if self.kind == SQNR:
+            return _within(outputs_of(content, split), outputs_of(floating, split), self.min_sqnr_db)
+        classes = classes_of(content, split, self.output)
+        if self.kind == AGREEMENT:
+            return classes == classes_of(floating, split, self.output)
+        return classes == labels_of(split, tflite.read(floating), self.output)
+
+
+def choose_criterion(floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
+    """Return the strongest criterion that the model and its data allow: accuracy, then agreement, then SQNR.
+
+    Raises:
+        InputError: There are class labels, and they do not fit the model.
+    """
+    parsed, first = tflite.read(floating), splits[0]
+    names = parsed.output_names
+    if reconstructs(parsed):
+        return Criterion(kind=SQNR, reason="the model reconstructs its input", min_sqnr_db=min_sqnr_db)
+    outputs = reference_outputs(floating, first.take(NUM_LOOKED_AT)).outputs
+    pairs = zip(parsed.main_subgraph.outputs, outputs, strict=True)
+    matches = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
+    labels = [split.all_labels() for split in splits]
+    present = [item for item in labels if item is not None]
+    scored = matches if len(matches) == 1 or len(names) > 1 else [0]
+    if len(present) < len(labels):
+        missing = next(split.name for split, item in zip(splits, labels, strict=True) if item is None)
+        reason = f"the {missing} split has no labels"
+    elif len(scored) != 1:
+        reason = f"{len(scored)} of the {len(names)} outputs predict a class"
+    elif labeled_outputs(present[0]) and names[scored[0]] not in labeled_outputs(present[0]):
+        reason = f"there are no labels for the output {names[scored[0]]!r}"
+    elif any(_is_of_values(labels_of_output(item, names[scored[0]])) for item in present):
+        reason = "the labels are not class numbers"
+    else:
+        for split in splits:
+            labels_of(split, parsed, scored[0])  # for its checks
+        return Criterion(kind=ACCURACY, output=scored[0])
+    if len(matches) == 1:
+        return Criterion(kind=AGREEMENT, reason=reason, output=matches[0])
+    if not matches:
+        reason += ", and no output is known to predict a class"
+    return Criterion(kind=SQNR, reason=reason, min_sqnr_db=min_sqnr_db)
+
+
+def _is_of_values(labels: NDArray | None) -> bool:
+    """Check whether labels are values of a regression or maps, not one class for each example."""
+    if labels is None:
+        return False
+    rows = labels.reshape(len(labels), -1)
+    is_float = labels.dtype.kind == "f" and not (rows.shape[1] > 1 and np.isin(rows, (0, 1)).all())
+    return is_float or labels.ndim > 2
+
+
+def labels_of(split: AnySplit, model: tflite.Model, output: int) -> NDArray[np.int64]:
+    """Return the (n,) classes of the examples, from class numbers or one-hot rows.
+
+    Args:
+        split: The examples, with labels.
+        model: The float model.
+        output: The index of its output whose classes they are.
+
+    Raises:
+        InputError: The labels are not classes of the model.
+    """
+    labels = split.all_labels()
+    assert labels is not None
+    own = labels_of_output(labels, model.output_names[output])
+    assert own is not None
+    tensor = model.main_subgraph.output_tensors[output]
+    dtype = tensor.dtype if tensor.dtype.startswith("int") and not tensor.is_quantized else "float32"
+    return checked_labels(own, np.broadcast_to(np.zeros((), dtype), (len(own), *tensor.shape[1:])))
+
+
+def outputs_of(content: bytes, split: AnySplit) -> list[NDArray]:
+    """Return the real values of each output for all examples, (n, ...)."""
+    parsed, pieces = tflite.read(content), []
+    for piece in split.pieces():
+        inputs = prepare_inputs(parsed, piece).arrays
+        outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
+        pieces.append(decode_outputs(parsed, outputs))
+    return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+
+@functools.lru_cache(maxsize=8)
+def classes_of(content: bytes, split: AnySplit, output: int) -> NDArray[np.int64]:
+    """Return the class that the output of this index predicts for each example, as top-1 reads it."""
+    values = outputs_of(content, split)[output]
+    return predicted_classes(values)
+
+
+def _within(outputs: list[NDArray], expected: list[NDArray], min_sqnr_db: float) -> NDArray[np.bool_]:
+    """Return for each example whether the error of every output is within the bound."""
+    results = np.ones(len(outputs[0]), bool)
+    for values, reference in zip(outputs, expected, strict=True):
+        reference = reference.astype(np.float64)
+        errors = ((values - reference) ** 2).reshape(len(values), -1).mean(axis=1)
+        results &= errors <= reference.var() * 10 ** (-min_sqnr_db / 10)
+    return results
