@@ -10,10 +10,10 @@ from tfq import artifacts, auditing
 from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
-from tfq.errors import InputError, warn
+from tfq.errors import warn
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import observe
-from tfq.search.criterion import ACCURACY, Criterion, choose_criterion
+from tfq.search.criterion import BY_LABELS, Criterion, choose_criterion
 from tfq.search.record import packed, unpacked
 from tfq.store import StageStore
 from tfq.text_table import aligned
@@ -68,7 +68,7 @@ class BitWidthsResult:
     ways: tuple[BitWidthResult, ...]
     float_accuracy: float
     num_examples: int
-    criterion: Criterion = Criterion(kind=ACCURACY)
+    criterion: Criterion = BY_LABELS
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

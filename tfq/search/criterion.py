@@ -75,6 +75,9 @@ class Criterion:
         return classes == labels_of(split, tflite.read(floating), self.output)
 
 
+BY_LABELS = Criterion(kind=ACCURACY)
+
+
 def choose_criterion(floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
     """Return the strongest criterion that the model and its data allow: accuracy, then agreement, then SQNR.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tfq.config import ConversionConfig
 from tfq.evaluation.paired import PairedDifference
 from tfq.requirement import Requirement
-from tfq.search.criterion import ACCURACY, Criterion
+from tfq.search.criterion import BY_LABELS, Criterion
 from tfq.text_table import aligned
 
 
@@ -148,7 +148,7 @@ class SearchResult:
     test_against_float: PairedDifference
     test_against_plain: PairedDifference
     advice: tuple[str, ...] = ()
-    criterion: Criterion = Criterion(kind=ACCURACY)
+    criterion: Criterion = BY_LABELS
     content: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
