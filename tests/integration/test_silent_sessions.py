@@ -32,9 +32,11 @@ model = build(keras)
 fit(model, [])
 model.save(sys.argv[1])
 """
-CONVERT = """
+LOAD = """
 import sys
 model = tfq.load_model(sys.argv[1])
+"""
+CONVERT = """
 floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
 for scheme in ("int8", "int16x8", "float16", "dynamic_range", "weight_only_int8"):
     content = tfq.convert(model, x, tfq.ConversionConfig(scheme=scheme))
@@ -88,7 +90,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "program",
-    [CONVERT + VERIFY, CONVERT + COMPRESS, CONVERT + CALLBACKS, TRAIN],
+    [LOAD + CONVERT + VERIFY, LOAD + COMPRESS, LOAD + CALLBACKS, TRAIN],
     ids=["verify", "compress", "callbacks", "train"],
 )
 def test_a_program_that_uses_tfq_gets_no_output(program, run):
@@ -101,5 +103,5 @@ def test_a_program_that_uses_tfq_gets_no_output(program, run):
 
 
 def test_the_same_program_shows_all_lines_at_log_level_0(run):
-    lines = run(CONVERT + TRAIN, TF_CPP_MIN_LOG_LEVEL="0").stderr
+    lines = run(LOAD + CONVERT + TRAIN, TF_CPP_MIN_LOG_LEVEL="0").stderr
     assert "fully_quantize" in lines and "node_def_util" in lines
