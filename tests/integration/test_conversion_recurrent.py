@@ -111,6 +111,17 @@ def test_ops_with_an_int8_kernel_use_it_and_agree_with_float(name):
     assert agreement(content, model) > 28
 
 
+def test_a_float_state_or_weight_of_a_fused_lstm_fails_the_audit():
+    content = converted(lstm())
+    for slot in (0, 1, 18, 19):  # data, a weight, the output state, the int16 cell state
+        edited = tfq.tflite.unpack(content)
+        graph = edited.subgraphs[0]
+        (op,) = (op for op in graph.operators if len(op.inputs) > 18)
+        graph.tensors[int(op.inputs[slot])].type = generated.TensorType.FLOAT32
+        kinds = {finding.kind for finding in tfq.audit(tfq.tflite.pack(edited, 9999), execute=False).failures}
+        assert kinds & {"float_op", "hybrid_op"}, slot
+
+
 @pytest.mark.parametrize("name", FLOAT_ONLY)
 def test_ops_without_an_int8_kernel_stay_float_and_are_named(name):
     model = FLOAT_ONLY[name]()
