@@ -169,6 +169,18 @@ def test_what_cannot_be_calibrated_is_refused_by_name(change, word, got):
         tfq.convert(changed(change), IMAGES, config())
 
 
+@pytest.mark.parametrize("name", ["same", None])
+def test_tensors_may_have_equal_names_or_none(name, from_float16):
+    def rename(edited, graph):
+        for tensor in graph.tensors:
+            tensor.name = name
+
+    content = converted(changed(rename))
+    (expected,), (signature,) = (tflite.read(model).signatures for model in (golden("digits_float32"), content))
+    assert (signature.inputs.keys(), signature.outputs.keys()) == (expected.inputs.keys(), expected.outputs.keys())
+    assert (classes(content) == classes(from_float16)).mean() > 0.95
+
+
 def test_a_weight_scheme_that_finds_no_weights_is_a_warning():
     edited = tflite.unpack(golden("digits_float32"))
     graph = edited.subgraphs[0]

@@ -103,13 +103,14 @@ def select_signature(data: bytes, key: str) -> bytes:
 def restore_signatures(data: bytes, original: bytes) -> bytes:
     """Return `data` with all signatures of `original`, a file with the same inputs and outputs in the same order.
 
-    TensorFlow's quantizer (2.21) keeps only one of several signatures of a subgraph. Both files are trusted.
+    TensorFlow's quantizer (2.21) keeps only one of several signatures of a subgraph, and loses names of inputs and
+    outputs if tensors have equal names. Both files are trusted.
 
     Raises:
         InputError: A subgraph has a different number of inputs or outputs than in the original.
     """
     expected, got = read(original), read(data)
-    if {signature.key for signature in expected.signatures} <= {signature.key for signature in got.signatures}:
+    if _positions(expected).items() <= _positions(got).items():
         return data
     for signature in expected.signatures:
         before, after = expected.subgraphs[signature.subgraph], got.subgraphs[signature.subgraph]
@@ -131,6 +132,19 @@ def restore_signatures(data: bytes, original: bytes) -> bytes:
         )
         data = edit_model(data, signature=moved)
     return data
+
+
+def _positions(model: Model) -> dict[str, tuple[int, tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]]:
+    """Return {signature: (subgraph, (name, position) of its inputs, and of its outputs)}."""
+    results = {}
+    for signature in model.signatures:
+        graph = model.subgraphs[signature.subgraph]
+        inputs, outputs = (
+            tuple(sorted((name, ends.index(tensor)) for name, tensor in names.items() if tensor in ends))
+            for names, ends in ((signature.inputs, graph.inputs), (signature.outputs, graph.outputs))
+        )
+        results[signature.key] = (signature.subgraph, inputs, outputs)
+    return results
 
 
 def merge_subgraphs(parts: Sequence[bytes]) -> bytes:
