@@ -11,6 +11,7 @@ import math
 import os
 import re
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,13 @@ class _Exports:
                 self.model, config.batch_size, input_shapes=config.input_shapes, representative_dataset=dataset
             )
         return self._traces[key]
+
+    @functools.cached_property
+    def infer_in_float32(self) -> Callable[..., list[Any]]:
+        """The function from the arguments of the model's call to its outputs in inference, in float32."""
+        from tfq.conversion import inference_function
+
+        return inference_function(self.model)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -338,7 +346,10 @@ class _Int8EvaluationLogic(_ExportLogic):
         return record
 
     def _reference(self) -> Any:
-        """Return the outputs of the training model, in batches: `predict` would replace the history of the fit."""
+        """Return the outputs of the training model, in batches: `predict` would replace the history of the fit.
+
+        A model in mixed precision computes them in float32, as the conversion does.
+        """
         import tensorflow as tf
 
         from tfq.data import bind_inputs
@@ -350,14 +361,17 @@ class _Int8EvaluationLogic(_ExportLogic):
             arrays = bind_inputs(piece.inputs, traced.input_names)
             for start in range(0, piece.num_examples, _BATCH):
                 inputs, others = traced.arguments([array[start : start + _BATCH] for array in arrays])
-                outputs = (
-                    self._model(*inputs, **others, training=False) if others else self._model.predict_on_batch(*inputs)
-                )
+                outputs = self._outputs(traced, inputs, others)
                 # Keras 3 returns the outputs of every replica of a strategy, one after the other.
                 size = min(_BATCH, piece.num_examples - start)
                 batches.append([np.asarray(item)[:size] for item in tf.nest.flatten(outputs)])
         joined = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
         return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=joined)
+
+    def _outputs(self, traced: Any, inputs: list[Any], others: dict[str, Any]) -> Any:
+        if traced.has_other_floats:
+            return self._exports.infer_in_float32(inputs, others)
+        return self._model(*inputs, **others, training=False) if others else self._model.predict_on_batch(*inputs)
 
 
 class _TFLiteExportLogic(_ExportLogic):

@@ -7,8 +7,10 @@ import numpy as np
 
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
-from tfq.errors import TfqError
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import model_kind
 from tfq.keras_bridge.copies import keep_class
+from tfq.keras_bridge.precision import compute_in_float32, warn_of_float32
 
 _INCOMPLETE = "layers are copied by get_config() and their weights, so get_config() of custom layers must be complete"
 NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"
@@ -107,6 +109,37 @@ def _random_input(tensor: Any, rng: np.random.Generator, limit: int) -> np.ndarr
         return rng.integers(0, limit, size=shape).astype(dtype)
     half = [_EXAMPLES // 2, *shape[1:]]
     return np.concatenate([rng.normal(size=half), rng.uniform(0, 255, size=half)]).astype(dtype)
+
+
+def in_float32(model: Any, step: str) -> Any:
+    """Return a tf_keras model that a compression step can train: a float32 copy of a model in another precision.
+
+    A float32 model is returned as it is, and so is anything else that the step refuses.
+
+    Args:
+        model: The model. It is not changed.
+        step: The compression step, for the warning and for error messages.
+
+    Raises:
+        InputError: The model cannot be copied in float32.
+        TfqError: The copy does not compute the same function.
+    """
+    if model_kind(model) != "tf_keras" or not tfmot_symbols.is_graph_model(model) or not warn_of_float32(model, step):
+        return model
+    try:
+        copy, pairs = cloned(model, float32=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{step}: the model {model.name!r} cannot be copied in float32 ({error}). Remove casts and constants of "
+            "other float types from it, or build it with the dtype policy float32",
+            field="model",
+            expected="float32",
+            got=model.name,
+        ) from error
+    keep_class(model, copy, {id(old): new for old, new in pairs}, step)
+    with compute_in_float32(model):
+        check_same_function(model, copy, 1e-4, context=f"{step}: the copy in float32", advice=_INCOMPLETE)
+    return copy
 
 
 def copy_for_training(model: Any, step: str) -> tuple[Any, list[tuple[Any, Any]]]:

@@ -12,6 +12,7 @@ from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
 from tfq.keras_bridge.copies import full_config, is_adapted, keep_names
+from tfq.keras_bridge.precision import config_in_float32, float32_inputs
 from tfq.keras_bridge.strategies import synchronize
 from tfq.typing import Fit
 
@@ -60,12 +61,15 @@ def reasons_by_layer(model: Any, reason: Callable[[Any], str | None]) -> dict[st
     return reasons
 
 
-def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[Any, list[tuple[Any, Any]]]:
+def cloned(
+    model: Any, wrap: Callable[[Any, Any], Any] | None = None, *, float32: bool = False
+) -> tuple[Any, list[tuple[Any, Any]]]:
     """Return a copy of a model with new layers and the same weights.
 
     Args:
         model: The model.
         wrap: wrap(old layer, new layer) returns a layer to use instead of the new one. It must have the same weights.
+        float32: Whether layers and inputs of other float types become float32.
 
     Returns:
         (clone, pairs of an old layer and its new one).
@@ -82,13 +86,18 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
 
     def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):
-            return tf_keras.models.clone_model(layer, clone_function=clone_layer)
-        new = layer.__class__.from_config(full_config(layer))
+            return clone_model(layer)
+        config = full_config(layer)
+        new = layer.__class__.from_config(config_in_float32(config) if float32 else config)
         new = wrap(layer, new) if wrap else new
         pairs.append((layer, new))
         return new
 
-    clone = tf_keras.models.clone_model(model, clone_function=clone_layer)
+    def clone_model(original: Any) -> Any:
+        inputs = float32_inputs(original) if float32 else None
+        return tf_keras.models.clone_model(original, input_tensors=inputs, clone_function=clone_layer)
+
+    clone = clone_model(model)
     for old, new in pairs:
         if not is_adapted(old):
             new.set_weights(old.get_weights())

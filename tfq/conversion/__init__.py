@@ -9,13 +9,14 @@ from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion
 from tfq.conversion.recurrent_layers import recurrent_record
 from tfq.conversion.targeting import ops_without_range
-from tfq.conversion.tracing import Trace, trace, trace_for
+from tfq.conversion.tracing import Trace, inference_function, trace, trace_for
 
 __all__ = [
     "Conversion",
     "Trace",
     "convert_model",
     "convert_with_record",
+    "inference_function",
     "ops_without_range",
     "recurrent_record",
     "trace",

@@ -3,7 +3,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from tfq.conversion.recurrent_layers import (
     recurrent_layers,
 )
 from tfq.conversion.sources import ExampleShapes, Source, check_written, fixed_inputs, source_of
+from tfq.conversion.sources.keras_models import float32_for_floats
 from tfq.data import InputSpec
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import SavedModel, model_kind, precision
@@ -260,6 +261,26 @@ def _warn_of_ignored_training(model: Any) -> None:
             "does the file: it is not random and computes what model.predict computes. To keep the noise, apply it in "
             "the app, or compute it from an input of the model"
         )
+
+
+def inference_function(model: Any) -> Callable[[list[Any], dict[str, Any]], list[Any]]:
+    """Return a function from the arguments of a model's call to its flat outputs in inference, in float32.
+
+    The function is compiled once per shape. It reads the model's variables at each call.
+    """
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def infer(positional: list[Any], named: dict[str, Any]) -> list[Any]:
+        outputs = tf.nest.flatten(model(*positional, **named, training=False))
+        return [tf.cast(output, float32_for_floats(output.dtype)) for output in outputs]
+
+    def call(positional: list[Any], named: dict[str, Any]) -> list[Any]:
+        with precision.compute_in_float32(model):
+            outputs: list[Any] = infer(positional, named)
+        return outputs
+
+    return call
 
 
 def captured_variables(traced: Trace) -> dict[str, Variable]:

@@ -84,6 +84,41 @@ def _inputs(model: Any) -> list[Any]:
         return []
 
 
+def config_in_float32(config: Any) -> Any:
+    """Return the config of a tf_keras layer with float32 instead of other float types, also of inner layers."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and _is_other_policy(value) else config_in_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)) and not hasattr(config, "_fields"):
+        items = [config_in_float32(item) for item in config]
+        return tuple(items) if isinstance(config, tuple) else items
+    return config
+
+
+def _is_other_policy(value: Any) -> bool:
+    """Check for a dtype or a policy in a config: "float16", or {"class_name": "Policy", "config": {"name": ...}}."""
+    if isinstance(value, dict):
+        value = value.get("config", {}).get("name")
+    return isinstance(value, str) and value.removeprefix("mixed_") in OTHER_FLOATS
+
+
+def float32_inputs(model: Any) -> list[Any] | None:
+    """Return new inputs for a clone of a tf_keras model, float32 instead of other float types; None if none change."""
+    if not any(tensor.dtype.name in OTHER_FLOATS for tensor in _inputs(model)):
+        return None
+    return [
+        import_tf_keras().Input(
+            shape=tuple(tensor.shape)[1:],
+            batch_size=tensor.shape[0],
+            name=tensor.name,
+            dtype="float32" if tensor.dtype.name in OTHER_FLOATS else tensor.dtype,
+        )
+        for tensor in _inputs(model)
+    ]
+
+
 def reject_quantized(model: Any) -> None:
     """Raise InputError if Keras has quantized layers of the model, or trains them in float8."""
     modes: dict[str, list[str]] = {}

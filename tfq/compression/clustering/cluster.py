@@ -11,7 +11,7 @@ import numpy as np
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.clustering.codebook import MAX_CLUSTERS, MIN_CLUSTERS, Codebook, count_quantized_values
 from tfq.compression.distillation import distilled, refuse_unused_teacher
-from tfq.compression.gate import copy_after_training, copy_for_training
+from tfq.compression.gate import copy_after_training, copy_for_training, in_float32
 from tfq.compression.graph import (
     check_finite,
     fit_with,
@@ -159,6 +159,7 @@ def cluster_model(
     check_own_training(model, "cluster")
     require_graph_model(model, "clustering")
     model = without_wrappers(model, "cluster")
+    model = in_float32(model, "cluster")
     plan = clustering_plan(model, config)
     trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
-from tfq.compression.gate import copy_after_training, copy_for_training
+from tfq.compression.gate import copy_after_training, copy_for_training, in_float32
 from tfq.compression.graph import check_finite, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.allocation import (
     block_size,
@@ -150,6 +150,7 @@ def prune_model(
     check_own_training(model, "prune")
     require_graph_model(model, "pruning")
     model = without_wrappers(model, "prune")
+    model = in_float32(model, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocate_by_sensitivity(model, None, config, plan.pruned)

@@ -9,7 +9,7 @@ from typing import Any
 from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.clustering.cluster import cluster_preserving_callback, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
-from tfq.compression.gate import check_same_function
+from tfq.compression.gate import check_same_function, in_float32
 from tfq.compression.graph import check_finite, cloned, require_graph_model, run_fit
 from tfq.compression.pruning.sparsity import measure_sparsity, sparsity_preserving_callback
 from tfq.compression.qat import placement, resume
@@ -220,6 +220,7 @@ def qat_model(
     check_own_training(model, "qat")
     require_graph_model(model, "quantization-aware training")
     model = without_wrappers(model, "qat", keep=frozenset((QUANTIZED,)))
+    model = in_float32(model, "qat")
     _check_start(model, config, calibration, teacher)
     start = _start(model, config, calibration)
     quantized = start.model
@@ -299,7 +300,7 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
             expected="at least 1",
             got=0,
         )
-    quantized = _start(model, config, calibration).model
+    quantized = _start(in_float32(model, "qat"), config, calibration).model
     round_to_flatbuffer(quantized)
     return quantized
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
+from tfq.compression.gate import in_float32
 from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model, run_fit
 from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
@@ -238,6 +239,7 @@ def prune_structured(
         check_own_training(model, "structured_pruning")
     require_graph_model(model, "structured pruning")
     model = without_wrappers(model, "structured_pruning")
+    model = in_float32(model, "structured_pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
     original, _ = cloned(model)

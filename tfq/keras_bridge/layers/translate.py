@@ -21,9 +21,9 @@ from tfq.keras_bridge.layers.bridged_layer import (
     facts_of,
     translation_of,
 )
-from tfq.keras_bridge.layers.config import OTHER_FLOATS, dtype_of, translated_config
+from tfq.keras_bridge.layers.config import dtype_of, translated_config
 from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
-from tfq.keras_bridge.precision import full_statistics
+from tfq.keras_bridge.precision import config_in_float32, full_statistics
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model, why_no_graph
 from tfq.keras_bridge.weights import model_weights
@@ -60,7 +60,7 @@ def copied_layer(layer: Any, context: TranslationContext, *, frozen: bool) -> Tr
         raise Untranslatable(
             f"its class {kind} has no get_config(), which is needed to copy it. Add one to the class"
         ) from error
-    config = {**config, "name": context.name, **({"dtype": "float32"} if layer.compute_dtype in OTHER_FLOATS else {})}
+    config = {**config_in_float32(config), "name": context.name}
     return Translation(layers=(type(layer).from_config(config),))
 
 
