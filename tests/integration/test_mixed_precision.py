@@ -76,10 +76,8 @@ def test_a_float16_input_becomes_float32_with_a_warning(module):
     with warned("image"):
         content = tfq.convert(model, IMAGES.astype("float16"), tfq.ConversionConfig(scheme="float32"))
     np.testing.assert_allclose(answers_of(content, IMAGES), twin.predict(IMAGES, verbose=0), rtol=1e-5)
-    [tensor] = [
-        tfq.tflite.read(content).main_subgraph.tensors[i] for i in tfq.tflite.read(content).main_subgraph.inputs
-    ]
-    assert tensor.type == "float32"
+    graph = tfq.tflite.read(content).main_subgraph
+    assert [graph.tensors[index].dtype for index in graph.inputs] == ["float32"]
 
 
 def test_policies_are_restored_if_the_trace_fails():

@@ -153,7 +153,7 @@ class _State:
         if self.layer_outputs:
             pairs = zip(self.layer_outputs, targets[0][len(outputs) :], strict=True)
             # Relative to the teacher's squares on the global batch, so that the sum over replicas is the distance.
-            layers = [layer_distance(output, tf.cast(target, output.dtype)) for output, target in pairs]
+            layers = [layer_distance(tf.cast(a, tf.float32), tf.cast(b, tf.float32)) for a, b in pairs]
             totals.append(tf.add_n(layers) * num_replicas())
         for mean, total in zip(self.means, totals, strict=True):
             mean.update_state(total)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import progress
+from tfq.compression.mixed_precision import trained_in
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
 from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
@@ -92,11 +93,12 @@ def train_model(
         callbacks: Callbacks of the model's Keras.
 
     Returns:
-        {"loss_function": description, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
+        {"loss_function": description, "dtype_policy": the policy it computed in, "loss_scale": the last factor of the
+        loss or None, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
         one value per epoch.
 
     Raises:
-        InputError: Labels or inputs do not match the model.
+        InputError: Labels or inputs do not match the model, or a layer cannot compute in `config.dtype_policy`.
         TfqError: The loss becomes NaN or infinite.
     """
     config = config or TrainConfig()
@@ -108,7 +110,7 @@ def train_model(
         validation = _arrays(model, val) if isinstance(val, Split) else streamed.dataset(val)
     steps = math.ceil(train.num_examples / config.batch_size) * config.epochs
     loss = _loss(keras, model)
-    with deterministic(seed), streamed.errors():
+    with deterministic(seed), streamed.errors(), trained_in(model, config.dtype_policy) as precision:
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(steps, 1))
         # Without XLA, because compiling takes longer than the training of a small model.
         model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
@@ -135,7 +137,7 @@ def train_model(
                 expected="a finite loss",
                 got=series,
             )
-    return {"loss_function": _describe_loss(loss), **values}
+    return {"loss_function": _describe_loss(loss), **precision, **values}
 
 
 @in_strategy

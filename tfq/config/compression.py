@@ -18,6 +18,12 @@ class TrainConfig(Config):
         "tf.distribute strategy: none (one device), or mirrored (all GPUs of this machine, which share each batch)",
         choices=("none", "mirrored"),
     )
+    dtype_policy: str = setting(
+        "float32",
+        "dtype policy of the training: float32, mixed_float16 (with loss scaling; for NVIDIA GPUs) or mixed_bfloat16 "
+        "(for TPUs and new CPUs); weights stay float32, and quantization-aware training computes in float32",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

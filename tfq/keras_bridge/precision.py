@@ -24,6 +24,9 @@ from tfq.keras_bridge.layers.config import OTHER_FLOATS
 from tfq.keras_bridge.walk import all_layers, is_model
 from tfq.keras_bridge.weights import array_of
 
+# Layers of tf_keras that read their variables in float32 in every mixed policy.
+_FLOAT32_VARIABLES = ("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "Embedding")
+
 
 def layers_by_precision(model: Any) -> dict[str, list[str]]:
     """Return policy ("mixed_float16", "float64") -> the names of the layers that do not compute in float32.
@@ -168,7 +171,8 @@ def computing_in(layers: list[Any], dtypes: dict[int, str], is_keras_3: bool) ->
             else:
                 stack.enter_context(_exact_statistics(layer))
                 stack.callback(layer._set_dtype_policy, layer._dtype_policy)
-                stack.enter_context(_variables_read_in_compute_dtype(layer))
+                if policy == "float32" or type(layer).__name__ not in _FLOAT32_VARIABLES:
+                    stack.enter_context(_variables_read_in_compute_dtype(layer))
                 layer._set_dtype_policy(_tf_keras_policy(policy))
         yield
 
