@@ -49,7 +49,7 @@ def main(invocation: flags.Invocation) -> None:
         lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
     if compressed.user_model is not None:
         user_path = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
-        lines.append(f"{user_path}: your own Keras 3 model with the trained weights")
+        lines.append(f"{user_path}: your own model with the trained weights")
     record = process.record(invocation, "compress", file=path.name, **details)
     process.finish(invocation, record, "\n".join(lines))
 

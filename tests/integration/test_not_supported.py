@@ -52,6 +52,18 @@ def test_text_inputs_are_refused():
         tfq.convert(model, np.array([["a"]] * 20))
 
 
+@pytest.mark.parametrize("step", [tfq.qat, tfq.prune, tfq.cluster, tfq.prune_structured])
+def test_compression_refuses_stateful_layers(step):
+    module = import_tf_keras()
+    inputs = module.Input((4, 3), batch_size=2)
+    lstm = module.layers.Bidirectional(module.layers.LSTM(2, stateful=True, name="memory"))
+    model = module.Model(inputs, module.layers.Dense(2)(lstm(inputs)))
+    with refused(tfq.InputError, field="model", expected="stateful=False", word="memory"):
+        step(model, lambda model, callbacks: None)
+    with refused(tfq.InputError, field="model", expected="stateful=False", word="memory"):
+        tfq.preflight(model)
+
+
 def test_conversion_needs_data_for_activation_ranges():
     with refused(tfq.InputError, field="representative_dataset"):
         tfq.convert(dense(import_keras()))

@@ -97,7 +97,7 @@ def test_a_layer_with_float32_constants_is_refused():
         def call(self, x):
             return x + tf.constant(1.0)
 
-    inputs = tf_keras.Input((6, 6, 1))
+    inputs = tf_keras.Input((6, 6, 1), name="image")
     flat = tf_keras.layers.Flatten()(Shift()(tf_keras.layers.Conv2D(2, 3)(inputs)))
     model = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(flat))
     with refused(tfq.InputError, field="training.dtype_policy", got="mixed_float16"):

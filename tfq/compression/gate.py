@@ -118,13 +118,13 @@ def in_float32(model: Any, step: str) -> Any:
 
     Args:
         model: The model. It is not changed.
-        step: The compression step, for the warning and for error messages.
+        step: The compression step, for error messages.
 
     Raises:
         InputError: The model cannot be copied in float32.
         TfqError: The copy does not compute the same function.
     """
-    if model_kind(model) != "tf_keras" or not tfmot_symbols.is_graph_model(model) or not warn_of_float32(model, step):
+    if model_kind(model) != "tf_keras" or not tfmot_symbols.is_graph_model(model) or not warn_of_float32(model):
         return model
     try:
         copy, pairs = cloned(model, float32=True)

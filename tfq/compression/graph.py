@@ -9,6 +9,7 @@ import numpy as np
 
 from tfq import progress
 from tfq.compression._tfmot.tfmot_symbols import is_graph_model
+from tfq.conversion.tracing import reject_stateful
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
 from tfq.keras_bridge.copies import full_config, is_adapted, keep_names
@@ -18,9 +19,10 @@ from tfq.typing import Fit
 
 
 def require_graph_model(model: Any, context: str) -> None:
-    """Raise InputError unless `model` is a built functional or sequential tf_keras model."""
+    """Raise InputError unless `model` is a built functional or sequential tf_keras model without a stateful layer."""
     require_tf_keras(model, context)
     if is_graph_model(model):
+        reject_stateful(model)
         return
     if isinstance(model, import_tf_keras().Sequential):
         raise InputError(

@@ -30,19 +30,21 @@ def trained_in(model: Any, policy: str) -> Iterator[dict[str, Any]]:
 
     Yields:
         What the record says, complete at the end of the context: `dtype_policy` as it was used, and `loss_scale`, by
-        which the loss was last multiplied; None if it is not scaled.
+        which the loss was last multiplied; None if it is not scaled. Empty if `policy` is float32.
 
     Raises:
         InputError: A layer cannot compute in the policy.
     """
+    if policy == FLOAT32:
+        yield {}
+        return
     record: dict[str, Any] = {"dtype_policy": policy, "loss_scale": None}
-    if policy != FLOAT32 and _has_fake_quantization(model):
+    if _has_fake_quantization(model):
         warn(
-            f"training.dtype_policy={policy}: quantization-aware training of {model.name!r} computes in float32, as "
+            f"dtype_policy={policy}: quantization-aware training of {model.name!r} computes in float32, as "
             "TensorFlow's fake quantization does"
         )
         record["dtype_policy"] = FLOAT32
-    if record["dtype_policy"] == FLOAT32:
         yield record
         return
     fixed = {id(layer) for layer in _output_layers(model)}
@@ -60,7 +62,7 @@ def trained_in(model: Any, policy: str) -> Iterator[dict[str, Any]]:
         if isinstance(error, InputError) or not any(name in str(error) for name in _HALF_TYPES):
             raise
         raise InputError(
-            f"training.dtype_policy: a layer of {model.name!r} does not compute in {policy}. Use float32, or create "
+            f"dtype_policy: a layer of {model.name!r} does not compute in {policy}. Use float32, or create "
             f"its constants in the dtype of its inputs. TensorFlow says: {error}",
             field="training.dtype_policy",
             expected=FLOAT32,

@@ -9,6 +9,7 @@ from tfq.compression.graph import cloned, named_layers
 from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.qat import placement, qat
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
+from tfq.conversion.tracing import reject_stateful
 from tfq.errors import TfqError
 from tfq.keras_bridge import BridgeResult, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.bridged_layer import facts_of
@@ -147,7 +148,8 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
         One verdict per layer, in the model's order.
 
     Raises:
-        InputError: `model` is not a Keras model, or a pattern in `qat.layers` matches no layer.
+        InputError: `model` is not a Keras model, has a stateful recurrent layer, or a pattern in `qat.layers` matches
+            no layer.
     """
     from tfq.keras_bridge.bridge import to_tf_keras
 
@@ -160,6 +162,7 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
     float_model: KerasModel = model
     if model_kind(model) == "tf_keras" and QUANTIZED in wrapper_kinds(model):
         notes, float_model = (RESUMED,), unwrapped(model)
+    reject_stateful(float_model)
     try:
         result = to_tf_keras(float_model)
     except TfqError as error:

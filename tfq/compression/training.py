@@ -93,9 +93,9 @@ def train_model(
         callbacks: Callbacks of the model's Keras.
 
     Returns:
-        {"loss_function": description, "dtype_policy": the policy it computed in, "loss_scale": the last factor of the
-        loss or None, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
-        one value per epoch.
+        {"loss_function": description, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
+        one value per epoch. In mixed precision also "dtype_policy", as it was used, and "loss_scale", the last factor
+        of the loss or None.
 
     Raises:
         InputError: Labels or inputs do not match the model, or a layer cannot compute in `config.dtype_policy`.

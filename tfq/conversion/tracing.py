@@ -30,12 +30,12 @@ from tfq.typing import Data, KerasModel, TensorFlowFunction
 
 
 def reject_stateful(model: Any) -> None:
-    """Raise InputError if a recurrent layer is stateful, because the flatbuffer would not keep its state."""
+    """Raise InputError if a recurrent layer of either Keras is stateful: a flatbuffer would not keep its state."""
     names = [layer.name for layer in recurrent_layers(model) if layer.stateful]
     if names:
         raise InputError(
-            f"stateful recurrent layers cannot be converted: {', '.join(names)}. Build them with stateful=False, and "
-            "make the state an input and an output of the model (initial_state, return_state=True)",
+            f"stateful recurrent layers cannot be compressed or converted: {', '.join(names)}. Build them with "
+            "stateful=False, and make the state an input and an output of the model (initial_state, return_state=True)",
             field="model",
             expected="stateful=False",
             got=tuple(names),
@@ -162,7 +162,7 @@ def trace(
     source = source_of(model, signature, written, examples)
     inputs = fixed_inputs(source.inputs, batch_size, written, examples)
     source.prepare(inputs)
-    has_other_floats = source.is_keras and precision.warn_of_float32(model, "The conversion")
+    has_other_floats = source.is_keras and precision.warn_of_float32(model)
     if source.is_keras:
         _warn_of_ignored_training(model)
     lstm = lstm or LSTMForm()

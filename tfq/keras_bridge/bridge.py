@@ -8,7 +8,7 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
 from tfq.keras_bridge.operations.batch_sizes import with_batch_size
-from tfq.keras_bridge.precision import compute_in_float32, layers_not_in_float32
+from tfq.keras_bridge.precision import compute_in_float32, layers_not_in_float32, warn_of_float32
 from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, rebuild
 from tfq.keras_bridge.strategies import in_strategy, strategy_scope
 from tfq.keras_bridge.untranslatable import reason_of
@@ -106,6 +106,7 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     rebuilt = None if is_tf_keras and _is_flat(model) else rebuild(model)
     if rebuilt is None or (is_tf_keras and _is_flat(model, count_attention=False) and not _has_split_layers(rebuilt)):
         return _unchanged(model)
+    warn_of_float32(model)
     _copy_weights(rebuilt)
     try:
         worst, not_compared = _verify(model, rebuilt, data)

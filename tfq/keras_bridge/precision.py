@@ -54,8 +54,10 @@ def _policy_name(layer: Any) -> str:
     return str(compute_dtype) if variable_dtype in (compute_dtype, None) else f"mixed_{compute_dtype}"
 
 
-def warn_of_float32(model: Any, step: str) -> bool:
-    """Warn if layers or inputs of the model are not float32, because `step` ("The conversion") computes in float32.
+def warn_of_float32(model: Any) -> bool:
+    """Warn if layers or inputs of the model are not float32, because tfq computes in float32.
+
+    The message is the same in each step, so that a command shows it once.
 
     Returns:
         Whether there are any.
@@ -72,7 +74,7 @@ def warn_of_float32(model: Any, step: str) -> bool:
         names = [f"{tensor.name.split(':')[0]} ({getattr(tensor.dtype, 'name', tensor.dtype)})" for tensor in inputs]
         parts.append(f"{', '.join(names)} as input")
     warn(
-        f"model {model.name!r} has {' and '.join(parts)}. {step} uses float32 instead, with the same weights"
+        f"model {model.name!r} has {' and '.join(parts)}. tfq computes in float32 instead, with the same weights"
         f"{'; inputs become float32' if inputs else ''}. The model itself is not changed"
     )
     return True
