@@ -7,7 +7,7 @@ from corpus import sqnr
 from messages import refused
 
 import tfq
-from tfq.keras_bridge import UnbridgeableError, import_keras
+from tfq.keras_bridge import UnbridgeableError, import_keras, import_tf_keras
 
 SAMPLES = np.random.default_rng(0).uniform(0.1, 1.9, (20, 8)).astype("float32")
 

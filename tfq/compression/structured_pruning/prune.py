@@ -238,8 +238,7 @@ def prune_structured(
     if fit is not None:
         check_own_training(model, "structured_pruning")
     require_graph_model(model, "structured pruning")
-    model = without_wrappers(model, "structured_pruning")
-    model = in_float32(model, "structured_pruning")
+    model = in_float32(without_wrappers(model, "structured_pruning"), "structured_pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
     original, _ = cloned(model)
