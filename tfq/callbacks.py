@@ -137,17 +137,20 @@ class _Exports:
         return not exported.is_measured and any(item.is_measured for item in others)
 
     def trace(self, config: ConversionConfig, dataset: Data) -> Any:
-        """Return the trace of the model, computed once per batch size and input shapes."""
-        from tfq.conversion import trace
+        """Return a trace of the model for `config`, computed once per batch size, shapes and form of recurrent layers.
+
+        Args:
+            config: The settings of the conversion.
+            dataset: The representative data, read only if the shape of an input is open.
+        """
+        from tfq.conversion import trace_for
         from tfq.keras_bridge.wrapped import QUANTIZED, wrapper_kinds
 
         key = (config.batch_size, config.input_shapes)
         # The trace of a model in wrappers of pruning or clustering is that of a copy with the current weights.
         is_copied = bool(wrapper_kinds(self.model) - {QUANTIZED})
-        if is_copied or key not in self._traces:
-            self._traces[key] = trace(
-                self.model, config.batch_size, input_shapes=config.input_shapes, representative_dataset=dataset
-            )
+        source = self.model if is_copied else self._traces.get(key, self.model)
+        self._traces[key] = trace_for(source, config, dataset)
         return self._traces[key]
 
     @functools.cached_property

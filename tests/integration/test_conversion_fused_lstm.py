@@ -9,9 +9,15 @@ from interpreted import answers_of, run_in_batches, sqnr_db
 from messages import refused, warned
 
 import tfq
-from tfq.conversion import convert, convert_with_record, int8_forms, recurrent_record
+from tfq.conversion import (
+    convert,
+    convert_with_record,
+    int8_forms,
+    recurrent_layers,
+    recurrent_record,
+    recurrent_text,
+)
 from tfq.conversion.recurrent_layers import (
-    MANY_STEPS,
     MAX_UNROLLED_STEPS,
     LSTMForm,
     RecurrentLayer,
@@ -87,11 +93,18 @@ def test_a_large_state_is_reset_exactly(short):
     np.testing.assert_array_equal(run_in_batches(content, loud, 1), answers_of(content, loud))
 
 
+def test_an_analysis_names_the_layer_and_leaves_out_the_reset(short):
+    floating = tfq.convert(short, config=tfq.ConversionConfig(scheme="float32", lstm="fused"))
+    content = tfq.convert(short, CALIBRATION[:, :3], tfq.ConversionConfig(lstm="fused", verify=False))
+    errors = tfq.analyze(content, floating, TEST[:, :3]).ops
+    assert [(item.layer, item.op) for item in errors if item.op == FUSED] == [("memory", FUSED)]
+
+
 def test_without_equal_scales_a_bidirectional_lstm_is_wrong(monkeypatch):
-    model = build(tf_keras, lambda layers, x: layers.Bidirectional(layers.LSTM(4))(x))
+    model = build(keras, lambda layers, x: layers.Bidirectional(layers.LSTM(4))(x), steps=8)
     monkeypatch.setattr(int8_forms, "with_lstm_state_scales", lambda content: content)
-    content = tfq.convert(model, CALIBRATION, tfq.ConversionConfig(verify=False))
-    assert sqnr_db(model.predict(TEST, verbose=0), answers_of(content, TEST)) < 25
+    content = tfq.convert(model, CALIBRATION[:, :8], tfq.ConversionConfig(lstm="fused", verify=False))
+    assert sqnr_db(model.predict(TEST[:, :8], verbose=0), answers_of(content, TEST[:, :8])) < 25
 
 
 def test_fixed_batches_are_fused_and_conversions_are_reproducible(short):
@@ -119,17 +132,17 @@ REASONS = {
     [*((keras, reason) for reason in REASONS), (tf_keras, "mask"), (tf_keras, "initial_state")],
 )
 def test_what_the_fused_op_cannot_do_is_unrolled_with_the_reason(library, reason):
-    (layer,) = tfq.trace(build(library, REASONS[reason])).recurrent
+    (layer,) = tfq.trace(build(library, REASONS[reason], steps=4), lstm=LSTMForm(form="fused")).recurrent
     assert layer.form == "unrolled" and not layer.can_be_fused
     assert reason in layer.reason
-    assert layer.steps == STEPS
+    assert layer.steps == 4
 
 
-@pytest.mark.parametrize(("steps", "form"), [(MAX_UNROLLED_STEPS, "unrolled"), (MAX_UNROLLED_STEPS + 1, "fused")])
-def test_auto_chooses_by_the_number_of_steps(steps, form):
-    model = build(keras, lambda layers, x: layers.LSTM(3)(x), steps=steps)
-    assert [layer.form for layer in tfq.trace(model).recurrent] == [form]
-    assert [layer.form for layer in tfq.trace(model, 0).recurrent] == ["unrolled"]  # a dynamic batch
+def test_auto_chooses_by_the_number_of_steps_and_a_fixed_batch(short, monkeypatch):
+    assert [layer.form for layer in tfq.trace(short).recurrent] == ["unrolled"]
+    monkeypatch.setattr(recurrent_layers, "MAX_UNROLLED_STEPS", 2)
+    assert [layer.form for layer in tfq.trace(short).recurrent] == ["fused"]
+    assert [layer.form for layer in tfq.trace(short, 0).recurrent] == ["unrolled"]  # a dynamic batch
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,7 @@ def test_settings_without_the_fused_op_unroll_and_refuse_to_fuse(settings):
         lstm_form(tfq.ConversionConfig(**settings, lstm="fused"))
 
 
-@pytest.mark.parametrize(("target", "form"), [("tflm", "auto"), ("edgetpu", "auto"), ("xnnpack", "unrolled")])
+@pytest.mark.parametrize(("target", "form"), [("tflm", "fused"), ("edgetpu", "fused"), ("xnnpack", "unrolled")])
 def test_auto_fuses_for_targets_that_have_the_op(target, form):
     assert lstm_form(tfq.ConversionConfig(target=target)).form == form
     assert lstm_form(tfq.ConversionConfig(target=target, lstm="fused")).form == "fused"
@@ -157,13 +170,15 @@ def test_a_trace_is_traced_again_if_a_conversion_needs_another_form(short):
 
 
 def test_the_record_has_the_form_and_the_cost_of_each_layer(short):
-    rows = []
+    rows, texts = [], []
     for form in ("fused", "unrolled"):
         result = convert_with_record(short, CALIBRATION[:, :3], tfq.ConversionConfig(lstm=form, verify=False))
         rows += recurrent_record(result.content, result.recurrent)
+        texts.append(recurrent_text(result.recurrent))
     fused, unrolled = rows
     assert (fused["layer"], fused["form"], fused["kernel"], fused["ops"]) == ("memory", "fused", "builtin", 2)
     assert (unrolled["form"], unrolled["steps"], unrolled["kernel"]) == ("unrolled", 3, None)
+    assert "memory" in texts[0] and texts[1] == ""
     assert fused["unrolled"] == unrolled["unrolled"]
     assert fused["unrolled"]["ops"] == pytest.approx(unrolled["ops"], rel=0.3)
     assert fused["unrolled"]["bytes"] == pytest.approx(len(result.content), rel=0.5)
@@ -172,9 +187,9 @@ def test_the_record_has_the_form_and_the_cost_of_each_layer(short):
 def test_many_unrolled_steps_are_warned_about_with_the_remedy():
     facts = {"layer": "memory", "kind": "GRU", "form": "unrolled", "reason": "none", "can_be_fused": False}
     with warned(word="memory"):
-        warn_of_unrolled([RecurrentLayer(steps=MANY_STEPS + 1, **facts)], LSTMForm(), 1000)
-    lstm = RecurrentLayer(steps=MANY_STEPS + 1, **{**facts, "kind": "LSTM", "can_be_fused": True})
+        warn_of_unrolled([RecurrentLayer(steps=MAX_UNROLLED_STEPS + 1, **facts)], LSTMForm(), 1000)
+    lstm = RecurrentLayer(steps=MAX_UNROLLED_STEPS + 1, **{**facts, "kind": "LSTM", "can_be_fused": True})
     with warned(word="conversion.lstm=fused"):
         warn_of_unrolled([lstm], LSTMForm(form="unrolled"), 1000)
     warn_of_unrolled([lstm], LSTMForm(form="unrolled", is_requested=True), 1000)
-    warn_of_unrolled([RecurrentLayer(steps=MANY_STEPS, **facts)], LSTMForm(), 1000)
+    warn_of_unrolled([RecurrentLayer(steps=MAX_UNROLLED_STEPS, **facts)], LSTMForm(), 1000)

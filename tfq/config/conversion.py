@@ -105,9 +105,9 @@ class ConversionConfig(Config):
     )
     lstm: str = setting(
         "auto",
-        "form of LSTM layers: fused (one op for all time steps: small and exact; runs in a builtin kernel, not in "
-        "XNNPACK), unrolled (a copy of the cell for each step) or auto (int8: fused beyond 16 steps if the target has "
-        "the op)",
+        "form of LSTM layers: fused (one op for all time steps: small and accurate, but slower on CPUs, because a "
+        "builtin kernel runs it instead of XNNPACK), unrolled (a copy of the cell for each step) or auto (in int8 "
+        "fused beyond 32 steps, or if the target has the op)",
         choices=LSTM_FORMS,
     )
     verify: bool = setting(

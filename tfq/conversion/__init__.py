@@ -7,7 +7,7 @@ rewrite belongs.
 
 from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion
-from tfq.conversion.recurrent_layers import recurrent_record
+from tfq.conversion.recurrent_layers import recurrent_record, recurrent_text
 from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, inference_function, trace, trace_for
 
@@ -19,6 +19,7 @@ __all__ = [
     "inference_function",
     "ops_without_range",
     "recurrent_record",
+    "recurrent_text",
     "trace",
     "trace_for",
 ]

@@ -24,16 +24,17 @@ from tfq import auditing, registry, tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import copies
+from tfq.text_table import listed
 from tfq.tflite.layer_names import LayerNames
 from tfq.typing import JSON
 
-# The longest sequence that `conversion.lstm=auto` unrolls. benchmarks/lstm.py measures both forms.
-MAX_UNROLLED_STEPS = 16
-# A layer that is unrolled into more steps gets a warning about its size.
-MANY_STEPS = 32
+# The longest sequence that `conversion.lstm=auto` unrolls, and that any layer is unrolled into without a warning about
+# its size. benchmarks/lstm.py measures both forms: the fused op is several times slower on x86, and an unrolled LSTM of
+# 32 steps has 600 ops and 120 kB.
+MAX_UNROLLED_STEPS = 32
 # What a step of an unrolled LSTM adds to an int8 file, from benchmarks/lstm.py: it does not depend on the units,
 # because all steps share the weights.
-_OPS_PER_STEP, _BYTES_PER_STEP = 18, 3_100
+_OPS_PER_STEP, _BYTES_PER_STEP = 19, 3_400
 
 # Attributes of recurrent layers of either Keras, with the values that make them unroll their loop.
 _UNROLLED = {"unroll": True, "use_cudnn": False, "_could_use_gpu_kernel": False}
@@ -118,6 +119,9 @@ def lstm_form(config: ConversionConfig) -> LSTMForm:
     target = _target_without_op(config)
     if target:
         return LSTMForm(form="unrolled", reason=f"{target.title} does not run the fused op (a builtin kernel does)")
+    if config.target:
+        target = registry.get(auditing.Target, config.target, field="conversion.target")
+        return LSTMForm(form="fused", reason=f"{target.title} has a kernel for the fused op")
     return LSTMForm()
 
 
@@ -208,6 +212,19 @@ def recurrent_record(content: bytes, layers: Sequence[RecurrentLayer]) -> list[J
     ]
 
 
+def recurrent_text(layers: Sequence[RecurrentLayer]) -> str:
+    """Return which LSTM layers are fused, and what the other form would cost; "" if there are none."""
+    fused = [item for item in layers if item.form == "fused"]
+    costs = [item.unrolled_cost() or {"ops": 0, "bytes": 0} for item in fused]
+    if not fused:
+        return ""
+    ops, size = (sum(cost[name] for cost in costs) for name in ("ops", "bytes"))
+    return (
+        f"fused LSTM: {listed([item.layer for item in fused])} ({fused[0].reason}). The op runs in a builtin kernel, "
+        f"not in XNNPACK. Unrolled (conversion.lstm), it would take about {ops:,} ops and {size / 1000:,.0f} kB"
+    )
+
+
 def warn_of_unrolled(layers: Sequence[RecurrentLayer], lstm: LSTMForm, num_bytes: int) -> None:
     """Warn (TfqWarning) about layers that are unrolled into many steps, unless `conversion.lstm=unrolled` asks for it.
 
@@ -217,7 +234,7 @@ def warn_of_unrolled(layers: Sequence[RecurrentLayer], lstm: LSTMForm, num_bytes
         num_bytes: The size of the flatbuffer.
     """
     for item in layers:
-        if item.form != "unrolled" or item.steps is None or item.steps <= MANY_STEPS:
+        if item.form != "unrolled" or item.steps is None or item.steps <= MAX_UNROLLED_STEPS:
             continue
         if item.can_be_fused and lstm.is_requested:
             continue

@@ -21,7 +21,7 @@ class ModelPair:
         floating: The float flatbuffer, parsed.
         quantized: The quantized flatbuffer, parsed.
         float_tensors: {quantized activation: its float activation}, tensor indices. It covers the outputs of ops, not
-            the inputs of the model.
+            the inputs of the model, nor outputs that nothing reads.
     """
 
     def __init__(self, floating: bytes, quantized: bytes, *, by_layer: bool = False) -> None:
@@ -55,6 +55,10 @@ class ModelPair:
         if by_layer:
             self.float_tensors |= _match_by_layer(self.floating, self.quantized, self.float_tensors)
             self.float_tensors = dict(sorted(self.float_tensors.items(), key=lambda item: self._position(item[0])))
+        # The outputs of the ops that reset the state of an LSTM, for example, have no reader.
+        graph = self.quantized.main_subgraph
+        read = {index for op in graph.ops for index in op.inputs} | set(graph.outputs)
+        self.float_tensors = {index: other for index, other in self.float_tensors.items() if index in read}
         if not self.float_tensors:
             raise InputError(
                 "the float and the quantized flatbuffer do not belong together: no activations have the same name. "

@@ -35,7 +35,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     Raises:
         InputError: The model, the data or the config cannot be used.
     """
-    from tfq.conversion import convert_with_record, recurrent_record
+    from tfq.conversion import convert_with_record, recurrent_record, recurrent_text
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
@@ -57,6 +57,9 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
             warn(finding)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
         result = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
+    message = recurrent_text(result.recurrent)
+    if message:
+        progress.note(message)
     return result, {
         "techniques": dict(result.techniques),
         "dead_layers": list(result.dead_layers),

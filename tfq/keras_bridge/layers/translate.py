@@ -473,7 +473,10 @@ _register("LeakyReLU", _leaky_relu, _SAME)
 # Layers that quantization-aware training cannot quantize inside: they have several ops, loops or states, or tfmot's
 # wrapper calls them differently from Keras.
 _RECURRENT: dict[str, Any] = {"qat": "converter", "qat_reason": "it is recurrent"}
-_UNROLLED = "Provide representative data to convert; the int8 .tflite has a copy of its cell for each step"
+_UNROLLED = (
+    "Provide representative data to convert; the int8 .tflite has a copy of its cell for each step, or one op for a "
+    "long LSTM (conversion.lstm)"
+)
 _NO_LOOP = "Convert to a scheme without activation ranges, such as dynamic_range, because its loop cannot be unrolled"
 _CELL = ("kernel", "recurrent_kernel")
 _register("GRU LSTM SimpleRNN", _same, _SAME, **_RECURRENT, qat_advice=_UNROLLED, wraps=("cell",))
