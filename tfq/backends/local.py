@@ -27,6 +27,15 @@ class LocalBackend(Backend):
         """Open the backend. No process starts before the first run."""
         self.kind = LOCAL
 
+    # -S saves the time of `site` at each start: the path of the modules is already known here.
+    COMMAND = (sys.executable, "-I", "-S")
+
+    def check_available(self) -> None:
+        """Raise BackendError if ai-edge-litert is not installed."""
+        reason = self.unavailable()
+        if reason:
+            raise BackendError(f"{self.name}: {reason}")
+
     def prepare(self) -> None:
         """Start the process that children are forked from, so that its imports run while the data is read."""
         if self.unavailable() is None:
@@ -34,21 +43,14 @@ class LocalBackend(Backend):
 
     def assess(self, request: RunRequest) -> BackendResult:
         """Run the request, as `Backend.assess` describes."""
-        reason = self.unavailable()
-        if reason:
-            raise BackendError(f"{self.name}: {reason}")
-        # -S saves the time of `site` at each start: the path of the modules is already known here.
-        return run_worker(
-            [sys.executable, "-I", "-S"], request, backend=self.name, path=module_path(), start=start_fork
-        )
+        self.check_available()
+        return run_worker(self.COMMAND, request, backend=self.name, path=module_path(), start=start_fork)
 
     def run_samples(self, model: bytes, samples: Sequence[Arrays], kernels: str = "xnnpack") -> list[Arrays]:
         """Run a few samples one by one with `worker.run_samples` on this machine."""
-        reason = self.unavailable()
-        if reason:
-            raise BackendError(f"{self.name}: {reason}")
+        self.check_available()
         return run_samples(
-            [sys.executable, "-I", "-S"],
+            self.COMMAND,
             model,
             samples,
             backend=self.name,

@@ -19,7 +19,7 @@ import struct
 import ai_edge_litert.interpreter  # noqa: F401  imported here for all forks
 import numpy as np  # noqa: F401
 
-from . import examples, samples, session  # noqa: F401
+from . import activations, examples, samples, session  # noqa: F401
 
 LARGEST_MESSAGE = 1 << 18
 STATUS = struct.Struct("<i")
@@ -45,6 +45,8 @@ def serve(run):
                         return
                     start(selector, run, json.loads(message), descriptors)
                 elif key.data[0] == "control":
+                    if key.data[2].fileno() < 0:
+                        continue  # the process ended at the same time, and `finish` has closed this socket
                     # Closed or shut down: end the process. `finish` reports its exit code.
                     selector.unregister(key.fileobj)
                     os.kill(key.data[1], signal.SIGKILL)
@@ -72,7 +74,7 @@ def start(selector, run, message, descriptors):
     for descriptor in streams:
         os.close(descriptor)
     connection = socket.socket(fileno=control)
-    selector.register(connection, selectors.EVENT_READ, ("control", pid))
+    selector.register(connection, selectors.EVENT_READ, ("control", pid, connection))
     selector.register(os.pidfd_open(pid), selectors.EVENT_READ, ("ended", pid, connection))
 
 

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a float flatbuffer on samples and observe its activations."""
 
-import collections
-import concurrent.futures
-import contextlib
 import itertools
 import math
-import os
-import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -15,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import progress, tflite
+from tfq import tflite
 from tfq.artifacts import sha256
+from tfq.backends.activations import map_in_children
 from tfq.data import SampleDigest, common_batch_size, input_specs
-from tfq.errors import InputError
-from tfq.native_stderr import captured_stderr
+from tfq.errors import InputError, ModelError
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.rows import digests, of_samples, sample_axes, shifted
@@ -27,8 +22,6 @@ from tfq.ptq.calibration.rows import digests, of_samples, sample_axes, shifted
 # {input name: array}.
 Sample = Mapping[str, NDArray]
 Result = TypeVar("Result")
-# Samples per worker that are read ahead.
-_QUEUED_PER_WORKER = 4
 
 
 def map_activations(
@@ -46,9 +39,8 @@ def map_activations(
         model: A float or quantized flatbuffer.
         tensors: Tensor indices in its main subgraph.
         samples: {input name: array in the type of the input}. They are read as they are needed.
-        function: Called in a worker thread with the values of `tensors`. The arrays are the interpreter's memory and
-            are invalid after the call.
-        num_workers: Threads, each with an interpreter; 0 means one per core.
+        function: Called in a worker thread with the values of `tensors`. The arrays are invalid after the call.
+        num_workers: Child processes, each with an interpreter; 0 means one per core.
         total: The number of samples, for the progress bar.
 
     Yields:
@@ -56,80 +48,25 @@ def map_activations(
 
     Raises:
         InputError: The model does not run on a sample.
+        ModelError: The model crashes, does not finish or needs more memory than there is.
     """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
     parsed = tflite.read(model)
-    names = dict(zip(parsed.main_subgraph.inputs, parsed.input_names, strict=True))
+    names = parsed.input_names
     exposed, _ = tflite.expose_tensors(model, tensors)
-    idle: queue.SimpleQueue[_Interpreter] = queue.SimpleQueue()
-
-    def work(sample: Sample) -> Result:
-        try:
-            interpreter = idle.get_nowait()
-        except queue.Empty:
-            interpreter = _Interpreter(exposed, names)
-        try:
-            interpreter.run(sample)
-            return function([interpreter.view(index) for index in tensors])
-        finally:
-            idle.put(interpreter)
-
-    shown = progress.bar("running samples", total, " samples")
-    with shown as bar, concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-        try:
-            for sample in samples:
-                pending.append(pool.submit(work, sample))
-                if len(pending) >= num_workers * _QUEUED_PER_WORKER:
-                    yield pending.popleft().result()
-                    bar.update()
-            while pending:
-                yield pending.popleft().result()
-                bar.update()
-        finally:
-            # The consumer of this generator may stop early.
-            pool.shutdown(cancel_futures=True)
-
-
-class _Interpreter:
-    """A single-threaded LiteRT interpreter that reads inputs by name and exposes tensors without a copy."""
-
-    def __init__(self, model: bytes, names: Mapping[int, str]) -> None:
-        """Load `model`; `names` maps its input tensors to the names in samples."""
-        from ai_edge_litert.interpreter import Interpreter
-
-        with captured_stderr():
-            self._interpreter, self._names = Interpreter(model_content=model, num_threads=1), names
-        self._shapes: dict[int, tuple[int, ...]] = {}
-
-    def run(self, sample: Sample) -> None:
-        """Run the model on a sample. Inputs are resized to the sample's shapes if they allow it."""
-        shapes = {index: np.shape(sample[name]) for index, name in self._names.items()}
-        try:
-            if shapes != self._shapes:
-                for index, shape in shapes.items():
-                    self._interpreter.resize_tensor_input(index, shape)
-                # The first interpreter of a process reports that it has created a delegate.
-                with contextlib.nullcontext() if self._shapes else captured_stderr():
-                    self._interpreter.allocate_tensors()
-                self._shapes = shapes
-            for index, name in self._names.items():
-                self._interpreter.set_tensor(index, sample[name])
-            # Samples are independent: the state of a recurrent layer must not carry over.
-            self._interpreter.reset_all_variables()
-            self._interpreter.invoke()
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                "calibration: the model does not run on a sample of the representative dataset. Check that the names, "
-                f"shapes and types of the sample's arrays match the model's inputs. The interpreter says: {error}",
-                field="representative_dataset",
-                expected="samples that the model runs on",
-                got=str(error),
-            ) from error
-
-    def view(self, index: int) -> NDArray:
-        """Return the values of a tensor, which are valid until the next run."""
-        return self._interpreter.tensor(index)()
+    arrays = (tuple(np.ascontiguousarray(sample[name]) for name in names) for sample in samples)
+    try:
+        yield from map_in_children(exposed, tensors, arrays, function, num_workers=num_workers, total=total)
+    except InputError as error:
+        if isinstance(error, ModelError) or error.field != "inputs":
+            raise
+        reason = str(error).removeprefix("local: ")
+        raise InputError(
+            "calibration: the model does not run on a sample of the representative dataset. Check that the names, "
+            f"shapes and types of the sample's arrays match the model's inputs. The interpreter says: {reason}",
+            field="representative_dataset",
+            expected="samples that the model runs on",
+            got=str(error),
+        ) from error
 
 
 def observe(
@@ -152,7 +89,7 @@ def observe(
         samples: {input name: array of the input's shape and dtype}. They are read one by one, so memory does not grow
             with their number. If the model has a batch size, each is a batch of as many samples.
         histograms: Record a Histogram (256 kB) of each tensor in addition to its extremes.
-        num_workers: Threads, each with an interpreter; 0 means one per core. The result does not depend on it.
+        num_workers: Child processes, each with an interpreter; 0 means one per core. The result does not depend on it.
         total: The number of `samples`, for the progress bar.
         keep: Indices of the `samples` whose outputs are stored in `Observations.outputs`.
         num_samples: How many samples to count, if the last batch was filled up with copies; None for all.

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a flatbuffer on samples in child processes, and process the values of its tensors in this process.
+
+Each worker is a thread of this process with a child that has one interpreter. Samples and values go through memory that
+both share. A worker has several slots: while its thread processes the values of one sample, the child runs the next.
+"""
+
+import collections
+import contextlib
+import json
+import mmap
+import os
+import queue
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import progress, tflite
+from tfq.backends.child import Child, run_child
+from tfq.backends.forks import start_fork
+from tfq.backends.limits import choose_deadline, memory_limit
+from tfq.backends.local import LocalBackend
+from tfq.backends.scratch import scratch_directory, write_error
+from tfq.backends.worker import Arrays, module_path
+from tfq.errors import BackendError
+
+Result = TypeVar("Result")
+# Samples per worker that are read ahead, and samples that a child has at the same time.
+_QUEUED_PER_WORKER, _SLOTS = 4, 2
+_ALIGNMENT = 64
+_LENGTH = struct.Struct("<q")
+
+
+def map_in_children(
+    model: bytes,
+    tensors: Sequence[int],
+    samples: Iterable[Arrays],
+    function: Callable[[list[NDArray]], Result],
+    *,
+    num_workers: int = 0,
+    total: int | None = None,
+) -> Iterator[Result]:
+    """Run a flatbuffer on samples, and yield a function of the values of some tensors for each sample.
+
+    Args:
+        model: The flatbuffer. A crash of its interpreter ends a child only.
+        tensors: Indices of inputs and outputs of its main subgraph.
+        samples: An array for each input of the main subgraph, in its dtype. They are read as they are needed.
+        function: Called in a thread with the values of `tensors`. The arrays are invalid after the call.
+        num_workers: Children; 0 means one per core.
+        total: The number of samples, for the progress bar.
+
+    Yields:
+        The results of `function`, in the order of `samples`.
+
+    Raises:
+        InputError: The interpreter rejects the arrays of a sample. `field` is "inputs".
+        ModelError: The model crashes, does not finish or needs more memory than there is.
+        BackendError: Anything else went wrong.
+    """
+    num_workers = num_workers or len(os.sched_getaffinity(0))
+    LocalBackend().check_available()
+    parsed = tflite.read(model)
+    memory_bytes = memory_limit(parsed)
+    with scratch_directory() as directory, progress.bar("running samples", total, " samples") as bar:
+        try:
+            (directory / "model.tflite").write_bytes(model)
+        except OSError as error:
+            raise write_error(directory.parent, f"the model ({len(model):,} bytes)", error) from error
+        request = {
+            "mode": "activations",
+            "model": str(directory / "model.tflite"),
+            "tensors": list(map(int, tensors)),
+            "num_inputs": len(parsed.main_subgraph.inputs),
+            "num_threads": 1,
+            "kernels": "xnnpack",
+            "path": module_path(),
+            "memory_bytes": memory_bytes,
+        }
+        pool = _Pool(directory, request, choose_deadline(parsed, 0, 1, emulated=False), function)
+        pending: collections.deque[Future[Result]] = collections.deque()
+        try:
+            for sample in samples:
+                pending.append(pool.submit(sample, num_workers))
+                if len(pending) >= num_workers * _QUEUED_PER_WORKER:
+                    yield pending.popleft().result()
+                    bar.update()
+            pool.finish()
+            while pending:
+                yield pending.popleft().result()
+                bar.update()
+            pool.join()
+        finally:
+            # The consumer of this generator may stop early.
+            pool.stop()
+
+
+class _Task(Generic[Result]):
+    """A sample, and the future result of it."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays, self.future = arrays, Future[Result]()
+
+
+class _Pool(Generic[Result]):
+    """The workers of one run and the queue of their tasks."""
+
+    def __init__(
+        self, directory: Path, request: dict[str, Any], deadline: Any, function: Callable[[list[NDArray]], Result]
+    ) -> None:
+        self.directory, self.request, self.deadline, self.function = directory, request, deadline, function
+        # None ends a worker.
+        self.tasks: queue.SimpleQueue[_Task[Result] | None] = queue.SimpleQueue()
+        self.stopped = False
+        self._threads: list[threading.Thread] = []
+        self._children: list[Child] = []
+
+    def submit(self, arrays: Arrays, num_workers: int) -> "Future[Result]":
+        """Queue a sample, and start another worker if there are fewer than `num_workers`."""
+        task = _Task[Result](arrays)
+        self.tasks.put(task)
+        if len(self._threads) < num_workers:
+            directory = self.directory / str(len(self._threads))
+            directory.mkdir()
+            thread = threading.Thread(target=self._work, args=(directory,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return task.future
+
+    def finish(self) -> None:
+        """Let each worker end when the queue is empty."""
+        for _ in self._threads:
+            self.tasks.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the workers, after `finish`."""
+        for thread in self._threads:
+            thread.join()
+        self._threads, self._children = [], []
+
+    def stop(self) -> None:
+        """End all workers now."""
+        self.stopped = True
+        self.finish()
+        for child in list(self._children):
+            child.kill()
+        self.join()
+
+    def _work(self, directory: Path) -> None:
+        feed = _Feed(self)
+        try:
+            with contextlib.closing(feed):
+                request = {**self.request, "files": feed.paths()}
+                run_child(
+                    LocalBackend.COMMAND,
+                    directory,
+                    request,
+                    backend="local",
+                    deadline=self.deadline,
+                    feed=feed,
+                    start=self._start,
+                )
+            failure: BaseException = BackendError("local: the interpreter ended before all samples had been run")
+        except BaseException as error:
+            failure = error
+        for task in feed.unfinished():
+            task.future.set_exception(failure)
+        # The other workers may have failed too, and the caller waits for every task.
+        while not feed.ended:
+            next_task = self.tasks.get()
+            if next_task is None:
+                return
+            next_task.future.set_exception(failure)
+
+    def _start(self, *arguments: Any, **named: Any) -> Child:
+        child = start_fork(*arguments, **named)
+        self._children.append(child)
+        if self.stopped:
+            child.kill()
+        return child
+
+
+class _Feed(Generic[Result]):
+    """The messages, slots and tasks of one worker."""
+
+    def __init__(self, pool: _Pool[Result]) -> None:
+        self._pool = pool
+        self._slots = [(_SharedMemory(), _SharedMemory()) for _ in range(_SLOTS)]
+        self._free = collections.deque(range(_SLOTS))
+        self._running: dict[int, _Task[Result]] = {}
+        self.ended = False
+
+    def paths(self) -> list[list[str]]:
+        """Return [path of the inputs, path of the outputs] of each slot, for the child."""
+        return [[memory.path for memory in slot] for slot in self._slots]
+
+    def unfinished(self) -> list[_Task[Result]]:
+        """Return the tasks that the child has not completed."""
+        return list(self._running.values())
+
+    def close(self) -> None:
+        """Release the shared memory."""
+        for slot in self._slots:
+            for memory in slot:
+                memory.close()
+
+    def messages(self) -> Iterator[bytes]:
+        """Yield a message for each task; an empty one means that the child must report something first."""
+        while True:
+            while not self._free:
+                yield b""
+            try:
+                # Waiting for a task while the child has one would delay that result, maybe forever.
+                task = self._pool.tasks.get(block=not self._running)
+            except queue.Empty:
+                yield b""
+                continue
+            if task is None or self._pool.stopped:
+                self.ended = True
+                return
+            slot = self._free.popleft()
+            self._running[slot] = task
+            memory = self._slots[slot][0]
+            kinds = memory.store(task.arrays)
+            message = json.dumps({"slot": slot, "size": memory.size, "arrays": kinds}).encode()
+            yield _LENGTH.pack(len(message)) + message
+
+    def handle_line(self, words: list[bytes]) -> bool:
+        """Handle the child's line `done <description>`. Return whether it was such a line."""
+        if len(words) != 2 or words[0] != b"done":
+            return False
+        report = json.loads(words[1])
+        slot = report["slot"]
+        task = self._running.pop(slot)
+        try:
+            task.future.set_result(self._pool.function(self._slots[slot][1].load(report["size"], report["arrays"])))
+        except BaseException as error:
+            task.future.set_exception(error)
+        self._free.append(slot)
+        return True
+
+
+class _SharedMemory:
+    """Memory that a child maps too, by its path below /proc."""
+
+    def __init__(self) -> None:
+        self._file, self.size = os.memfd_create("tfq"), 0
+        self.path = f"/proc/{os.getpid()}/fd/{self._file}"
+        self._map: mmap.mmap | None = None
+
+    def close(self) -> None:
+        self._map = None  # it has a descriptor too
+        os.close(self._file)
+
+    def store(self, arrays: Arrays) -> list[list[Any]]:
+        """Write arrays, and return [dtype, shape, offset] of each."""
+        kinds: list[list[Any]] = []
+        end = 0
+        for array in arrays:
+            kinds.append([array.dtype.str, array.shape, end])
+            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if max(end, _ALIGNMENT) > self.size:
+            try:
+                os.posix_fallocate(self._file, 0, max(end, _ALIGNMENT))
+            except OSError as error:
+                raise BackendError(
+                    f"local: there is no memory for a sample of {end:,} bytes: {error.strerror}", got=end
+                ) from error
+        self._remap(max(end, _ALIGNMENT))
+        for array, (_, _, offset) in zip(arrays, kinds, strict=True):
+            np.frombuffer(self._map, array.dtype, array.size, offset).reshape(array.shape)[...] = array  # type: ignore[arg-type]
+        return kinds
+
+    def load(self, size: int, kinds: list[list[Any]]) -> list[NDArray]:
+        """Return the arrays that the child wrote; they are the memory itself."""
+        self._remap(size)
+        return [
+            np.frombuffer(self._map, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape)  # type: ignore[arg-type]
+            for dtype, shape, offset in kinds
+        ]
+
+    def _remap(self, size: int) -> None:
+        if size > self.size:
+            # The old mapping is released with the last array that uses it.
+            self._map, self.size = mmap.mmap(self._file, size), size
