@@ -4,6 +4,7 @@
 import random
 import struct
 from collections.abc import Iterator
+from functools import cache
 
 from ai_edge_litert import schema_py_generated as generated
 
@@ -14,19 +15,24 @@ WORDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**20, 2**31 - 1
 def mutants(data: bytes, count: int, seed: object) -> Iterator[bytes]:
     """Yield `count` damaged copies of `data`: half in offsets, lengths, opcodes and shapes, half in any byte."""
     source = random.Random(f"tfq {seed}")
-    positions = sensitive_positions(data)
     for number in range(count):
-        mutant = bytearray(data)
-        for _ in range(source.choice((1, 1, 2, 5))):
-            if number % 2:
-                at = source.choice(positions)
-                word = source.choice((*WORDS, source.getrandbits(32), source.randrange(len(data))))
-                struct.pack_into("<I", mutant, at, word)
-            else:
-                mutant[source.randrange(len(data))] = source.getrandbits(8)
-        yield bytes(mutant)
+        yield mutant(data, number, source)
 
 
+def mutant(data: bytes, number: int, source: random.Random) -> bytes:
+    """Return a damaged copy of `data`; odd numbers are damaged in sensitive positions."""
+    result = bytearray(data)
+    for _ in range(source.choice((1, 1, 2, 5))):
+        if number % 2:
+            at = source.choice(sensitive_positions(data))
+            word = source.choice((*WORDS, source.getrandbits(32), source.randrange(len(data))))
+            struct.pack_into("<I", result, at, word)
+        else:
+            result[source.randrange(len(data))] = source.getrandbits(8)
+    return bytes(result)
+
+
+@cache
 def sensitive_positions(data: bytes) -> list[int]:
     """Return every offset, vector length, shape, opcode and index of the file, as found by the generated reader."""
     model = generated.Model.GetRootAs(data)

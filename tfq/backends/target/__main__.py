@@ -54,6 +54,8 @@ def main(directory, parent=None):
             if isinstance(error, OSError) and error.errno != errno.ENOMEM:
                 raise
             result = {"error": {"kind": "interpreter", "message": f"{type(error).__name__}: {error}"}}
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        result["used"] = {"cpu_secs": usage.ru_utime + usage.ru_stime, "peak_kb": usage.ru_maxrss}
         temporary = os.path.join(directory, ".result.json")
         with open(temporary, "w") as file:
             json.dump(result, file, allow_nan=False)
