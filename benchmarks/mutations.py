@@ -9,12 +9,13 @@ without and with a run, evaluated and analyzed. The mutants follow from their nu
 --out, and --only=KIND:NUMBER repeats one of them.
 
 The work is done in worker processes, one mutant after the other. A crash, or no answer within 120 s, is a finding, and
-the next mutant gets a new worker. Times are CPU seconds, so that other work on the machine does not count. Memory is the
-growth of the worker's peak resident set, or the peak of the interpreter's child.
+the next mutant gets a new worker. Times are CPU seconds, so that other work on the machine does not count. Memory is
+the growth of the worker's peak resident set, or the peak of the interpreter's child.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import datetime
 import json
 import os
@@ -68,32 +69,27 @@ def plan(containers, flatbuffers):
 
 
 def run_missing(arguments):
-    """Run all mutants that --out has no result of."""
+    """Run all mutants that --out has no result of, with a worker for each kind of file."""
     path = arguments.out / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     done = {(item["kind"], item["number"]) for item in map(json.loads, lines)}
-    started, workers = time.monotonic(), {}
-    with open(path, "a") as results:
-        for count, key in enumerate(item for item in plan(arguments.containers, arguments.flatbuffers) if item not in done):
-            side = FLATBUFFERS if key[0] in FLATBUFFERS else CONTAINERS
-            if workers.get(side) is None:
-                workers[side] = Worker(side)
-            result = workers[side].run(*key)
-            if slow(result):  # the machine may have been busy
-                workers[side].stop()
-                workers[side] = Worker(side)
-                result = {**workers[side].run(*key), "repeated": True}
-            if not workers[side].alive:
-                workers[side] = None
-            results.write(json.dumps(result) + "\n")
-            results.flush()
-            if finding(result):
-                print(json.dumps(result), flush=True)
-            if count % 1000 == 999:
-                print(f"{count + 1} in {time.monotonic() - started:.0f} s", flush=True)
-    for worker in workers.values():
-        if worker is not None:
-            worker.stop()
+    missing = [item for item in plan(arguments.containers, arguments.flatbuffers) if item not in done]
+    with open(path, "a") as results, concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def work(kinds):
+            worker = None
+            for kind, number in missing:
+                if kind in kinds:
+                    worker = worker if worker and worker.alive else Worker(kinds)
+                    result = worker.run(kind, number)
+                    results.write(json.dumps(result) + "\n")
+                    results.flush()
+                    if finding(result):
+                        print(json.dumps(result), flush=True)
+            if worker:
+                worker.stop()
+
+        list(pool.map(work, (FLATBUFFERS, CONTAINERS)))
 
 
 def slow(result):
@@ -115,15 +111,17 @@ class Worker:
             [sys.executable, __file__, "--worker", *kinds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.alive, self.count = True, 0
         self.selector = selectors.DefaultSelector()
-        self.selector.register(self.process.stdout, selectors.EVENT_READ)
+        self.selector.register(self.answers, selectors.EVENT_READ)
         self._line(START_SECS)  # it is ready
 
     def run(self, kind, number):
         """Return the result of one mutant."""
         start = time.monotonic()
-        self.process.stdin.write(f"{kind} {number}\n".encode())
+        self.requests.write(f"{kind} {number}\n".encode())
         line = self._line(KILL_SECS)
         secs = time.monotonic() - start
         self.count += 1
@@ -141,7 +139,7 @@ class Worker:
     def stop(self):
         """End the process."""
         self.alive = False
-        self.process.stdin.close()
+        self.requests.close()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -153,7 +151,7 @@ class Worker:
         while not content.endswith(b"\n"):
             if not self.selector.select(max(0, end - time.monotonic())):
                 return b""
-            part = os.read(self.process.stdout.fileno(), 65536)
+            part = os.read(self.answers.fileno(), 65536)
             if not part:
                 time.sleep(0.2)  # let the process end, so that its own exit code is seen
                 return b""
@@ -182,7 +180,7 @@ def run(kind, number):
     os.environ["TFQ_PROGRESS"] = "0"
     kind_of_run = run_flatbuffer if kind in FLATBUFFERS else run_container
     child = watch_children()
-    content = mutant(kind, number)
+    content = bytes_of(kind, number)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
     before, cpu = resident("VmRSS"), time.process_time()
     outcomes = list(kind_of_run(kind, content))
@@ -196,19 +194,19 @@ def run(kind, number):
     }
 
 
-def mutant(kind, number):
+def bytes_of(kind, number):
     """Return the bytes of a mutant, or of the correct file."""
     import random
 
     from container_mutations import container_mutant
-    from mutations import mutant as flatbuffer_mutant
+    from flatbuffer_mutations import mutant
 
     data = golden(kind) if kind in FLATBUFFERS else (ROOT / "tests" / "containers" / kind).read_bytes()
     if number is None:
         return data
     if kind in CONTAINERS:
         return container_mutant(kind, data, number, "benchmark")
-    return flatbuffer_mutant(data, number, random.Random(f"tfq benchmark {kind} {number}"))
+    return mutant(data, number, random.Random(f"tfq benchmark {kind} {number}"))
 
 
 def resident(field):
@@ -324,10 +322,10 @@ def table(out):
     ]
     for kind in (*CONTAINERS, *FLATBUFFERS):
         if group := groups[kind]:
-            codes = collections.Counter(result["code"] for result in group)
-            counts = " | ".join(f"{codes.pop(code, 0):,}" for code in (0, 1, 2))
+            exit_codes = collections.Counter(result["code"] for result in group)
+            counts = " | ".join(f"{exit_codes.pop(code, 0):,}" for code in (0, 1, 2))
             longest = f"{max(result['cpu_secs'] for result in group):.1f} s"
-            others = ", ".join(f"{name}: {count}" for name, count in codes.items()) or "0"
+            others = ", ".join(f"{name}: {count}" for name, count in exit_codes.items()) or "0"
             memory = max(result["mb"] for result in group)
             lines.append(f"| {kind} | {len(group):,} | {counts} | {others} | {longest} | {memory:,} MB |")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from mutations import WORDS
+from flatbuffer_mutations import WORDS
 
 _WORDS_64 = (*WORDS, 2**33, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 # Values that are unusual in a Keras config, as JSON text.
@@ -23,6 +23,7 @@ _VALUES = (
     "[]", "{}", "[" * 5000 + "]" * 5000, '{"a":' * 2000 + "1" + "}" * 2000, '"' + "x" * 100_000 + '"', "2147483648",
     "[null, 100000, 100000, 64]", "[[1]]", '{"class_name": "Dense"}', '{"class_name": null, "config": 3}', "4611686018",
 )  # fmt: skip
+_H5_WORDS = (("<B", (0, 1, 2, 0x7F, 0xFF)), ("<H", (0, 1, 0xFFFF)), ("<I", WORDS), ("<Q", _WORDS_64))
 _DESCRS = (
     "|O", "<f4", "<f8", "|S0", "|V8", "<U1073741824", "<M8[ns]", ("<f4", (2, 2)), [("a", "<f4")], [], "f4,f4", "((((",
     "<c16", "<f16", 3, None, "O", "<i99", [("a", "|O")],
@@ -155,7 +156,9 @@ def _damaged_h5(content: bytes, source: random.Random) -> bytes:
     positions = _h5_positions(content)
     for _ in range(source.choice((1, 1, 2, 5))):
         at = source.choice(positions) + source.randrange(0, 64)
-        form, values = source.choice((("<B", (0, 1, 2, 0x7F, 0xFF)), ("<H", (0, 1, 0xFFFF)), ("<I", WORDS), ("<Q", _WORDS_64)))
+        form, values = source.choice(
+            (("<B", (0, 1, 2, 0x7F, 0xFF)), ("<H", (0, 1, 0xFFFF)), ("<I", WORDS), ("<Q", _WORDS_64))
+        )
         if at + struct.calcsize(form) <= len(mutant):
             struct.pack_into(form, mutant, at, source.choice((*values, source.choice(values) ^ 1)))
     return bytes(mutant)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that tfq writes: atomic writes, hashes, locks, the cache directory."""
+"""Files: reading those of the user, atomic writes, hashes, locks, the cache directory."""
 
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -108,8 +110,11 @@ def is_alive(pid: int) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write `text` to `path` in UTF-8 atomically, as `write_bytes` does."""
-    return write_bytes(path, text.encode())
+    """Write `text` to `path` in UTF-8 atomically, as `write_bytes` does.
+
+    A file name that is not UTF-8 is written with escapes.
+    """
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
@@ -129,32 +134,110 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
-def read_bytes(path: str | os.PathLike[str], expected: str, *, field: str | None = None) -> bytes:
+def open_file(path: str | os.PathLike[str], expected: str, *, field: str | None = None) -> io.BufferedReader:
+    """Open a file of the user for reading. All files that tfq does not write itself are opened here.
+
+    Args:
+        path: The file. A symbolic link is followed.
+        expected: What the file should be, in a few words, for the errors.
+        field: The argument or config path that named the file, for the errors.
+
+    Raises:
+        InputError: There is no such file, it cannot be read, or it is not a regular file: a directory, a named pipe or
+            a device. These could block, or never end.
+    """
+    descriptor, cause = -1, cast(Exception | None, None)
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb")
+        problem = next((text for check, text in _KINDS if check(mode)), "is not a regular file")
+    except FileNotFoundError as error:
+        problem, cause = "does not exist", error
+    except (OSError, ValueError) as error:  # ValueError: the path contains a null character or a surrogate
+        problem, cause = f"cannot be read: {getattr(error, 'strerror', None) or error}", error
+    if descriptor >= 0:
+        os.close(descriptor)
+    where = f"{field}: " if field else ""
+    raise InputError(
+        f"{where}{_shown(path)} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
+    ) from cause
+
+
+_KINDS = (
+    (stat.S_ISDIR, "is a directory"),
+    (stat.S_ISFIFO, "is a named pipe, not a regular file"),
+    (stat.S_ISCHR, "is a device, not a regular file"),
+    (stat.S_ISBLK, "is a device, not a regular file"),
+    (stat.S_ISSOCK, "is a socket, not a regular file"),
+)
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message: a very long one is cut."""
+    text = os.fspath(path)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text):,} characters)"
+
+
+_MAX_SHOWN = 500
+# Longer files are not read into memory at once.
+MAX_FILE_BYTES = 4 << 30
+# A part of a file that is larger than the floor, and compressed more than a hundredfold, is treated as a decompression
+# bomb. DEFLATE reaches 1032.
+MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
+
+
+def read_bytes(
+    path: str | os.PathLike[str], expected: str, *, field: str | None = None, max_bytes: int = MAX_FILE_BYTES
+) -> bytes:
     """Return the content of the file at `path`.
 
     Args:
         path: The file.
         expected: What the file should be, in a few words, for the errors.
         field: The argument or config path that named the file, for the errors.
+        max_bytes: The largest size that is read.
 
     Raises:
-        InputError: There is no such file, it is a directory, it is empty, or it cannot be read.
+        InputError: As in `open_file`, or the file is empty or too large.
     """
-    path = Path(path)
-    problem, cause = "is empty", cast(Exception | None, None)
-    try:
-        if content := path.read_bytes():
+    with open_file(path, expected, field=field) as file, decoding(path, expected, field=field):
+        size = os.fstat(file.fileno()).st_size
+        if size <= max_bytes and (content := file.read(max_bytes + 1)) and len(content) <= max_bytes:
             return content
-    except FileNotFoundError as error:
-        problem, cause = "does not exist", error
-    except IsADirectoryError as error:
-        problem, cause = "is a directory", error
-    except (OSError, ValueError) as error:  # ValueError: the path contains a null character
-        problem, cause = f"cannot be read: {getattr(error, 'strerror', None) or error}", error
     where = f"{field}: " if field else ""
-    raise InputError(
-        f"{where}{path} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
-    ) from cause
+    problem = f"has {size:,} bytes, and tfq reads at most {max_bytes:,}" if size else "is empty"
+    raise InputError(f"{where}{path} {problem}: expected {expected}", field=field, expected=expected, got=str(path))
+
+
+@contextlib.contextmanager
+def decoding(path: str | os.PathLike[str], expected: str, *, field: str | None = None) -> Iterator[None]:
+    """Turn every exception of a decoder inside into an InputError that names the file.
+
+    Decoders of damaged files raise exceptions of many types, some of them private (`zlib.error`, `TokenError`).
+
+    Args:
+        path: The file.
+        expected: What the file should be, in a few words.
+        field: The argument or config path that named the file.
+
+    Raises:
+        InputError: Anything was raised inside. Errors of tfq itself are passed on.
+    """
+    try:
+        yield
+    except TfqError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:_MAX_SHOWN]
+        raise InputError(
+            f"{path} is damaged or of another format ({type(error).__name__}: {reason}). Expected {expected}",
+            field=field,
+            expected=expected,
+            got=str(path),
+        ) from error
 
 
 def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file") -> bytes:
@@ -184,12 +267,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value in a JSON file.
 
     Raises:
-        InputError: The file cannot be read, or it is not JSON; the message has the line and the column.
+        InputError: The file cannot be read, it is not JSON (the message has the line and the column), it is nested too
+            deeply, or it has a number or a text that Python cannot represent.
     """
+    content = read_bytes(path, "a JSON file", max_bytes=MAX_JSON_BYTES)
     try:
-        return json.loads(read_bytes(path, "a JSON file"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(content)
+        # Half of a surrogate pair ("\\ud800") is accepted by the parser, but cannot be printed or written.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError as error:
+        raise InputError(f"{path} is not JSON that tfq reads: it is nested too deeply", got=str(path)) from error
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}", got=str(path)) from error
+
+
+MAX_JSON_BYTES = 64 << 20
 
 
 def check_out_is_set(path: str | os.PathLike[str]) -> None:
@@ -234,7 +327,7 @@ def sha256(content: bytes) -> str:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the hexadecimal SHA-256 of a file, which is read in pieces."""
-    with open(path, "rb") as file:
+    with open_file(path, "a file") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from tfq.artifacts import read_bytes
 from tfq.errors import InputError
 
 # Extension point -> the module that registers tfq's own objects when it is imported.
@@ -243,18 +244,17 @@ def load_plugin(path: str) -> Plugin:
         InputError: There is no such file, or it fails; the message has the line of the failure.
     """
     file = Path(path)
-    if file.suffix != ".py" or not file.is_file():
-        problem = "is not a Python file" if file.exists() else "does not exist"
+    if file.suffix != ".py":
         raise InputError(
-            f"plugin: {path} {problem}: expected a path that ends in .py",
+            f"plugin: {path[:200]} is not a Python file: expected a path that ends in .py",
             field="plugin",
             expected="a .py file",
             got=path,
         )
+    content = read_bytes(file, "a .py file", field="plugin")
     file = file.resolve()
-    content = file.read_bytes()
     # The name depends on the full path, so that two files with the same name are two modules.
-    name = f"tfq_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    name = f"tfq_plugin_{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}"
     if name in _plugins:
         return _plugins[name]
     specification = importlib.util.spec_from_file_location(name, file)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from mutations import mutants
+from flatbuffer_mutations import mutants
 
 import tfq
 from tfq.config import EvaluationConfig

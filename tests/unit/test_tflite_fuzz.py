@@ -5,8 +5,8 @@ import time
 import tracemalloc
 
 import pytest
+from flatbuffer_mutations import mutants
 from golden_models import golden
-from mutations import mutants
 
 from tfq import registry
 from tfq.auditing import audit_model

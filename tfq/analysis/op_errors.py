@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.analysis.weight_errors import WeightError, weight_errors
-from tfq.errors import InputError
+from tfq.errors import InputError, ModelError
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
 from tfq.ptq.layer_pairs import ModelPair
@@ -208,16 +208,31 @@ class _Tally:
         limits = np.iinfo(tensor.dtype)
         # Values up to half a step outside still round to the outermost values; float rounding may add a little.
         self._low, self._high = ((end - self._zero_point) * self._scale for end in (limits.min, limits.max))
-        channels = tensor.shape[-1] if tensor.shape else 1
-        self._minimum, self._maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
-        self._beyond = np.zeros(channels, np.int64)
-        self._sum, self._power, self._shift, self._noise = (np.zeros(channels) for _ in range(4))
+        # The first values show how many channels there are. A damaged file may declare any number.
+        self._minimum = self._maximum = self._sum = self._power = self._shift = self._noise = np.zeros(0)
+        self._beyond = np.zeros(0, np.int64)
         self._clipped_noise = self._product = self._dequantized_power = self._largest = 0.0
         self._random, self._reservoir = np.random.default_rng(0), list[NDArray]()
         self.count = 0
 
     def add(self, float_values: NDArray[np.float32], quantized_values: NDArray) -> None:
         """Add the float values and the quantized values of the next sample; both have the same shape."""
+        channels = self._tensor.shape[-1] if self._tensor.shape else 1
+        if float_values.size != quantized_values.size or (channels and float_values.size % channels):
+            raise ModelError(
+                f"tensor {self._tensor.name!r} has shape {list(float_values.shape)} in the float flatbuffer and "
+                f"{list(quantized_values.shape)} in the int8 flatbuffer, which declares {channels:,} channels. "
+                "A file is damaged. Convert the model again",
+                field="model",
+                expected=float_values.shape,
+                got=quantized_values.shape,
+            )
+        if not float_values.size:
+            return
+        if not self.count:
+            self._minimum, self._maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
+            self._beyond = np.zeros(channels, np.int64)
+            self._sum, self._power, self._shift, self._noise = (np.zeros(channels) for _ in range(4))
         expected = float_values.reshape(-1, len(self._minimum)).astype(np.float64)
         dequantized = (quantized_values.reshape(expected.shape).astype(np.float64) - self._zero_point) * self._scale
         error = dequantized - expected

@@ -23,6 +23,8 @@ TENSOR_FACTOR = 8
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
 BASE_OUTPUT_BYTES, INPUT_FACTOR = 256 << 20, 4096
 MAX_BATCH = 1 << 16
+# An input of the model may have this many bytes; the environment variable allows more.
+MAX_INPUT_BYTES, MAX_INPUT_VARIABLE = 512 << 20, "TFQ_MAX_INPUT_MB"
 _ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 
 
@@ -88,6 +90,7 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
                     expected=MAX_BATCH,
                     got=batch,
                 )
+            _check_input_size(tensor.name, sizes[tensor.index])
         elif sizes[tensor.index] > allowed[tensor.index] and not tensor.is_constant:
             raise ModelError(
                 f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)} "
@@ -97,6 +100,20 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
                 expected=allowed[tensor.index],
                 got=sizes[tensor.index],
             )
+
+
+def _check_input_size(name: str, size: int) -> None:
+    configured = os.environ.get(MAX_INPUT_VARIABLE, "")
+    limit = int(configured) << 20 if configured.isdigit() else MAX_INPUT_BYTES
+    if size > limit:
+        raise ModelError(
+            f"input {name!r} of the model needs {size:,} bytes for one inference, expected at most {limit:,}. The "
+            f"model may be damaged. If it is correct, set the environment variable {MAX_INPUT_VARIABLE} to "
+            f"{(size >> 20) + 1}",
+            field="model",
+            expected=limit,
+            got=size,
+        )
 
 
 def _count_operations(graph: Subgraph, op: Op) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq import tflite
 from tfq.backends import child
+from tfq.backends.limits import memory_limit
 from tfq.backends.protocol import check_arrays
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.errors import BackendError, InputError, ModelError
@@ -143,6 +145,7 @@ def time_models(
             "entries": [{**files[id(model)], "kernels": kernels} for model, kernels in request.entries],
             **_common(request),
             "seed": request.seed,
+            "memory_bytes": sum(_memory_limit(model) for model, _ in request.entries),
         }
         try:
             result = _run(command, directory, settings, backend, environment)
@@ -193,6 +196,7 @@ def profile_ops(
             "kernels": kernels,
             **_common(request),
             "num_runs": min(request.num_runs, PROFILED_RUNS),
+            "memory_bytes": _memory_limit(model),
         }
         try:
             result = _run(command, directory, settings, backend, environment)
@@ -230,6 +234,14 @@ def _run(
 
 def _common(request: TimingRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ("num_threads", "warmup_runs", "num_runs", "min_secs")}
+
+
+def _memory_limit(model: TimedModel) -> int:
+    """Return the limit on the bytes of one interpreter; raise ModelError if the model cannot run on this machine."""
+    try:
+        return memory_limit(tflite.read(model.model))
+    except ModelError as error:
+        raise ModelError(f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got) from error
 
 
 def _write(directory: Path, position: int, model: TimedModel) -> dict[str, Any]:

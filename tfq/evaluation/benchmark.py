@@ -2,6 +2,7 @@
 """Benchmark models side by side on one backend."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,17 +93,24 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
             field=tensor.name,
             got=tensor.dtype,
         ) from error
-    shape = (NUM_INPUTS, *tensor.shape)
-    if dtype.kind == "f":
-        return generator.uniform(-1, 1, shape).astype(dtype)
+    if dtype.kind not in "fiub":
+        raise InputError(f"input {tensor.name!r} is {dtype}, expected real numbers", field=tensor.name, got=str(dtype))
+    count = max(1, min(NUM_INPUTS, _MAX_INPUT_BYTES // max(1, math.prod(tensor.shape) * dtype.itemsize)))
     if dtype.kind in "iu" and tensor.is_quantized:
         limits = np.iinfo(dtype)
-        return generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
-    if dtype.kind in "iub":
-        return generator.integers(0, 2, shape).astype(dtype)
-    raise InputError(f"input {tensor.name!r} is {dtype}, expected real numbers", field=tensor.name, got=str(dtype))
+        return generator.integers(limits.min, limits.max, (count, *tensor.shape), dtype=dtype, endpoint=True)
+    result = np.empty((count, *tensor.shape), dtype)
+    # One at a time, because the generator's numbers need up to eight times the memory.
+    for place in range(count):
+        if dtype.kind == "f":
+            result[place] = generator.uniform(-1, 1, tensor.shape)
+        else:
+            result[place] = generator.integers(0, 2, tensor.shape, np.uint8)
+    return result
 
 
+# The random inputs are fewer than NUM_INPUTS if they would need more memory.
+_MAX_INPUT_BYTES = 64 << 20
 NOT_TIMED = "not measured: the time that an emulator needs does not predict the time on a device"
 OPS_BY = (
     "LiteRT's profiler, in separate inferences through CompiledModel. XNNPACK reports its own kernels, rounded down to "

@@ -18,6 +18,7 @@ from tfq import auditing, tflite
 from tfq.artifacts import content_of
 from tfq.auditing import AuditReport, Execution
 from tfq.backends import LocalBackend
+from tfq.backends.limits import memory_limit
 from tfq.config import AuditConfig
 from tfq.data import common_batch_size, input_specs
 from tfq.errors import BackendError, ModelError, TfqError
@@ -202,7 +203,7 @@ def try_to_run(model: bytes) -> Execution:
         FlatbufferError: The bytes are not a flatbuffer.
     """
     parsed = tflite.read(model)
-    reason = not_runnable_here(parsed) or _shape_reason(parsed)
+    reason = not_runnable_here(parsed) or _shape_reason(parsed) or _size_reason(parsed)
     if reason:
         return Execution(state="not tried", reason=reason)
     inputs = [tuple(_neutral(tensor) for tensor in parsed.main_subgraph.input_tensors)]
@@ -341,6 +342,15 @@ def _neutral(tensor: Tensor) -> NDArray:
         value = int(np.clip(tensor.zero_point[0], limits.min, limits.max))
         return np.full(shape, value, tensor.dtype)
     return np.zeros(shape, tensor.dtype)
+
+
+def _size_reason(parsed: Model) -> str | None:
+    """Return why the model needs more memory than it may have, before any is allocated."""
+    try:
+        memory_limit(parsed)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _shape_reason(parsed: Model) -> str | None:

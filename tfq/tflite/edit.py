@@ -143,7 +143,11 @@ def edit_model(
 
 
 def unpack(data: bytes) -> Any:
-    """Return the flatbuffer as a ModelT of the generated schema, which can be changed in place; `data` is trusted."""
+    """Return the flatbuffer as a ModelT of the generated schema, which can be changed in place.
+
+    Raises:
+        FlatbufferError: A part of the file is damaged that `tflite.read` does not need, so it was not checked.
+    """
     from ai_edge_litert import schema_py_generated as generated
 
     try:

@@ -59,8 +59,8 @@ class Tensor:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its values represent real numbers, which means that it has a scale."""
-        return bool(self.scale)
+        """Whether its values are integers that represent real numbers, which means that it has a scale."""
+        return bool(self.scale) and self.dtype.startswith(("int", "uint"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load, train, trace and save the model of a config, and load the splits of its data."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
 
 def is_file(model: str) -> bool:
     """Return whether config.model is a file, not the name of a model that tfq builds."""
-    return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
+    return model.endswith(MODEL_FILES) or "/" in model or os.path.exists(model)
 
 
 def model_name(config: RunConfig) -> str:
@@ -54,7 +55,7 @@ def check_model_file(config: RunConfig) -> None:
     Raises:
         InputError: There is no such file.
     """
-    if is_file(config.model) and not Path(config.model).exists():
+    if is_file(config.model) and not os.path.exists(config.model):
         raise InputError(
             f"model={config.model} does not exist: expected a .keras, .h5 or .tflite file, a SavedModel directory, or "
             "the name of a model",

@@ -109,6 +109,7 @@ def shape_inputs(interpreter, inputs):
 
 def run(directory, request):
     """Time every entry. Write latencies_<entry>.npy, in milliseconds, and return the other results as JSON values."""
+    session.limit_memory(request.get("memory_bytes"))
     # Import everything now, so that the imports are not part of the first initialization time.
     session.machine()
     session.make_interpreter(os.path.join(directory, request["entries"][0]["model"]), {**request, "kernels": "builtin"})

@@ -196,6 +196,7 @@ def run(directory, request):
         {"events": [[tag, type, index, subgraph, mean ms]], "num_runs": n}, or {"reason": why} if this version of LiteRT
         differs from what is expected here.
     """
+    session.limit_memory(request.get("memory_bytes"))
     try:
         return profile(directory, request)
     except (AttributeError, OSError, RuntimeError) as error:

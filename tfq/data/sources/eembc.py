@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.artifacts import read_bytes
+from tfq.artifacts import open_file, read_bytes
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint
 from tfq.data.sources.folder import locate
@@ -230,7 +230,7 @@ def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen:
     while done < len(result):
         count = min(counts[number] - window, len(result) - done)
         size = (count - 1) * layout.stride + layout.width
-        with open(files[number], "rb") as file:
+        with open_file(files[number], "a binary file of samples", field="data.source") as file:
             file.seek(window * layout.stride)
             content = file.read(size)
         if len(content) < size:

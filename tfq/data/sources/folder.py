@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.artifacts import open_file
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.preprocessing import resize_bilinear, resize_of
@@ -24,9 +25,35 @@ from tfq.registry import register
 _BATCH = 256
 
 
+# An image of a few kilobytes can declare any size.
+MAX_PIXELS = 1 << 26
+TOO_LARGE = f"declares more than {MAX_PIXELS:,} pixels"
+
+
 def decode_image(content: Any) -> Any:
-    """Decode a scalar string tensor to uint8 (height, width, channels) with the channels that the file stores."""
+    """Decode a scalar string tensor to uint8 (height, width, channels) with the channels that the file stores.
+
+    An image that declares more than MAX_PIXELS pixels is an error of TensorFlow with the text TOO_LARGE.
+    """
     tf = import_tensorflow()
+
+    def png_shape() -> Any:
+        sizes = tf.cast(tf.reshape(tf.io.decode_raw(tf.strings.substr(content, 16, 8), tf.uint8), (2, 4)), tf.int64)
+        return tf.reduce_sum(sizes * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1)
+
+    def other_shape() -> Any:
+        is_png = tf.strings.substr(content, 0, 4) == b"\x89PNG"
+        return tf.cond(is_png, png_shape, lambda: tf.zeros(2, tf.int64))
+
+    shape = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.image.extract_jpeg_shape(content, output_type=tf.int32)[:2],
+        lambda: tf.cast(tf.minimum(other_shape(), MAX_PIXELS + 1), tf.int32),
+    )
+    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+    check = tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64), TOO_LARGE)
+    with tf.control_dependencies([check]):
+        content = tf.identity(content)
 
     # TensorFlow's default inverse DCT is fast but inexact: two in three pixels differ from other decoders, by up to 5.
     return tf.cond(
@@ -352,7 +379,7 @@ def _examples(
             stop,
             config,
             place=lambda index: paths[index],
-            explain=lambda index, error: _explained(Path(paths[index])),
+            explain=lambda index, error: _explained(Path(paths[index]), too_large=TOO_LARGE in str(error)),
         ):
             assert piece.labels is not None
             yield Piece(inputs=piece.inputs, labels=class_labels(piece.labels, str(root)))
@@ -374,7 +401,7 @@ def _check_formats(paths: Sequence[Path]) -> None:
     """
     for path in paths:
         try:
-            with open(path, "rb") as file:
+            with open_file(path, "a JPEG or PNG file", field="data.source") as file:
                 first = file.read(_SIGNATURE_BYTES)
         except OSError:
             first = b""
@@ -404,7 +431,7 @@ def _encoded(paths: Sequence[str], labels: Sequence[int], start: int, stop: int)
     return files.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=2, deterministic=True)
 
 
-def _explained(path: Path, image_format: str = "") -> str:
+def _explained(path: Path, image_format: str = "", *, too_large: bool = False) -> str:
     try:
         size = path.stat().st_size
         with open(path, "rb"):
@@ -413,6 +440,8 @@ def _explained(path: Path, image_format: str = "") -> str:
         return f"{path} cannot be read: {error.strerror}"
     if image_format:
         return f"{path} is {image_format}, and tfq reads JPEG and PNG. Convert it, or move it to another directory"
+    if too_large:
+        return f"{path} {TOO_LARGE} ({size:,} bytes). Make it smaller, or move it to another directory"
     message = (
         "is empty (0 bytes)"
         if not size

@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tfq.artifacts import read_bytes
+from tfq.artifacts import BOMB_FLOOR_BYTES, MAX_EXPANSION, open_file, read_bytes
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.output_labels import join_labels
@@ -28,8 +27,6 @@ from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
 from tfq.registry import register
 
-# What NumPy and zipfile raise for a file that is truncated, damaged, encrypted or not an archive.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _SKIP_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
 # The local header of a zip member: 30 bytes that end with the lengths of the two fields after it.
@@ -47,6 +44,7 @@ class Member:
     is_fortran_order: bool
     start: int  # the position of its values in the .npy, after the header
     stored_at: int | None  # the position of the .npy in the archive; None if it is compressed
+    stored_bytes: int  # the size in the archive
 
     @property
     def length(self) -> int:
@@ -94,7 +92,8 @@ class Member:
                     return
                 for first in range(start, stop, step):
                     yield self._read_rows(file, min(step, stop - first))
-        except _DAMAGE as error:
+        except Exception as error:
+            # NumPy and the decompressors raise exceptions of many types.
             raise InputError(
                 f"{self.path} {self.key} cannot be read, because the archive is damaged: {error}. Save it again",
                 field=self.key,
@@ -106,11 +105,15 @@ class Member:
         """Open the file at the values of `row`. Reads from row 0 go through zipfile, which checks the checksum."""
         offset = self.start + (0 if self.is_fortran_order else row * self.row_bytes)
         if self.stored_at is not None and row:
-            with open(self.path, "rb") as file:
+            with open_file(self.path, _EXPECTED) as file:
                 file.seek(self.stored_at + offset)
                 yield file
             return
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as member:
+        with (
+            open_file(self.path, _EXPECTED) as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open(f"{self.key}.npy") as member,
+        ):
             # Read up to there: in Python 3.13, seeking in an uncompressed member turns off the check of its checksum.
             while offset > 0:
                 skipped = len(member.read(min(offset, _SKIP_BYTES)))
@@ -121,6 +124,11 @@ class Member:
 
     def _read_rows(self, file: IO[bytes], count: int) -> NDArray:
         size = count * self.row_bytes
+        if size > BOMB_FLOOR_BYTES and size > MAX_EXPANSION * self.stored_bytes:
+            raise ValueError(
+                f"{self.key} expands from {self.stored_bytes:,} to {size:,} bytes, like a decompression bomb; save it "
+                "uncompressed, with numpy.savez"
+            )
         content = file.read(size)
         if len(content) < size:
             raise EOFError(f"{self.key} ends after {len(content):,} of {size:,} bytes")
@@ -139,13 +147,15 @@ def read_members(path: Path, expected: str) -> dict[str, Member]:
         InputError: `path` is not an archive, or a damaged one.
     """
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        with open_file(path, expected, field="data.source") as file, zipfile.ZipFile(file) as archive:
             return {
                 info.filename.removesuffix(".npy"): _member(archive, file, info, path)
                 for info in archive.infolist()
                 if info.filename.endswith(".npy")
             }
-    except _DAMAGE as error:
+    except InputError:
+        raise
+    except Exception as error:
         content = read_bytes(path, expected)  # has better messages for a missing or empty file and for a directory
         if content.startswith(_NPY_MAGIC):
             raise InputError(
@@ -167,6 +177,9 @@ def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, pa
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, is_fortran_order, dtype = read(member)
         start = member.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (start + size > info.file_size and not dtype.hasobject):
+        raise ValueError(f"{key} has shape {shape}, {size:,} bytes, but its member has {info.file_size:,}")
     stored_at = None
     if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
         file.seek(info.header_offset)
@@ -181,6 +194,7 @@ def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, pa
         is_fortran_order=bool(is_fortran_order) and len(shape) > 1,
         start=start,
         stored_at=stored_at,
+        stored_bytes=info.compress_size,
     )
 
 

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tfq.artifacts import open_file
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hold_out_val
-from tfq.data.sources.folder import image_pieces, locate
+from tfq.data.sources.folder import TOO_LARGE, image_pieces, locate
 from tfq.data.split import MissingSplitError, class_labels
 from tfq.errors import InputError, did_you_mean
 from tfq.progress import import_tensorflow
@@ -52,7 +53,10 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
         size = path.stat().st_size
         if not size:
             return
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            open_file(path, "a TFRecord file", field="data.source") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             yield from _walk(content, size, path)
     except OSError as error:
         raise InputError(
@@ -100,6 +104,8 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
 
     if isinstance(error, tf.errors.DataLossError):
         return "is corrupt: its checksum does not match. Write or copy the file again"
+    if TOO_LARGE in str(error):
+        return f"has an image under {config.image_key!r} that {TOO_LARGE}. Make it smaller, or leave it out"
     start, end = next(itertools.islice(_spans(path), record, None))
     with open(path, "rb") as file:
         file.seek(start)

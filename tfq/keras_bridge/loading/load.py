@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tfq import artifacts
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
@@ -76,9 +77,10 @@ def load_model(
         if contains_tfmot(file.config):
             quantize_config_classes()
     custom = dict(custom_objects or {})
-    if not allow_code:
-        refuse_code(file, frozenset(keras.saving.get_custom_objects()) | frozenset(custom))
-    refuse_impossible_sizes(file)
+    with artifacts.decoding(file.path, "the config of a model that Keras saved", field="model"):
+        if not allow_code:
+            refuse_code(file, frozenset(keras.saving.get_custom_objects()) | frozenset(custom))
+        refuse_impossible_sizes(file)
     # Keras loads a copy of the inspected bytes, so that they cannot change between inspection and loading. The copy has
     # the suffix by which Keras chooses its loader.
     with tempfile.TemporaryDirectory(prefix="tfq-") as directory:
@@ -111,17 +113,13 @@ def load_source(
 
 @stage("loading the model")
 def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom: dict[str, Any]) -> Any:
-    import tensorflow as tf
-
-    failures: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
-    failures += (ImportError, OSError, AssertionError, MemoryError, ArithmeticError, tf.errors.OpError)
     try:
         # A scope, because tf_keras does not pass the argument `custom_objects` on to the activations of an .h5 file.
         with keras.saving.custom_object_scope(custom):
             model = _build(keras, file, directory, allow_code)
     except InputError:
         raise
-    except failures as error:
+    except Exception as error:
         # Keras nests its messages, each with a complete config. The cause comes last.
         reason = str(error).rpartition("Exception encountered: ")[2].strip().split("\n")[0][:500]
         advice = "Load the model in the environment that saved it, and save it again"

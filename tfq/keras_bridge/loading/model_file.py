@@ -30,12 +30,9 @@ _EXPECTED_DIRECTORY = "a .keras or .h5 file, or a SavedModel directory that Kera
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 
-MAX_FILE_BYTES = 4 << 30
-MAX_JSON_BYTES = 64 << 20
+MAX_FILE_BYTES = artifacts.MAX_FILE_BYTES
+MAX_JSON_BYTES = artifacts.MAX_JSON_BYTES
 MAX_MEMBERS = 100_000
-# Keras stores members uncompressed. A large member that is compressed more than a hundredfold is treated as a
-# decompression bomb (DEFLATE reaches 1032).
-MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
 # An array in an .npz begins with a header that contains its dtype within this many bytes.
 _NPY_HEADER_BYTES = 4096
 
@@ -94,9 +91,12 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
             Each case has its own message.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_directory(path)
-    content = _content(path)
+    with artifacts.decoding(path, EXPECTED_FILE, field="model"):
+        return _read_directory(path) if path.is_dir() else _read_file(path)
+
+
+def _read_file(path: Path) -> ModelFile:
+    content = artifacts.read_bytes(path, EXPECTED_FILE, field="model", max_bytes=MAX_FILE_BYTES)
     if content.startswith(HDF5_MAGIC):
         return _from_h5(path, content)
     if content.startswith(ZIP_MAGIC):
@@ -118,27 +118,6 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
         field="model",
         expected=EXPECTED_FILE,
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        status = path.stat()
-    except OSError:
-        return artifacts.read_bytes(path, EXPECTED_FILE, field="model")
-    return _regular_content(path, status, EXPECTED_FILE)
-
-
-def _regular_content(path: Path, status: os.stat_result, expected: str) -> bytes:
-    """Return the bytes of a regular file of at most MAX_FILE_BYTES; `expected` is what errors ask for."""
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is not a regular file. Expected {expected}", field="model", expected=expected)
-    if status.st_size > MAX_FILE_BYTES:
-        raise InputError(
-            f"{path} has {status.st_size} bytes. tfq loads at most {MAX_FILE_BYTES}",
-            field="model",
-            expected=MAX_FILE_BYTES,
-        )
-    return artifacts.read_bytes(path, expected, field="model")
 
 
 def _from_h5(path: Path, content: bytes) -> ModelFile:
@@ -238,12 +217,19 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
             )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{path}: the zip member {member.filename!r} is a symbolic link", field="model")
-        if member.file_size > BOMB_FLOOR_BYTES and member.file_size > MAX_EXPANSION * member.compress_size:
-            raise InputError(
-                f"{path}: the zip member {member.filename!r} expands from {member.compress_size} to "
-                f"{member.file_size} bytes, like a decompression bomb",
-                field="model",
-            )
+        _check_expansion(f"{path}: the zip member {member.filename!r}", member.compress_size, member.file_size)
+
+
+def _check_expansion(where: str, stored: int, declared: int) -> None:
+    """Raise InputError if so few stored bytes cannot be the weights of a model with so many."""
+    if declared > artifacts.BOMB_FLOOR_BYTES and declared > artifacts.MAX_EXPANSION * stored:
+        raise InputError(
+            f"{where} expands from {stored:,} to {declared:,} bytes, like a decompression bomb. Expected a model that "
+            "Keras saved",
+            field="model",
+            expected=artifacts.MAX_EXPANSION * stored,
+            got=declared,
+        )
 
 
 def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
@@ -300,13 +286,16 @@ def _check_h5(path: Path, file: Any) -> None:
                     raise InputError(
                         f"{where} has its data in another file. tfq does not load such a model", field="model"
                     )
-                declared += item.size * item.dtype.itemsize if item.size else 0
+                size = item.size * item.dtype.itemsize if item.size else 0
+                declared += size
                 if declared > MAX_FILE_BYTES:
                     raise InputError(
                         f"{where}: the data sets up to this one declare {declared} bytes. tfq loads at most "
                         f"{MAX_FILE_BYTES}",
                         field="model",
                     )
+                # A data set without stored bytes reads as its fill value.
+                _check_expansion(f"{where}: the data set", item.id.get_storage_size(), size)
 
 
 def _to_text(value: Any) -> str:
@@ -472,7 +461,7 @@ def _member(path: Path, name: str) -> bytes:
         ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
         raise InputError(f"{file} is a symbolic link or inside of one. tfq does not load such a model", field="model")
-    return _regular_content(file, status, _EXPECTED_DIRECTORY)
+    return artifacts.read_bytes(file, _EXPECTED_DIRECTORY, field="model", max_bytes=MAX_FILE_BYTES)
 
 
 def _messages(path: Path, name: str, data: bytes, numbers: tuple[int, ...]) -> Iterator[bytes]:

@@ -235,7 +235,7 @@ class Observations:
         values = read_json(path)
         try:
             return cls.from_dict(values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise InputError(
                 f"{path} is not a file of observations, or another version of tfq wrote it ({type(error).__name__}: "
                 f"{error}). Observe the data again",

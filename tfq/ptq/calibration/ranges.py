@@ -120,7 +120,7 @@ class Ranges:
                 model_sha256=str(values["model_sha256"]),
                 data_sha256=tuple(map(str, values["data_sha256"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise InputError(
                 f"{path} is not a file of calibrated ranges, or another version of tfq wrote it "
                 f"({type(error).__name__}: {error}). Calibrate again",
