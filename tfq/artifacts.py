@@ -47,28 +47,30 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path next to `path` with the same suffix, for libraries that write a file by name.
+    """Yield a path with the suffix of `path`, for libraries that write a file by name.
 
-    The temporary file replaces `path` if the block succeeds, and is deleted otherwise.
+    It is a link to memory, so a full disk cannot end the process or leave half of a file, as HDF5 does. If the block
+    succeeds, the content is written to `path` as `write_bytes` does. The link is deleted in any case.
 
     Raises:
         TfqError: The write fails, for example because the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f"{_temporary_prefix()}{path.name}")
+    memory = os.memfd_create(path.name[-200:])
     try:
+        temporary.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
+        content = temporary.read_bytes()
     except OSError as error:
         # h5py puts a long dump into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise TfqError(f"cannot write {path}: {reason}") from error
+        raise TfqError(f"cannot write {path}: {reason}", got=reason) from error
     finally:
+        os.close(memory)
         with contextlib.suppress(OSError):
             temporary.unlink()
+    write_bytes(path, content)
 
 
 def copy_file(source: Path, path: Path) -> Path:

@@ -16,6 +16,7 @@ ORDER = [
         "errors",
         "typing",
         "artifacts",
+        "isolation",
         "registry",
         "quant_math",
         "text_table",

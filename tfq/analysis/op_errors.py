@@ -218,7 +218,8 @@ class _Tally:
     def add(self, float_values: NDArray[np.float32], quantized_values: NDArray) -> None:
         """Add the float values and the quantized values of the next sample; both have the same shape."""
         channels = self._tensor.shape[-1] if self._tensor.shape else 1
-        if float_values.size != quantized_values.size or (channels and float_values.size % channels):
+        size = float_values.size
+        if size != quantized_values.size or (size and (not channels or size % channels)):
             raise ModelError(
                 f"tensor {self._tensor.name!r} has shape {list(float_values.shape)} in the float flatbuffer and "
                 f"{list(quantized_values.shape)} in the int8 flatbuffer, which declares {channels:,} channels. "
@@ -227,7 +228,7 @@ class _Tally:
                 expected=float_values.shape,
                 got=quantized_values.shape,
             )
-        if not float_values.size:
+        if not size:
             return
         if not self.count:
             self._minimum, self._maximum = np.full(channels, np.inf), np.full(channels, -np.inf)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert a Keras model or a float flatbuffer: trace, freeze, rewrite, calibrate, quantize, verify."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from tfq import tflite
+from tfq import isolation, tflite
 from tfq.artifacts import content_of
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
@@ -127,9 +128,16 @@ def convert_with_record(
     config = config_for_target(config or ConversionConfig())
     if config.verify:
         LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
-    result = _converted(model, representative_dataset, config, preprocessing)
-    if config.verify and config.scheme != "float32":
-        result = verified(result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed)
+    with contextlib.ExitStack() as stack:
+        is_directory = isinstance(model, (str, os.PathLike)) and os.path.isdir(model)
+        if isinstance(model, (bytes, bytearray, str, os.PathLike)) and not is_directory:
+            model = content_of(model, "model", "a float .tflite file")
+            stack.enter_context(isolation.foreign_bytes(model))
+        result = _converted(model, representative_dataset, config, preprocessing)
+        if config.verify and config.scheme != "float32":
+            result = verified(result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed)
+    if not isinstance(model, bytes):
+        isolation.trust(result.content)
     warn_of_target(result.content, config)
     warn_of_floats(
         result.content, config, has_data=representative_dataset is not None or bool(config.calibration.ranges)

@@ -7,6 +7,7 @@ tf_keras does not set safe mode, and so it would run the bytecode of Lambda laye
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
 from tfq.keras_bridge.layers.tfq_layers import register_tfq_objects
@@ -117,7 +118,7 @@ def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom
         # A scope, because tf_keras does not pass the argument `custom_objects` on to the activations of an .h5 file.
         with keras.saving.custom_object_scope(custom):
             model = _build(keras, file, directory, allow_code)
-    except InputError:
+    except TfqError:
         raise
     except Exception as error:
         # Keras nests its messages, each with a complete config. The cause comes last.
@@ -163,17 +164,18 @@ def _build(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> An
     if file.container == "saved_model":
         return _build_saved_model(keras, file, directory, allow_code)
     copy = directory / f"model.{file.container}"
-    copy.write_bytes(file.content)
+    content = file.content
     if file.container == "h5" and file.kind == "tf_keras":
-        _replace_function_dicts(keras, file, copy)
+        content = _without_function_dicts(keras, file)
+    artifacts.write_bytes(copy, content)
     if file.kind == "keras":
         return keras.saving.load_model(copy, compile=False, safe_mode=not allow_code)
     with _tf_keras_scope(file, allow_code):
         return keras.saving.load_model(copy, compile=False, safe_mode=not allow_code)
 
 
-def _replace_function_dicts(keras: Any, file: ModelFile, copy: Path) -> None:
-    """Replace the dict of each registered or provided function by its name, in the copy of an `.h5` file.
+def _without_function_dicts(keras: Any, file: ModelFile) -> bytes:
+    """Return an `.h5` file with the dict of each registered or provided function replaced by its name.
 
     tf_keras 2.21 writes such a dict, but its own .h5 loader expects the name of an activation there.
     """
@@ -193,15 +195,18 @@ def _replace_function_dicts(keras: Any, file: ModelFile, copy: Path) -> None:
         return [replaced(item) for item in node] if isinstance(node, list) else node
 
     config = replaced(file.config)
-    if changed:
-        with h5py.File(copy, "r+") as h5_file:
-            h5_file.attrs["model_config"] = json.dumps(config)
+    if not changed:
+        return file.content
+    copy = io.BytesIO(file.content)
+    with h5py.File(copy, "r+") as h5_file:
+        h5_file.attrs["model_config"] = json.dumps(config)
+    return copy.getvalue()
 
 
 def _build_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
     """Build the model from the config, with the weights of the checkpoint. The saved graphs are never loaded."""
     for name, content in file.members.items():
-        (directory / name).write_bytes(content)
+        artifacts.write_bytes(directory / name, content)
     prefix = str(directory / "variables")
     _check_checkpoint(file, prefix)
     with _tf_keras_scope(file, allow_code):

@@ -14,6 +14,7 @@ from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
+from tfq.isolation import isolated
 from tfq.progress import stage
 from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
@@ -36,6 +37,11 @@ def with_intermediate_tensors(model: bytes) -> bytes:
     ops = [op for graph in tflite.read(model).subgraphs for op in graph.ops if op.name in _WITH_INTERMEDIATES]
     if all(op.intermediates for op in ops):
         return model
+    return _add_intermediate_tensors(model)
+
+
+@isolated
+def _add_intermediate_tensors(model: bytes) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
     return bytes(wrapper.AddIntermediateTensors(model))
@@ -62,24 +68,28 @@ def intermediate_ranges(
     requested |= {(graph.index, tensor) for op in graph.ops for tensor in _states(graph, op)}
     if not requested:
         return {}
-    from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
-
-    calibrator = wrapper.CalibrationWrapper(model, [], [])
     try:
-        for sample in samples:
-            # The calibrator reads lists in the order of the subgraph's inputs. Prepare resets the states, because
-            # samples are independent.
-            arrays = [sample[name] for name in parsed.input_names]
-            calibrator.Prepare([list(array.shape) for array in arrays])
-            calibrator.FeedTensor(arrays)
-        calibrated = calibrator.Calibrate()
+        # The calibrator reads lists in the order of the subgraph's inputs.
+        calibrated = _calibrated(model, [[sample[name] for name in parsed.input_names] for sample in samples])
     except (RuntimeError, ValueError) as error:
         raise InputError(
             "calibration: TensorFlow's calibrator cannot run the model on the representative dataset. Check the shapes "
             f"and types of the samples. TensorFlow says: {error}",
             field="representative_dataset",
         ) from error
-    return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in requested}
+    return {key: ends for key, ends in tflite.read_ranges(calibrated).items() if key in requested}
+
+
+@isolated
+def _calibrated(model: bytes, samples: Sequence[Sequence[NDArray]]) -> bytes:
+    from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
+
+    calibrator = wrapper.CalibrationWrapper(model, [], [])
+    for arrays in samples:
+        # Prepare resets the states, because samples are independent.
+        calibrator.Prepare([list(array.shape) for array in arrays])
+        calibrator.FeedTensor(list(arrays))
+    return bytes(calibrator.Calibrate())
 
 
 def lstm_states(graph: tflite.Subgraph) -> dict[int, int]:
