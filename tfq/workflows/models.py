@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load, train, trace and save the model of a config, and load the splits of its data."""
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -181,10 +182,38 @@ def save_keras(model: Any, path: Path) -> Path:
     A quantization-aware trained model must be saved as `.h5`: tf_keras' `.keras` loader cannot restore tfmot's wrappers
     (2.21: "Layer 'quantize_layer' expected 5 variables, but received 3").
     """
-    with progress.stage(f"writing {path.name}"), artifacts.staged(path) as temporary, warnings.catch_warnings():
+    with progress.stage(f"writing {path.name}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*HDF5")  # tf_keras calls the format legacy
-        model.save(temporary)
+        if path.suffix in (".h5", ".hdf5"):
+            return artifacts.write_bytes(path, _to_h5(model, path))
+        with artifacts.staged(path) as temporary:
+            model.save(temporary)
     return path
+
+
+def _to_h5(model: Any, path: Path) -> bytes:
+    """Return the content of the HDF5 file that `model.save(path)` writes.
+
+    HDF5 must not write to a disk: if that is full, it reports its own internals, or ends the process.
+    """
+    import h5py
+
+    buffer = io.BytesIO()
+
+    class InMemory(h5py.File):
+        """A file that is in `buffer` if Keras opens `path`."""
+
+        def __init__(self, name: Any, *arguments: Any, **named: Any) -> None:
+            """Open the file as h5py does."""
+            is_model = isinstance(name, (str, os.PathLike)) and Path(name) == path
+            super().__init__(buffer if is_model else name, *arguments, **named)
+
+    original, h5py.File = h5py.File, InMemory
+    try:
+        model.save(path)
+    finally:
+        h5py.File = original
+    return buffer.getvalue()
 
 
 def trace_once(model: Any, config: RunConfig) -> Any:

@@ -245,8 +245,9 @@ def _root(address: str) -> Path:
             got="folder",
         )
     root = Path(os.path.expanduser(address))
-    if not root.is_dir():
-        problem = "is a file, not a directory" if root.exists() else "does not exist"
+    # os.path, because pathlib raises OSError for a name that is too long.
+    if not os.path.isdir(root):
+        problem = "is a file, not a directory" if os.path.exists(root) else "does not exist"
         raise InputError(
             f"data.source=folder:{address}: {root} {problem}. {_LAYOUT}",
             field="data.source",

@@ -134,7 +134,11 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
         return
     # In its new format Keras looks a class up by registered_name, and then imports the module that the file names. In
     # the old format it looks the class up by class_name.
-    if (node.get("registered_name") if "module" in node else name) in registered:
+    looked_up = node.get("registered_name") if "module" in node else name
+    if looked_up is not None and not isinstance(looked_up, str):
+        yield f"its registered_name is {looked_up!r}, not a name"
+        return
+    if looked_up in registered:
         return
     module = node.get("module", "keras")
     if _is_tfmot_class(name, module):
