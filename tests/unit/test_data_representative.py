@@ -230,3 +230,43 @@ def test_images_of_another_size_are_refused_with_the_resize_to_use(shape, is_res
     with refused(InputError, expected=(4, 5, 3), got=shape) as caught:
         representative_samples(np.zeros(shape, np.float32), spec, 2)
     assert ("data.resize=4,5" in str(caught.value)) == is_resizable
+
+
+SHARED_NONE = [
+    InputSpec(name="image", shape=(1, 2, 2)),
+    InputSpec(name="side", shape=(3,)),
+    InputSpec(name="g", shape=()),
+]
+
+
+def test_inputs_without_a_common_batch_get_the_arrays_of_an_inference():
+    image, side, g = np.arange(48.0).reshape(12, 2, 2), np.arange(36.0).reshape(12, 3), np.arange(12.0)
+    by_name = {"image": image, "side": side, "g": g}
+    by_inference = [[image[i : i + 1], side[i], g[i]] for i in range(12)]
+    for dataset in (by_name, by_inference):
+        samples = representative_samples(dataset, SHARED_NONE, 12).samples
+        assert [tuple(array.shape for array in sample.values()) for sample in samples] == [((1, 2, 2), (3,), ())] * 12
+        assert [float(sample["g"]) for sample in samples] == list(range(12))
+    with refused(InputError, expected=(3,), got=(12, 4), word="batch"):
+        representative_samples({**by_name, "side": np.zeros((12, 4))}, SHARED_NONE, 12)
+
+
+def test_samples_come_in_the_batches_of_the_model():
+    result = representative_samples(np.arange(10.0)[:, None], [InputSpec(name="x", shape=(4, 1))], 10)
+    assert result.num_samples == result.to_dict()["num_samples"] == 10
+    assert [batch["x"][:, 0].tolist() for batch in result.samples] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+
+
+def test_lists_in_another_order_than_the_inputs_are_noticed():
+    inputs = [InputSpec(name="attention", shape=(1, 6)), InputSpec(name="token_ids", shape=(1, 6))]
+    rng = np.random.default_rng(0)
+    ids, weights = rng.integers(0, 900, (20, 1, 6)), rng.uniform(size=(20, 1, 6)).cumsum(2)
+    wrong = [[one.astype(np.float32), other] for one, other in zip(ids, weights, strict=True)]
+    assert any("'token_ids'" in item for item in representative_samples(wrong, inputs, 20).warnings)
+    right = [[other, one.astype(np.float32)] for one, other in zip(ids, weights, strict=True)]
+    named = [{"token_ids": other, "attention": one} for one, other in wrong]
+    assert not any("exchanged" in item for item in representative_samples(right, inputs, 20).warnings)
+    assert not any("exchanged" in item for item in representative_samples(named, inputs, 20).warnings)
+    wide = [InputSpec(name="a", shape=(1, 5)), InputSpec(name="b", shape=(1, 6))]
+    with refused(InputError, field="representative_dataset[0]['a']", word="'b'"):
+        representative_samples([[np.zeros((1, 6)), np.zeros((1, 5))]], wide, 1)

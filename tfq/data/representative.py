@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.data.diagnostics import judge_noise, noise_sample_size
+from tfq.data.input_order import order_warnings
 from tfq.data.provided import bind_inputs, shape_fits
 from tfq.data.split import Split, SplitStream
 from tfq.errors import InputError
@@ -276,7 +277,9 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
         raise InputError("representative_dataset cannot be used: the model has no input", field="model")
     samples: list[dict[str, NDArray]] = []
     casts: dict[str, str] = {}
+    is_listed = len(inputs) > 1
     for element in elements_of(dataset, [spec.name for spec in inputs]):
+        is_listed &= isinstance(element, (list, tuple))
         arrays = _arrays_of(element, inputs, len(samples))
         for row in _rows(arrays, inputs, len(samples), num_requested - len(samples), _source_of(dataset)):
             samples.append(_checked_sample(row, inputs, len(samples), casts))
@@ -290,7 +293,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
             got=0,
         )
     problems = (*_count_warnings(len(samples), num_requested), *_constant_warnings(samples), *_noise_warnings(samples))
-    warnings = (*casts.values(), *problems)
+    warnings = (*(order_warnings(samples) if is_listed else ()), *casts.values(), *problems)
     return RepresentativeSamples(
         samples=_batches(samples, common_batch_size(inputs) or 1),
         num_samples=len(samples),
@@ -386,7 +389,7 @@ def _rows(
                 f"{_shape_text(shape)} for a single sample or {_shape_text(shape, 'n')} for a batch"
             )
             raise InputError(
-                f"{message}{image_advice(spec.shape, array.shape)}",
+                f"{message}{_advice(inputs, spec, array.shape)}",
                 field=_field(index, spec.name),
                 expected=shape,
                 got=array.shape,
@@ -414,6 +417,23 @@ def _rows(
             batch[row : row + 1] if batch.ndim == len(spec.shape) else np.asarray(batch[row])
             for batch, spec in zip(batches.values(), inputs, strict=True)
         ]
+
+
+def _advice(inputs: Sequence[InputSpec], spec: InputSpec, shape: tuple[int, ...]) -> str:
+    """Return the end of an error message about the shape of a sample."""
+    if common_batch_size(inputs) is None:
+        shapes = ", ".join(f"{item.name} {_shape_text(item.shape)}" for item in inputs)
+        return (
+            f". The inputs ({shapes}) share no batch dimension, so a sample has the arrays of a whole inference. Give "
+            "all inputs the same first dimension to pass single examples"
+        )
+    for other in inputs:
+        if other is not spec and (shape_fits(shape[1:], other.shape[1:]) or shape_fits(shape, other.shape[1:])):
+            return (
+                f". It has the shape of input {other.name!r}: a list must have the arrays in the order of the model's "
+                f"inputs ({', '.join(item.name for item in inputs)}). Yield a dict by input name instead"
+            )
+    return image_advice(spec.shape, shape)
 
 
 def _field(index: int, name: str) -> str:
@@ -534,7 +554,8 @@ def _noise_warnings(samples: list[dict[str, NDArray]]) -> list[str]:
     warnings = []
     for name, first in samples[0].items():
         same_shape = [sample[name] for sample in samples if sample[name].shape == first.shape]
-        verdict = judge_noise(np.concatenate(same_shape[: noise_sample_size(first.size)]))
+        rows = [np.atleast_1d(array) for array in same_shape[: noise_sample_size(first.size)]]
+        verdict = judge_noise(np.concatenate(rows))
         if verdict.is_noise:
             warnings.append(
                 f"representative_dataset: input {name!r} looks like random noise ({verdict.reason}): ranges from noise "

@@ -118,6 +118,7 @@ def encode_inputs(model: Model, data: Split, tallies: "Tallies", first: int = 0)
         first: The index of the first example, for messages.
     """
     names = model.input_names
+    _check_common_batch(model)
     return tuple(
         _encode(name, tensor, array, tallies, first)
         for name, tensor, array in zip(
@@ -209,6 +210,22 @@ def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
     return tensor.scale[0], tensor.zero_point[0]
 
 
+def _check_common_batch(model: Model) -> None:
+    """Raise InputError if the inputs share no batch dimension, so that examples cannot be passed in batches."""
+    shapes = [tensor.shape_signature for tensor in model.main_subgraph.input_tensors]
+    batches = {max(1, shape[0]) if shape else 0 for shape in shapes}
+    if len(batches) > 1 or 0 in batches:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in zip(model.input_names, shapes, strict=True))
+        raise InputError(
+            f"the model's inputs share no batch dimension ({listed}), so it cannot run batches of examples. Build "
+            "the model with the same first dimension in every input, such as [1, 5] instead of [5] and [1, 1] instead "
+            "of []",
+            field="model",
+            expected="the same first dimension in every input",
+            got=tuple(shapes),
+        )
+
+
 def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
     expected = tensor.shape_signature
     fits = len(expected) == array.ndim and all(
@@ -218,11 +235,20 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
         raise InputError(
             f"the model's input {name!r} has shape {list(expected)} (batch first): expected examples of shape "
             f"{list(expected[1:])}, got {list(array.shape[1:])}"
-            f"{image_advice(expected, array.shape)}",
+            f"{image_advice(expected, array.shape)}{_batch_advice(expected, array.shape)}",
             field="data",
             expected=tuple(expected[1:]),
             got=array.shape[1:],
         )
+
+
+def _batch_advice(expected: Sequence[int], shape: Sequence[int]) -> str:
+    if tuple(shape[1:]) != tuple(expected):
+        return ""
+    return (
+        f". The first dimension of an input is the batch. Build the model with an input of shape {[1, *expected]}, if "
+        f"an example has the shape {list(expected)}"
+    )
 
 
 def _encode(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first: int) -> NDArray:
