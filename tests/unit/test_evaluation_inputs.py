@@ -139,3 +139,17 @@ def test_outputs_are_dequantized_with_zero_point_and_scale():
     outputs[1] = np.array([[0.5, np.nan]], np.float32)
     with refused(InputError, field="outputs", word="'floating'"):
         decode_outputs(model, outputs)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_inputs_without_a_common_batch_are_refused_by_shape(shape):
+    model = model_of({"shape": (1, 2)}, {"shape": shape})
+    inputs = {name: np.zeros((2, 2), np.float32) for name in model.input_names}
+    with refused(InputError, field="model", got=((1, 2), shape)):
+        prepare_inputs(model, Split(name="test", inputs=inputs, labels=None, source="arrays"))
+
+
+def test_an_input_without_a_batch_names_the_shape_to_use():
+    data = Split(name="test", inputs={"x": np.zeros((4, 5), np.float32)}, labels=None, source="arrays")
+    with refused(InputError, field="data", expected=(), got=(5,), word="[1,"):
+        prepare_inputs(model_of({"shape": (5,)}), data)
