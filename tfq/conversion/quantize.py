@@ -344,9 +344,9 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     try:
         with stage("quantizing"), captured_stderr() as stderr:
             quantized = (_to_int16x8 if is_int16 else _to_int8)(prepared, config)
-        result = restore(quantized)
-        result = tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
-        return with_distinct_outputs(result)  # the quantizer removes RESHAPE ops that keep the shape
+        # The quantizer removes RESHAPE ops that keep the shape, so outputs that they copied are one tensor again.
+        result = with_distinct_outputs(restore(quantized))
+        return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
     except (RuntimeError, ValueError) as error:
         message = (
             "TensorFlow's quantizer rejects the float model. Keep the layers that it names in float "
