@@ -260,3 +260,17 @@ def test_a_saved_model_of_unknown_sizes_gets_those_of_the_data(several):
     with warned("image=8x8x3"):
         content = tfq.convert(several, IMAGES, config)
     assert tfq.data.input_specs(content)[0].shape == (1, 8, 8, 3)
+
+
+def test_a_float64_signature_is_computed_in_float32(tmp_path):
+    path = saved(tmp_path, lambda row: tf.nn.softmax(row * 3.0), tf.TensorSpec((None, 4), tf.float64, name="row"))
+    (output,) = outputs_by_name(tfq.convert(path, None, FLOAT), {"row": ROWS}).values()
+    np.testing.assert_allclose(output, tf.nn.softmax(ROWS * 3.0), atol=1e-5)
+
+
+def test_a_recurrent_layer_in_a_saved_model_is_refused_with_the_remedy(tmp_path):
+    keras = import_keras()
+    inputs = keras.Input((6, 4))
+    keras.Model(inputs, keras.layers.GRU(3)(inputs)).export(str(tmp_path / "saved"), verbose=False)
+    with refused(tfq.InputError, field="model", expected="a model without loops of open shapes"):
+        tfq.convert(tmp_path / "saved", None, FLOAT)

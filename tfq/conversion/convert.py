@@ -75,8 +75,10 @@ def convert_model(
         >>> pathlib.Path("model_int8.tflite").write_bytes(flatbuffer)
 
     Args:
-        model: A functional or sequential model of either Keras, a `Trace` of one (which makes further conversions of
-            the same model faster), or a float `.tflite`: its bytes or its path.
+        model: A functional, sequential or subclassed model of either Keras; a SavedModel, as its directory or as the
+            result of `load_saved_model`; a `Trace` of one of these (which makes further conversions of the same model
+            faster); or a float `.tflite`, as its bytes or its path. The names of a subclassed model's inputs are those
+            of the arguments of `call`, or the keys of a dict.
         representative_dataset: Examples of the model's inputs, from which the ranges of activations are calibrated: a
             function that yields lists of arrays, a tf.data.Dataset, an array (n, ...), a dict of arrays by input name,
             or {signature: [{name: array}]} for a `.tflite` with several signatures. The schemes int8 and int16x8 need

@@ -105,7 +105,30 @@ def frozen_graph(traced: Trace) -> Any:
         # The converter looks up where each node was traced, and prints a line for each that was imported.
         for node in graph_def.node:
             node.ClearField("experimental_debug_info")
+        _refuse_open_loops(traced, graph_def)
     return graph_def
+
+
+def _refuse_open_loops(traced: Trace, graph_def: Any) -> None:
+    """Raise InputError if a list of tensors, as in the loop of a recurrent layer, has elements of an open shape."""
+    from tensorflow.python.framework import tensor_util
+
+    nodes = {node.name: node for node in graph_def.node}
+    names = []
+    for node in graph_def.node:
+        shape = nodes.get(node.input[0].partition(":")[0]) if node.op == "TensorListReserve" else None
+        if shape is not None and (
+            shape.op != "Const" or (tensor_util.MakeNdarray(shape.attr["value"].tensor) < 0).any()
+        ):
+            names.append(node.name)
+    if names:
+        raise InputError(
+            f"{traced.model.name}: the SavedModel has a loop over time steps ({names[0]}) whose tensors have no fixed "
+            "shape, which TFLite cannot represent. Pass the Keras model: tfq unrolls or fuses its recurrent layers",
+            field="model",
+            expected="a model without loops of open shapes",
+            got=tuple(names),
+        )
 
 
 def graph_without_weight_fake_quant(traced: Trace) -> tuple[Any, WeightGranularity]:

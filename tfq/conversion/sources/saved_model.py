@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfq.conversion.sources.inputs import FixedInput, SourceInput
-from tfq.conversion.sources.keras_models import identifier
+from tfq.conversion.sources.keras_models import float32_for_floats, identifier
 from tfq.errors import InputError
 from tfq.keras_bridge import SavedModel
 from tfq.typing import TensorFlowFunction
@@ -82,9 +82,10 @@ class SavedModelSource:
                     name="",
                 )
             )
-            return [tf.identity(places[name]) if name in places else next(computed) for name in names]
+            outputs = [tf.identity(places[name]) if name in places else next(computed) for name in names]
+            return [tf.cast(tensor, float32_for_floats(tensor.dtype)) for tensor in outputs]
 
-        specs = [tf.TensorSpec(item.shape, item.dtype, name=identifier(item.name)) for item in inputs]
+        specs = [tf.TensorSpec(item.shape, float32_for_floats(item.dtype), identifier(item.name)) for item in inputs]
         try:
             function = tf.function(infer, autograph=False).get_concrete_function(*specs)
         except (ValueError, TypeError, tf.errors.OpError) as error:

@@ -73,8 +73,8 @@ def source_of(model: object, signature: str, written: Sequence[InputShape], exam
         subclassed = SubclassedModel(model, written, examples)
         if not is_sequential(model):
             return subclassed
-        # A Sequential model that was never built has symbolic inputs after its first call.
-        subclassed.prepare(fixed_inputs(subclassed.inputs, 1, written, examples))
+        # A Sequential model that was never built has symbolic inputs after it was built for any batch size.
+        subclassed.build_sequential(fixed_inputs(subclassed.inputs, 0, written, examples))
         if is_subclassed(model):
             return subclassed
     return FunctionalModel(model)

@@ -7,7 +7,7 @@ data. Private symbols, read in keras 3.15.1 and tf_keras 2.21.0: `Layer._build_s
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfq.config.input_shapes import FIELD, InputShape
@@ -60,11 +60,18 @@ class SubclassedModel(KerasSource):
         layers = [layer for layer in self.model._flatten_layers() if layer is not self.model]
         if self.model.built and all(layer.built for layer in layers):
             return
-        has_weights = _has_weights(self.model)
         zeros = [tf.zeros([size or 1 for size in item.shape], item.dtype) for item in inputs]
+        self._build(lambda: self.called(zeros, inputs))
+
+    def build_sequential(self, inputs: Sequence[FixedInput]) -> None:
+        """Build a Sequential model for this shape of its input, with an open batch dimension."""
+        self._build(lambda: self.model.build(tuple(inputs[0].shape)))
+
+    def _build(self, build: Callable[[], object]) -> None:
+        had_weights = _has_weights(self.model)
         with stage("building the model"):
-            self.called(zeros, inputs)
-        if not has_weights and _has_weights(self.model):
+            build()
+        if not had_weights and _has_weights(self.model):
             warn(
                 f"the model {type(self.model).__name__} was never built: its weights are their initial values. Train "
                 "it, or call it once and load its weights, before it is converted"
