@@ -68,7 +68,10 @@ class SavedModelSource:
 
         def infer(*tensors: Any) -> list[Any]:
             graph = tf.compat.v1.get_default_graph()
-            places = {info.name: tensor for info, tensor in zip(signature.inputs.values(), tensors, strict=True)}
+            places = {
+                info.name: tf.cast(tensor, tf.as_dtype(info.dtype))
+                for info, tensor in zip(signature.inputs.values(), tensors, strict=True)
+            }
             for name, variable in self._variables.items():
                 graph.watch_variable(variable)
                 places[f"{name}:0"] = graph.capture(variable.handle)
