@@ -16,6 +16,7 @@ the growth of the worker's peak resident set, or the peak of the interpreter's c
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import datetime
 import json
 import os
@@ -121,7 +122,8 @@ class Worker:
     def run(self, kind, number):
         """Return the result of one mutant."""
         start = time.monotonic()
-        self.requests.write(f"{kind} {number}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # the process has ended
+            self.requests.write(f"{kind} {number}\n".encode())
         line = self._line(KILL_SECS)
         secs = time.monotonic() - start
         self.count += 1
