@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
-    if arguments.worker:
+    if arguments.worker is not None:
         serve(arguments.worker)
     elif arguments.only:
         kind, _, number = arguments.only.partition(":")
