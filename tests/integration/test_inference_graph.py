@@ -107,6 +107,9 @@ def test_training_true_that_keras_3_ignores_is_a_warning():
     with warned("always"):
         content = tfq.convert(model, config=FLOAT)
     np.testing.assert_array_equal(answers_of(content, SEQUENCES), model.predict(SEQUENCES, verbose=0))
+    with warned("always"):
+        notes = tfq.to_tf_keras(model).notes
+    assert any("always" in note for note in notes)
 
 
 def test_training_true_of_tf_keras_stays_random_with_a_warning():

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfq.errors import InputError, TfqError
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
 from tfq.keras_bridge.operations.batch_sizes import with_batch_size
@@ -23,7 +23,7 @@ from tfq.keras_bridge.verification import (
     random_inputs_by_kind,
     rounded_to,
 )
-from tfq.keras_bridge.walk import all_calls, graph_of, is_model
+from tfq.keras_bridge.walk import all_calls, called_with_training, graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
 from tfq.keras_bridge.wrapped import QUANTIZED, unwrapped, wrapper_kinds
 from tfq.progress import stage
@@ -107,6 +107,13 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     if rebuilt is None or (is_tf_keras and _is_flat(model, count_attention=False) and not _has_split_layers(rebuilt)):
         return _unchanged(model)
     warn_of_float32(model)
+    ignored = [] if is_tf_keras else called_with_training(model)
+    if ignored:
+        rebuilt.notes.append(
+            f"{', '.join(ignored)}: called with training=True, which Keras 3 ignores in model.predict. The translated "
+            "model ignores it too"
+        )
+        warn(f"to_tf_keras: {rebuilt.notes[-1]}")
     _copy_weights(rebuilt)
     try:
         worst, not_compared = _verify(model, rebuilt, data)
