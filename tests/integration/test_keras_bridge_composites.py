@@ -204,6 +204,25 @@ def test_an_activation_function_of_the_user_is_translated():
     assert_equal_outputs(result, result.source, images(3))
 
 
+def test_the_function_of_a_lambda_layer_is_translated():
+    result = bridge_one(keras.layers.Lambda(lambda x: ops.tanh(x[:, :2]) + 1, name="code"))
+    assert_equal_outputs(result, result.source, images(3))
+
+
+def test_a_subclassed_model_inside_of_a_functional_one_is_translated():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.dense = keras.layers.Dense(2, name="dense")
+
+        def call(self, x):
+            return ops.mean(self.dense(x), axis=(1, 2))
+
+    result = bridge_one(Net())
+    assert result.layer_map["net/dense"] == ("net_dense",)
+    assert_equal_outputs(result, result.source, images(3))
+
+
 def test_a_subclass_that_changes_no_computation_is_its_base_class():
     class Wide(keras.layers.Conv2D):
         def __init__(self, **kwargs):

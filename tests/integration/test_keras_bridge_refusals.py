@@ -21,7 +21,7 @@ def test_all_unsupported_layers_are_listed_at_once_by_path():
         def compute_output_shape(self, shape):
             return shape
 
-    inner = keras.Sequential([keras.Input((8,)), keras.layers.Lambda(lambda x: x + 1, name="code")], name="inner")
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Lambda(np.sin, (8,), name="code")], name="inner")
     inputs = keras.Input((8,))
     x = Mine(name="mine")(inner(inputs))
     x = keras.layers.Dense(8, activation=lambda x: np.sin(x), name="odd")(x)
@@ -30,7 +30,7 @@ def test_all_unsupported_layers_are_listed_at_once_by_path():
         to_tf_keras(model)
     problems = raised.value.problems
     assert problems.keys() == set(raised.value.got) == {"inner/code", "mine", "odd"}
-    words = {"inner/code": "Python", "mine": "BridgedLayer(keras_class=Mine", "odd": "symbolic"}
+    words = {"inner/code": "symbolic", "mine": "BridgedLayer(keras_class=Mine", "odd": "symbolic"}
     assert {name: word for name, word in words.items() if word not in problems[name]} == {}
     assert raised.value.classes == {"inner/code": "Lambda", "mine": "Mine", "odd": "Dense"}
     assert "'inner/code' (Lambda)" in str(raised.value)

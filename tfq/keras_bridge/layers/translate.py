@@ -99,6 +99,8 @@ def is_expanded(layer: Any) -> bool:
     entry = translation_of(layer)
     if entry is not None and entry.translate is _activation:
         return not is_known(layer.activation)
+    if entry is not None and entry.translate is _expanded:
+        return True
     return entry is None and _inherited_from(layer) is None
 
 
@@ -153,6 +155,13 @@ def _check_user_translation(layer: Any, translation: Translation, context: Trans
     for built in translation.weighted:
         built.trainable = layer.trainable
     return translation
+
+
+def _expanded(layer: Any, context: TranslationContext) -> Translation:
+    """Refuse a layer that is expanded, but not inside another layer."""
+    raise Untranslatable(
+        "it is inside another layer, where its function cannot be expanded. Use it without the wrapper"
+    )
 
 
 def _same(layer: Any, context: TranslationContext) -> Translation:
@@ -529,10 +538,7 @@ _register("Pipeline", _pipeline, "left out if all of its layers are augmentation
 
 # Layers that cannot be translated; the help text says why.
 _ARBITRARY_FUNCTION: dict[str, Any] = {"qat": "converter", "qat_reason": "it runs an arbitrary function"}
-_register(
-    "Lambda", None, "it contains Python code. Use keras.ops, or a layer class with a tfq.BridgedLayer",
-    **_ARBITRARY_FUNCTION,
-)  # fmt: skip
+_register("Lambda", _expanded, "the operations of its function, if it only uses keras.ops", **_ARBITRARY_FUNCTION)
 _register("TFOpLambda SlicingOpLambda", None, "only in tf_keras: a TensorFlow operation", **_ARBITRARY_FUNCTION)
 _register(
     "StringLookup IntegerLookup TextVectorization Hashing HashedCrossing", None,
