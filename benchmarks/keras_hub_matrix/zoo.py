@@ -127,7 +127,6 @@ def _deeplab() -> Any:
         stackwise_num_filters=[64] * 4,
         stackwise_num_blocks=[1] * 4,
         stackwise_num_strides=[1, 2, 2, 2],
-        block_type="bottleneck_block",
     )
     return _models().DeepLabV3Backbone(
         image_encoder=encoder,

@@ -7,7 +7,7 @@ from typing import Any
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
-from tfq.keras_bridge.operations.batch_sizes import with_batch_size
+from tfq.keras_bridge.operations.shapes import with_batch_size
 from tfq.keras_bridge.precision import compute_in_float32, layers_not_in_float32, warn_of_float32
 from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, rebuild
 from tfq.keras_bridge.strategies import in_strategy, strategy_scope

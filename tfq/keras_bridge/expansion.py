@@ -28,8 +28,8 @@ import numpy as np
 from tfq.keras_bridge.environment import import_keras
 from tfq.keras_bridge.layers.config import OTHER_FLOATS
 from tfq.keras_bridge.layers.translate import is_expanded
-from tfq.keras_bridge.operations.batch_sizes import reshape_target
 from tfq.keras_bridge.operations.data import BatchConstant, BatchSize
+from tfq.keras_bridge.operations.shapes import reshape_target
 from tfq.keras_bridge.precision import compute_in_float32
 from tfq.keras_bridge.untranslatable import Untranslatable, reason_of
 from tfq.keras_bridge.walk import Call, Graph, all_layers, keras_calls_between, takes_training

@@ -28,9 +28,9 @@ from tfq.keras_bridge.layers.translate import (
     own_activation,
     translate_layer,
 )
-from tfq.keras_bridge.operations.batch_sizes import without_none
 from tfq.keras_bridge.operations.data import BatchConstant, BatchSize
 from tfq.keras_bridge.operations.keras_operation import constant_tensor, is_graph_tensor, parameters
+from tfq.keras_bridge.operations.shapes import without_none
 from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable, reason_of
 from tfq.keras_bridge.walk import (
