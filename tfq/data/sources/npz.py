@@ -147,7 +147,7 @@ def read_members(path: Path, expected: str) -> dict[str, Member]:
         InputError: `path` is not an archive, or a damaged one.
     """
     try:
-        with open_file(path, expected, field="data.source") as file, zipfile.ZipFile(file) as archive:
+        with open_file(path, expected) as file, zipfile.ZipFile(file) as archive:
             return {
                 info.filename.removesuffix(".npy"): _member(archive, file, info, path)
                 for info in archive.infolist()
