@@ -395,6 +395,16 @@ def test_the_steps_of_a_compression_are_listed_by_layer():
     assert pruned.rows[0] == ("pruned", "1", "conv")
 
 
+def test_the_form_and_the_cost_of_recurrent_layers_are_listed():
+    layer = {"layer": "lstm", "kind": "LSTM", "steps": 60, "form": "fused", "reason": "long", "ops": 2}
+    layer |= {"kernel": "builtin", "unrolled": {"ops": 1140, "bytes": 204_000}}
+    details = {"recurrent_layers": [layer]}
+    section = stages_section({"stages": [{"name": "convert", "seconds": 1.0, "details": details}]})
+    (row,) = section.tables[1].rows
+    assert row[:2] == ("lstm (LSTM)", "60") and "XNNPACK" in row[2]
+    assert row[3:] == ("2", "1,140 ops, 204.0 kB", "long")
+
+
 def test_a_model_that_was_not_rebuilt_has_no_such_table():
     bridge = {"max_difference": 0.0, "notes": [], "layer_map": {"c": ["c"]}}
     section = stages_section({"stages": [{"name": "compress", "seconds": 1.0, "details": {"bridge": bridge}}]})
