@@ -29,7 +29,9 @@ models are compared with the float model, as in `tfq search`. For a combination 
 flag of `tfq convert` that selects it is shown. Results are kept in --out, so an interrupted run resumes.
 """
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from tfq import analysis, artifacts, report, workflows
 from tfq.cli import flags, process
@@ -55,7 +57,15 @@ def main(invocation: flags.Invocation) -> None:
             field="analysis.reference",
             expected="a float .tflite",
         )
-    out = process.out_dir(invocation) if with_bit_widths or config.out else None
+    if with_bit_widths:
+        artifacts.check_out_is_set(config.out)
+    with process.out_dir(invocation) if config.out else contextlib.nullcontext() as out:
+        _analyze(invocation, out)
+
+
+def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
+    config = invocation.config
+    with_layers, with_bit_widths = bool(config.analysis.reference), config.analysis.bit_widths.enabled
     results: dict[str, object] = {}
     texts = []
     floating, analyzed = None, None

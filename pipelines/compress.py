@@ -34,24 +34,24 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
-    out = process.out_dir(invocation)
-    model = workflows.load(config, allow_code=invocation.allow_code)
-    compressed = workflows.compress(model, config)
-    stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
-    path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
-    details = compressed.details
-    lines = [*details["data_notes"], str(path)]
-    if config.compression.prune.enabled:
-        lines.append("fraction of zeros by layer")
-        lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
-    if details["clusters"]:
-        lines.append("number of quantized weight values by clustered layer")
-        lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
-    if compressed.user_model is not None:
-        user_path = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
-        lines.append(f"{user_path}: your own model with the trained weights")
-    record = process.record(invocation, "compress", file=path.name, **details)
-    process.finish(invocation, record, "\n".join(lines))
+    with process.out_dir(invocation) as out:
+        model = workflows.load(config, allow_code=invocation.allow_code)
+        compressed = workflows.compress(model, config)
+        stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
+        path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
+        details = compressed.details
+        lines = [*details["data_notes"], str(path)]
+        if config.compression.prune.enabled:
+            lines.append("fraction of zeros by layer")
+            lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
+        if details["clusters"]:
+            lines.append("number of quantized weight values by clustered layer")
+            lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
+        if compressed.user_model is not None:
+            user_path = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
+            lines.append(f"{user_path}: your own model with the trained weights")
+        record = process.record(invocation, "compress", file=path.name, **details)
+        process.finish(invocation, record, "\n".join(lines))
 
 
 def preflight(invocation: flags.Invocation) -> None:

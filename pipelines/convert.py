@@ -33,19 +33,19 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
-    out = process.out_dir(invocation)
-    model = workflows.load(config, allow_code=invocation.allow_code)
-    built, details = workflows.convert(model, config)
-    stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
-    path = artifacts.write_bytes(out / f"{stem}.tflite", built.content)
-    if built.ranges is not None:
-        built.ranges.save(out / f"{stem}_ranges.json")
-    report = auditing.audit_model(built.content, config.audit.for_conversion(config.conversion))
-    record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
-    lines = [f"{path}: {report.scheme}, {len(built.content):,} bytes"]
-    if built.verification is not None:
-        lines.append(built.verification.to_text())
-    process.finish(invocation, record, "\n".join(lines))
+    with process.out_dir(invocation) as out:
+        model = workflows.load(config, allow_code=invocation.allow_code)
+        built, details = workflows.convert(model, config)
+        stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
+        path = artifacts.write_bytes(out / f"{stem}.tflite", built.content)
+        if built.ranges is not None:
+            built.ranges.save(out / f"{stem}_ranges.json")
+        report = auditing.audit_model(built.content, config.audit.for_conversion(config.conversion))
+        record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
+        lines = [f"{path}: {report.scheme}, {len(built.content):,} bytes"]
+        if built.verification is not None:
+            lines.append(built.verification.to_text())
+        process.finish(invocation, record, "\n".join(lines))
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -32,14 +32,14 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
-    out = process.out_dir(invocation)
-    model = workflows.load(config, allow_code=invocation.allow_code)
-    result = workflows.search_on_data(model, config, out)
-    path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)
-    record = process.record(invocation, "search", file=path.name, **result.to_dict())
-    process.finish(invocation, record, f"\n{result.to_text()}\n{path}")
-    if not result.holds:
-        raise RequirementError(f"no candidate is within the budget: {'; '.join(result.chosen.missed)}")
+    with process.out_dir(invocation) as out:
+        model = workflows.load(config, allow_code=invocation.allow_code)
+        result = workflows.search_on_data(model, config, out)
+        path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)
+        record = process.record(invocation, "search", file=path.name, **result.to_dict())
+        process.finish(invocation, record, f"\n{result.to_text()}\n{path}")
+        if not result.holds:
+            raise RequirementError(f"no candidate is within the budget: {'; '.join(result.chosen.missed)}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -23,14 +23,14 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_named(config, "train")
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
-    out = process.out_dir(invocation)
-    model, details = workflows.train(config)
-    path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
-    record = process.record(invocation, "train", file=path.name, **details)
-    score = evaluation.score_text(details["test_unit"], details["test_accuracy"]) or "—"
-    metric = details["test_metric"] or "accuracy"
-    lines = [*details["data_notes"], f"{path}: {details['parameters']:,} parameters, test {metric} {score}"]
-    process.finish(invocation, record, "\n".join(lines))
+    with process.out_dir(invocation) as out:
+        model, details = workflows.train(config)
+        path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
+        record = process.record(invocation, "train", file=path.name, **details)
+        score = evaluation.score_text(details["test_unit"], details["test_accuracy"]) or "—"
+        metric = details["test_metric"] or "accuracy"
+        lines = [*details["data_notes"], f"{path}: {details['parameters']:,} parameters, test {metric} {score}"]
+        process.finish(invocation, record, "\n".join(lines))
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -9,11 +9,12 @@ import json
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from tfq.errors import InputError, TfqError
+from tfq.errors import InputError, TfqError, warn
 from tfq.typing import PathOrBytes
 
 
@@ -299,6 +300,41 @@ def check_out_is_set(path: str | os.PathLike[str]) -> None:
         )
 
 
+def check_out_dir(path: str | os.PathLike[str]) -> None:
+    """Check that an output directory exists and is writable, or can be created. Nothing is created.
+
+    Raises:
+        InputError: The path is empty, a file is in the way, or the directory or its first existing parent is not
+            writable.
+    """
+    check_out_is_set(path)
+    place = Path(path)
+    try:
+        while not _exists(place) and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(
+                f"out={path} cannot be used because {place} is not a directory: choose another directory",
+                field="out",
+                expected="a directory",
+                got=str(path),
+            )
+    except (OSError, ValueError) as error:  # the path is too long, or contains a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"out={path} cannot be used: {reason}", field="out", got=str(path)) from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"out={path}: {place} is not writable", field="out", got=str(path))
+
+
+def _exists(path: Path) -> bool:
+    """Return whether `path` exists. Unlike Path.exists, raise for paths that cannot exist."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def make_out_dir(path: str | os.PathLike[str]) -> Path:
     """Create the directory at `path` with its parents, and return it.
 
@@ -358,19 +394,57 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Hold the lock of an output directory, and delete what killed processes left in it.
+
+    Waits, with a warning, while another process holds it. The thread that holds the lock may lock the directory again.
+    """
+
+    def waiting() -> None:
+        warn(f"another command writes to {directory}: waiting for its end")
+
+    with locked(directory / ".lock", waiting):
+        sweep(directory)
+        yield
+
+
+@contextlib.contextmanager
 def locked(path: str | os.PathLike[str], on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on the file at `path`, which is created if missing.
 
-    The lock ends with the process at the latest.
+    The lock ends with the process at the latest. It is reentrant: the thread that holds it may enter again.
 
     Args:
         path: The lock file.
         on_wait: Called once if another process holds the lock, before waiting for it.
+
+    Raises:
+        TfqError: The file cannot be created or locked.
     """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    name = os.path.realpath(path)
+    if name in _locks_of_thread.names:
         yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise TfqError(f"cannot lock {path}: {error.strerror or error}", got=error.strerror) from error
+        _locks_of_thread.names.add(name)
+        stack.callback(_locks_of_thread.names.discard, name)
+        yield
+
+
+class _LocksOfThread(threading.local):
+    """The lock files that the current thread holds."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+
+_locks_of_thread = _LocksOfThread()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tfq import __version__, progress
+from tfq.cli import streams
 from tfq.errors import did_you_mean
 
 
@@ -16,7 +17,8 @@ def _commands() -> dict[str, str]:
     results = {}
     for path in sorted((Path(__file__).parent.parent / "pipelines").glob("*.py")):
         if not path.stem.startswith("_"):
-            results[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+            docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+            results[path.stem] = docstring.partition("\n")[0]
     return results
 
 
@@ -25,6 +27,7 @@ COMMANDS = _commands()
 
 def main() -> None:
     """Run the command that the first argument names, and exit with its code."""
+    streams.prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print("tfq COMMAND [--FLAG=VALUE ...]: compress Keras models to int8 TFLite and verify the result.\n")

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tfq import artifacts, progress
-from tfq.cli import flags
-from tfq.errors import TfqError, TfqWarning
+from tfq.cli import flags, streams
+from tfq.errors import TfqError, TfqWarning, warn
 from tfq.provenance import record_of
 
 INTERRUPTED = 130
+# Ctrl-C, the end of a job (`kill`, a batch system, a container), a closed terminal.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_command(
@@ -38,6 +40,7 @@ def run_command(
         description: The text that begins its help.
         arguments: The command line, program name first; None is sys.argv.
     """
+    streams.prepare()
     provided = sys.argv if arguments is None else arguments
     with _noted_interrupts() as interrupts:
         sys.exit(_exit_code(main, command, section, description, provided, interrupts))
@@ -62,6 +65,7 @@ def _exit_code(
         # With --format=json only the record goes to stdout; other output, such as Keras' bars, goes to stderr.
         output = _with_log_level("0") if verbose else _quiet()
         with output, _shown_warnings(section), _stdout_for_records(invocation.format), progress.printed_lines():
+            _check_outputs(invocation)
             main(invocation)
         return 0
     except KeyboardInterrupt:
@@ -75,8 +79,7 @@ def _exit_code(
         print(f"tfq {command}: error: {message}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of the output is gone (`| head`). Without this, the interpreter fails again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Only where standard output was replaced: `streams.prepare` drops output that nobody reads.
         return TfqError.exit_code
     except Exception as error:
         if verbose:
@@ -95,7 +98,7 @@ def _interrupted(command: str) -> int:
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Yield a list of the SIGINTs that arrive inside.
+    """Yield a list of the stop signals that arrive inside. Each raises KeyboardInterrupt, so that files are cleaned up.
 
     A library may swallow the KeyboardInterrupt and fail with another error, as TensorFlow does while it traces
     ("'SymbolicTensor' object has no attribute '_type_spec'"). Python itself drops an exception that is raised in a
@@ -107,28 +110,53 @@ def _noted_interrupts() -> Iterator[list[int]]:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
-    # Only the main thread may set a handler. A SIGINT that the caller ignores (nohup, `&`) stays ignored.
+    # Only the main thread may set a handler. A signal that the caller ignores (nohup, `&`) stays ignored.
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    defaults = (signal.default_int_handler, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS} if is_main else {}
+    before = {number: handler for number, handler in before.items() if handler in defaults}
+    if not before:
         yield interrupts
         return
     unraisable_hook = sys.unraisablehook
 
     def raise_later(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            again = interrupts[-1] if interrupts else signal.SIGINT
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), again))
             timer.daemon = True
             timer.start()
         else:
             unraisable_hook(unraisable)
 
-    signal.signal(signal.SIGINT, note)
+    _handlers_before.update(before)
+    for number in before:
+        signal.signal(number, note)
     sys.unraisablehook = raise_later
     try:
         yield interrupts
     finally:
         sys.unraisablehook = unraisable_hook
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _restore_handlers()
+        _handlers_before.clear()
+
+
+def _restore_handlers() -> None:
+    for number, handler in _handlers_before.items():
+        signal.signal(number, handler)
+
+
+# A fork of this process ends on SIGTERM as any other process does.
+_handlers_before: dict[int, Any] = {}
+os.register_at_fork(after_in_child=_restore_handlers)
+
+
+def _check_outputs(invocation: flags.Invocation) -> None:
+    """Check before the work that its results can be written."""
+    if invocation.config.out:
+        artifacts.check_out_dir(invocation.config.out)
+    elif streams.stdout_was_closed():
+        warn("standard output is closed and out is not set: only the exit code will show the result")
 
 
 def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[str, Any]:
@@ -139,8 +167,8 @@ def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[s
 def finish(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
     """Write `<command>.json` into the directory of --out, if there is one; print the record or `text` by --format."""
     if invocation.config.out:
-        out = artifacts.make_out_dir(invocation.config.out)
-        artifacts.write_json(out / f"{command_record['command']}.json", command_record)
+        with out_dir(invocation) as out:
+            artifacts.write_json(out / f"{command_record['command']}.json", command_record)
     show(invocation, command_record, text)
 
 
@@ -158,16 +186,22 @@ def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str
     except BrokenPipeError:
         raise
     except OSError as error:
+        # The interpreter writes what the stream still holds again when it exits.
+        with contextlib.suppress(OSError, ValueError):
+            streams.drop(sys.stdout.fileno())
         raise TfqError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
-def out_dir(invocation: flags.Invocation) -> Path:
-    """Create and return the directory of --out.
+@contextlib.contextmanager
+def out_dir(invocation: flags.Invocation) -> Iterator[Path]:
+    """Create the directory of --out, and hold its lock inside the block; wait while another command writes to it.
 
     Raises:
-        InputError: --out is missing, or the directory cannot be created.
+        InputError: --out is missing, or the directory cannot be created or locked.
     """
-    return artifacts.make_out_dir(invocation.config.out)
+    out = artifacts.make_out_dir(invocation.config.out)
+    with artifacts.locked_directory(out):
+        yield out
 
 
 @contextlib.contextmanager
@@ -202,7 +236,7 @@ def _quiet() -> Iterator[None]:
     sys.stderr.flush()
     screen, real_stderr = os.dup(2), sys.stderr
     sink = os.open(os.devnull, os.O_WRONLY)
-    sys.stderr = os.fdopen(screen, "w", buffering=1, errors="backslashreplace")
+    sys.stderr = streams.lasting_stderr(screen)
     os.dup2(sink, 2)
     os.close(sink)
     _quiet_loggers()

@@ -18,8 +18,8 @@ from tfq.report.verdict import STATE_WORDS, Check, Cost, checks_of, costs_of, he
 _MARKS = {"good": "✓", "open": "!", "bad": "✗"}
 _MANY_WARNINGS = 8
 
-STYLE = Path(__file__).with_name("report.css").read_text()
-SCRIPT = Path(__file__).with_name("report.js").read_text()
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 
 _HASH = base64.b64encode(hashlib.sha256(f"\n{SCRIPT}".encode()).digest()).decode()
 # Nothing is fetched. Inline styles are allowed for the lengths of bars; of scripts only the one above.

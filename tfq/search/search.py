@@ -3,7 +3,6 @@
 
 import contextlib
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tfq import artifacts, auditing
 from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
+from tfq.backends.scratch import scratch_directory
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, as_split, input_specs, representative_samples
 from tfq.errors import TfqError, warn
@@ -129,7 +129,7 @@ def find_int8(
         warn(f"search: {criterion.note}")
     with contextlib.ExitStack() as stack:
         if store is None:
-            store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
+            store = StageStore(stack.enter_context(scratch_directory()))
         search = _Search(floating, criterion, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():

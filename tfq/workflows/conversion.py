@@ -149,7 +149,7 @@ def search_on_data(model: Any, config: RunConfig, out: Path) -> SearchResult:
     train, validation, test = (load_split(config.data, split) for split in ("train", "val", "test"))
     for note in data_notes(train, validation, test):
         progress.note(note)
-    with artifacts.locked(out / ".lock"):
+    with artifacts.locked_directory(out):
         store = StageStore(out)
         return find_int8(
             floating,
@@ -178,5 +178,5 @@ def bit_widths_on_data(model: Any, config: RunConfig, out: Path) -> BitWidthsRes
     widths = config.analysis.bit_widths
     train = load_calibration_split(config.data, limit=widths.num_calibration_samples)
     test = load_split(config.data, "test", limit=widths.limit)
-    with artifacts.locked(out / ".lock"):
+    with artifacts.locked_directory(out):
         return accuracy_by_bit_widths(floating, train, test, widths, store=StageStore(out), progress=progress.note)

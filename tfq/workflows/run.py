@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of a whole run, in order. Each result is stored, so that an interrupted run resumes."""
 
-import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from tfq import artifacts, auditing, data, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
 from tfq.config import ConversionConfig, RunConfig
-from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings, warn
+from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
@@ -271,8 +270,7 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     out = artifacts.make_out_dir(config.out)
     workflows.model_name(config)
     _check(config)
-    with _locked(out), remembered_warnings() as messages:
-        artifacts.sweep(out)
+    with artifacts.locked_directory(out), remembered_warnings() as messages:
         run = Run(config=config, out=out, store=StageStore(out, fresh=fresh), allow_code=allow_code)
         return _run_stages(run, messages)
 
@@ -315,15 +313,6 @@ def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
         raise failure
     run.store.forget_unused()
     return record
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    def waiting() -> None:
-        warn(f"another run writes to {out}: waiting for its end")
-
-    with artifacts.locked(out / ".lock", waiting):
-        yield
 
 
 def _check(config: RunConfig) -> None:

@@ -18,7 +18,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from tfq.backends.qemu.apt import (
     run_command,
     unpack_packages,
 )
+from tfq.backends.scratch import scratch_directory
 from tfq.backends.target.instructions import MARKER
 from tfq.errors import BackendError
 
@@ -146,9 +146,9 @@ def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = No
             return _without_plugin(
                 sysroot, f"this system's QEMU {sysroot.qemu} is built without plugin support (Debian 12's QEMU has it)"
             )
-        with tempfile.TemporaryDirectory(prefix="tfq-plugin-") as directory:
-            for name, compiler in _compilers(sysroot, Path(directory), fetch_tcc):
-                reason = _compile(sysroot, compiler, Path(directory))
+        with scratch_directory() as directory:
+            for name, compiler in _compilers(sysroot, directory, fetch_tcc):
+                reason = _compile(sysroot, compiler, directory)
                 if reason is None:
                     return dataclasses.replace(sysroot, counted_by=name, not_counted="")
                 reasons.append(f"{name} {reason}")

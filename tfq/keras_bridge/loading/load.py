@@ -11,12 +11,12 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfq import artifacts
+from tfq.backends.scratch import scratch_directory
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
@@ -84,8 +84,8 @@ def load_model(
         refuse_impossible_sizes(file)
     # Keras loads a copy of the inspected bytes, so that they cannot change between inspection and loading. The copy has
     # the suffix by which Keras chooses its loader.
-    with tempfile.TemporaryDirectory(prefix="tfq-") as directory:
-        return _load(keras, file, Path(directory), allow_code, custom)
+    with scratch_directory() as directory:
+        return _load(keras, file, directory, allow_code, custom)
 
 
 def load_source(

@@ -10,7 +10,6 @@ Formats: tensorflow/core/protobuf/{saved_model,saved_object_graph,trackable_obje
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tfq.backends.scratch import scratch_directory
 from tfq.errors import InputError, did_you_mean
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, read_saved_model_files
 from tfq.text_table import listed
@@ -381,11 +381,11 @@ def _checkpoint_values(model: SavedModel) -> dict[int, NDArray]:
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     saved = model.meta_graph.object_graph_def.nodes
-    with tempfile.TemporaryDirectory(prefix="tfq-") as directory:
+    with scratch_directory() as directory:
         for name, content in model.checkpoint.items():
-            Path(directory, name).write_bytes(content)
+            (directory / name).write_bytes(content)
         try:
-            reader = tf.train.load_checkpoint(str(Path(directory, "variables")))
+            reader = tf.train.load_checkpoint(str(directory / "variables"))
             types, shapes = reader.get_variable_to_dtype_map(), reader.get_variable_to_shape_map()
             declared = sum(types[key].size * _count(shape) for key, shape in shapes.items())
             if declared > MAX_FILE_BYTES:
