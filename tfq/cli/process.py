@@ -147,7 +147,7 @@ def _restore_handlers() -> None:
 
 
 # A fork of this process ends on SIGTERM as any other process does.
-_handlers_before: dict[int, Any] = {}
+_handlers_before: dict[signal.Signals, Any] = {}
 os.register_at_fork(after_in_child=_restore_handlers)
 
 

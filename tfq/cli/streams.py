@@ -36,7 +36,7 @@ def prepare() -> None:
 
     - Descriptors 0, 1 and 2 that are closed become /dev/null: otherwise the next file that is opened would get their
       number, and output would go into it.
-    - Output whose reader has ended is dropped, and the command goes on.
+    - Output whose reader has ended is dropped, and the command continues.
     - Characters that the encoding of the stream does not have are written as escapes.
 
     Streams that were replaced, by a notebook or a test, stay as they are.
@@ -74,7 +74,7 @@ def _is_prepared(stream: TextIO | None) -> bool:
     return isinstance(getattr(getattr(stream, "buffer", None), "raw", None), _LastingFile)
 
 
-def _lasting(descriptor: int, replaced: TextIO | None, *, drops_all: bool, owned: bool = False) -> TextIO:
+def _lasting(descriptor: int, replaced: TextIO | None, *, drops_all: bool, owned: bool = False) -> io.TextIOWrapper:
     encoding = "utf-8"
     if replaced is not None:
         replaced.flush()
