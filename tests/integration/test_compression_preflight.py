@@ -15,6 +15,17 @@ from tfq.errors import InputError
 from tfq.keras_bridge import bridge, import_keras
 
 
+def divided_by_batch_size():
+    """Return a layer that the bridge cannot expand, because its output depends on the batch size."""
+    keras = import_keras()
+
+    class Odd(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs / keras.ops.cast(keras.ops.shape(inputs)[0], "float32")
+
+    return Odd(name="odd")
+
+
 def verdicts(report):
     return {layer.name: (layer.prunable, layer.qat) for layer in report.layers}
 
@@ -52,12 +63,8 @@ def test_a_nested_keras_3_model_is_reported_by_its_own_names():
 def test_an_unsupported_layer_is_a_row_and_not_an_exception():
     keras = import_keras()
 
-    class Odd(keras.layers.Layer):
-        def call(self, inputs):
-            return inputs * 2
-
     x = image = keras.Input((4,), name="image")
-    x = Odd(name="odd")(keras.layers.Dense(4, name="dense")(x))
+    x = divided_by_batch_size()(keras.layers.Dense(4, name="dense")(x))
     result = preflight(keras.Model(image, x))
     assert not result.ok
     rows = {layer.name: layer for layer in result.layers}
@@ -103,12 +110,8 @@ def test_a_model_is_bridged_once_for_its_table_and_its_compression(tmp_path, mon
 
 
 def test_bridge_errors_show_the_table_and_data_errors_do_not(tmp_path):
-    class Odd(import_keras().layers.Layer):
-        def call(self, inputs):
-            return inputs * 2
-
     with refused(InputError, field="model", word="unsupported"):
-        workflows.compress(dense_model(Odd(name="odd")), run_config(tmp_path, 4))
+        workflows.compress(dense_model(divided_by_batch_size()), run_config(tmp_path, 4))
     with refused(InputError, expected=(4,), got=(5,), word="'image'") as caught:
         workflows.compress(dense_model(), run_config(tmp_path, 5))
     assert "unsupported" not in str(caught.value)
