@@ -10,14 +10,16 @@ outputs of a deep model differ.
 Sources: FakeQuantWithMinMaxVars; TFLite 8-bit quantization specification.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat.layer_facts import kind, preserves_range
-from tfq.compression.qat.ranges import unify_ranges
+from tfq.compression.qat.layer_facts import kind, only_reader, preserves_range
+from tfq.compression.qat.ranges import layer_calls, unify_ranges
 
 _ACTIVATION_STEPS = 255
 # In quantization steps. The error of float32 is below a thousandth of a step.
@@ -64,15 +66,25 @@ def round_biases(model: Any) -> int:
         The number of layers with a rounded bias.
     """
     bounds = {name: _largest_magnitudes(variables) for name, _, _, variables in tfmot_symbols.weight_ranges(model)}
-    return sum(_round_bias(layer, bounds.get(layer.name)) for layer in model.layers)
+    calls = Counter(layer.name for layer, _ in layer_calls(model).values())
+    return sum(_round_bias(layer, bounds.get(layer.name), calls) for layer in model.layers)
 
 
-def _round_bias(layer: Any, bound: NDArray | None) -> bool:
+def _round_bias(layer: Any, bound: NDArray | None, calls: Mapping[str, int]) -> bool:
+    """Round the bias of one layer, and return whether it was changed.
+
+    Args:
+        layer: The layer of the QAT model.
+        bound: Largest magnitude of its weight, for each channel; None without a weight.
+        calls: Layer name -> number of calls in the QAT model.
+    """
     inner = tfmot_symbols.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
         bound, after = np.ones(1), inner
     elif bound is not None:
         after = _folded_layer(layer)
+        if hasattr(after, "moving_variance") and calls[only_reader(layer).name] != calls[layer.name]:
+            return False  # a BatchNormalization that is folded into several layers has one beta for all of them
     if bound is None or (input_step := _input_step(layer)) is None:
         return False
     own = np.asarray(inner.bias, np.float64) if getattr(inner, "use_bias", False) else np.zeros(1)
@@ -114,10 +126,10 @@ def _factor_and_offset(after: Any) -> tuple[NDArray, NDArray]:
 
 def _folded_layer(layer: Any) -> Any:
     """Return the layer that the converter folds into this layer's kernel and bias, or None."""
-    nodes = layer.outbound_nodes
-    if len(nodes) != 1 or tfmot_symbols.output_range(layer) is not None:
+    reader = only_reader(layer)
+    if reader is None or tfmot_symbols.output_range(layer) is not None:
         return None
-    after = tfmot_symbols.wrapped(nodes[0].outbound_layer)
+    after = tfmot_symbols.wrapped(reader)
     is_one_factor = kind(after) == "Rescaling" and np.ndim(after.scale) == np.ndim(after.offset) == 0
     return after if hasattr(after, "moving_variance") or is_one_factor else None
 
@@ -127,7 +139,12 @@ def _input_step(layer: Any) -> float | None:
     if kind(tfmot_symbols.wrapped(layer)) == "SplitSeparableConv2D":
         intermediate = tfmot_symbols.inner_range(layer, "intermediate")
         return None if intermediate is None else (intermediate[1] - intermediate[0]) / _ACTIVATION_STEPS
-    [node] = layer.inbound_nodes
+    steps = {_step_before(node) for node in layer.inbound_nodes}
+    # The biases of the calls have different scales in the flatbuffer if their inputs have.
+    return steps.pop() if len(steps) == 1 else None
+
+
+def _step_before(node: Any) -> float | None:
     while len(node.keras_inputs) == 1:
         # From this node, because a layer that is not wrapped also belongs to the model before tfmot's rewrite.
         before, index, _ = node.keras_inputs[0]._keras_history

@@ -162,7 +162,25 @@ def scale_and_offset(layer: Any) -> tuple[float, float] | None:
 def normalizes_last_axis(layer: Any) -> bool:
     """Check whether a normalization works along the last axis only, with one factor per channel."""
     axis = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    return list(axis) in ([-1], [len(layer.output.shape) - 1])
+    return list(axis) in ([-1], [len(layer.inbound_nodes[0].keras_inputs[0].shape) - 1])
+
+
+def only_reader(layer: Any) -> Any:
+    """Return the layer that reads all outputs of `layer`; None if several layers read them, or one of them twice.
+
+    If `layer` is called several times, the reader must read each of these calls in a separate call. It may also read
+    other layers.
+    """
+    readers = {id(node): node for node in layer.outbound_nodes}.values()
+    reader = next(iter(readers)).outbound_layer if readers else None
+    calls = len(layer.inbound_nodes)
+    if reader is None or len(readers) != calls or len(layer.outbound_nodes) != calls:
+        return None
+    if any(node.outbound_layer is not reader for node in readers):
+        return None
+    histories = [tensor._keras_history for node in readers for tensor in node.keras_inputs]
+    read = {history.node_index for history in histories if history.layer is layer}
+    return reader if len(read) == calls else None
 
 
 def is_real(tensor: Any) -> bool:

@@ -23,6 +23,7 @@ from tfq.compression.qat.layer_facts import (
     keras_tensors,
     kind,
     normalizes_last_axis,
+    only_reader,
     operation_of,
     preserves_range,
     relu_cap,
@@ -103,7 +104,9 @@ class _Graph:
         self.layers = [layer for layer in model.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
         self._model_class = tf_keras.Model
         self._outputs = {id(tensor) for tensor in model.outputs}
-        self._output_layers = {tensor._keras_history.layer.name for tensor in model.outputs}
+        histories = [tensor._keras_history for tensor in model.outputs]
+        self._output_layers = {history.layer.name for history in histories}
+        self._output_calls = {(history.layer.name, history.node_index) for history in histories}
         self._in_hard_swish = {
             inner.name for layer in self.layers if kind(layer) == "Multiply" for inner in self._hard_swish(layer)
         }
@@ -164,8 +167,8 @@ class _Graph:
 
     def _is_multiplied_and_added(self, layer: Any) -> bool:
         """Check whether the layer would become two ops (MUL and ADD) on images in the flatbuffer."""
-        before, shape = self._previous(layer), layer.input.shape
-        if len(shape) != 4 or shape[-1] is None or (before is not None and self._is_fused_into_reader(before)):
+        shape = layer.inbound_nodes[0].keras_inputs[0].shape
+        if len(shape) != 4 or shape[-1] is None or any(self._fused_before(layer)):
             return False
         if kind(layer) == "Rescaling":
             return bool(np.ndim(layer.scale) < 2 and np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
@@ -174,8 +177,9 @@ class _Graph:
 
     def _has_observed_range(self, layer: Any) -> bool:
         """Check whether the layer's input has a range that is observed in training, not a fixed one."""
-        [node] = layer.inbound_nodes
-        before = node.inbound_layers
+        return all(self._is_observed(node.inbound_layers) for node in layer.inbound_nodes)
+
+    def _is_observed(self, before: Any) -> bool:
         if isinstance(before, import_tf_keras().layers.InputLayer):
             return is_real(before.output)
         if preserves_range(before) and not self._reason_to_skip(before):
@@ -189,9 +193,38 @@ class _Graph:
         facts = facts_of(layer)
         if facts.qat == "converter":
             return f"{facts.qat_reason}: {_BY_CONVERTER}"
-        if len(layer.inbound_nodes) != 1:
-            return f"it is called {len(layer.inbound_nodes)} times, with different ranges: {_BY_CONVERTER}"
-        node = layer.inbound_nodes[0]
+        if reason := self._reason_to_skip_calls(layer):
+            return reason
+        reasons = (self._reason_to_skip_call(node, facts) for node in layer.inbound_nodes)
+        return next((reason for reason in reasons if reason), None)
+
+    def _reason_to_skip_calls(self, layer: Any) -> str | None:
+        """Return why the calls of a layer cannot have one range, or None."""
+        nodes = layer.inbound_nodes
+        if len(nodes) == 1 or clips(layer):
+            return None
+        if len(set(self._fused_before(layer))) > 1 or len(set(self._fused_after(layer))) > 1:
+            return f"it is called {len(nodes)} times, and TFLite fuses only some of the calls: {_BY_CONVERTER}"
+        has_own_range = not preserves_range(layer) or interpolates(layer)
+        if has_own_range and not layer.weights and not self._reads_same_layers(layer):
+            return f"it is called {len(nodes)} times after different layers, with different ranges: {_BY_CONVERTER}"
+        return None
+
+    def _reads_same_layers(self, layer: Any) -> bool:
+        """Check whether all calls of a layer read the same layers, as in a shared nested model.
+
+        The inputs of a model count as one layer, because they are what a nested model is called with.
+        """
+        input_class = import_tf_keras().layers.InputLayer
+
+        def sources(node: Any) -> list[int]:
+            layers = [tensor._keras_history.layer for tensor in node.keras_inputs]
+            return [0 if isinstance(source, input_class) else id(source) for source in layers]
+
+        first, *others = map(sources, layer.inbound_nodes)
+        return all(other == first for other in others)
+
+    def _reason_to_skip_call(self, node: Any, facts: BridgedLayer) -> str | None:
         if len(node.call_args) != 1 or keras_tensors(node.call_kwargs):
             return f"it has several input arguments: {_BY_CONVERTER}"
         outputs = keras_tensors(node.outputs)
@@ -204,9 +237,29 @@ class _Graph:
         return None
 
     def _is_fused_into_reader(self, layer: Any) -> bool:
-        """Check whether TFLite fuses this layer with its only reader, so that there is no tensor between them."""
-        reader = self._only_reader(layer)
-        if reader is None or activation_name(layer) not in (None, "linear"):
+        """Check whether TFLite fuses each call of this layer with its only reader, without a tensor between them."""
+        return all(self._fused_after(layer))
+
+    def _fused_before(self, layer: Any) -> list[bool]:
+        """Return, for each call of a layer, whether TFLite fuses the layer before it with this call."""
+        befores = [node.inbound_layers for node in layer.inbound_nodes]
+        return [not isinstance(item, (list, tuple)) and self._is_fused_into_reader(item) for item in befores]
+
+    def _fused_after(self, layer: Any) -> list[bool]:
+        """Return, for each call of a layer, whether TFLite fuses this call with its only reader."""
+        readers: list[list[Any]] = [[] for _ in layer.inbound_nodes]
+        for node in {id(node): node for node in layer.outbound_nodes}.values():
+            for tensor in node.keras_inputs:
+                if tensor._keras_history.layer is layer:
+                    readers[tensor._keras_history.node_index].append(node.outbound_layer)
+        return [
+            len(items) == 1 and (layer.name, index) not in self._output_calls and self._is_fused_with(layer, items[0])
+            for index, items in enumerate(readers)
+        ]
+
+    def _is_fused_with(self, layer: Any, reader: Any) -> bool:
+        """Check whether TFLite fuses a call of `layer` with `reader`, the only layer that reads this call."""
+        if activation_name(layer) not in (None, "linear"):
             return False
         if facts_of(reader).qat == "masks":
             return True
@@ -218,27 +271,35 @@ class _Graph:
         return is_fusable and "relu" in absorbs
 
     def _only_reader(self, layer: Any) -> Any:
-        nodes = layer.outbound_nodes
-        return nodes[0].outbound_layer if len(nodes) == 1 and layer.name not in self._output_layers else None
+        return None if layer.name in self._output_layers else only_reader(layer)
 
     def _hard_swish(self, multiply: Any) -> list[Any]:
         """Return the layers of x * relu6(x + 3) / 6 without the last, if `multiply` is the last; otherwise []."""
-        inputs = multiply.inbound_nodes[0].inbound_layers if len(multiply.inbound_nodes) == 1 else None
-        if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
+        inputs = multiply.inbound_nodes[0].inbound_layers
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != 2 or not self._reads_same_layers(multiply):
             return []
         for source, sixth in (inputs, inputs[::-1]):
             relu = self._previous(sixth) if is_rescaling(sixth, 1 / 6, 0) else None
             is_relu6 = relu is not None and is_fusable_relu(relu) and relu_cap(relu) == 6
             shifted = self._previous(relu) if is_relu6 else None
-            if shifted is not None and is_rescaling(shifted, 1, 3) and self._previous(shifted, alone=False) is source:
+            if shifted is None or not is_rescaling(shifted, 1, 3) or self._previous(shifted, alone=False) is not source:
+                continue
+            if all(_is_of_one_call(node, source, sixth) for node in multiply.inbound_nodes):
                 return [shifted, relu, sixth]
         return []
 
     def _previous(self, layer: Any, *, alone: bool = True) -> Any:
         """Return the only layer that feeds this one, or None. With `alone`, nothing else may read that layer."""
-        if len(layer.inbound_nodes) != 1:
+        before = layer.inbound_nodes[0].inbound_layers if layer.inbound_nodes else ()
+        if isinstance(before, (list, tuple)) or any(node.inbound_layers is not before for node in layer.inbound_nodes):
             return None
-        before = layer.inbound_nodes[0].inbound_layers
-        if isinstance(before, (list, tuple)) or (alone and self._only_reader(before) is not layer):
-            return None
-        return before
+        return None if alone and self._only_reader(before) is not layer else before
+
+
+def _is_of_one_call(node: Any, source: Any, sixth: Any) -> bool:
+    """Check whether both factors of a multiplication come from the same call of `source`, one through three layers."""
+    calls = {tensor._keras_history.layer: tensor._keras_history.node_index for tensor in node.keras_inputs}
+    layer, index = sixth, calls[sixth]
+    for _ in range(3):
+        layer, index, _ = layer.inbound_nodes[index].keras_inputs[0]._keras_history
+    return layer is source and index == calls[source]

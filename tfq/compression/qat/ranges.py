@@ -18,6 +18,7 @@ clipping, Choi et al. 2018, "PACT".
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,17 +56,20 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
         return call
 
     ranges: dict[_CallKey, Variables] = {}
-    for call, (layer, sources) in _calls(model).items():
+    first_calls: dict[int, _CallKey] = {}
+    for call, (layer, sources) in layer_calls(model).items():
         variables = tfmot_symbols.output_variables(layer)
         if variables is not None:
             ranges[call] = variables
+            # All calls of a layer have one range.
+            parents[root(first_calls.setdefault(id(layer), call))] = root(call)
         if shares_range(layer) or preserves_range(layer):
             for source in sources:
                 parents[root(source)] = root(call)
-    groups: dict[_CallKey, list[Variables]] = {}
+    groups: dict[_CallKey, dict[int, Variables]] = {}
     for call, variables in ranges.items():
-        groups.setdefault(root(call), []).append(variables)
-    return [group for group in groups.values() if len(group) > 1]
+        groups.setdefault(root(call), {})[id(variables["min_var"])] = variables
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def unify_ranges(model: Any) -> None:
@@ -76,7 +80,7 @@ def unify_ranges(model: Any) -> None:
             tfmot_symbols.assign_ends(pair, min(lows), max(highs))
 
 
-def _calls(model: Any) -> dict[_CallKey, tuple[Any, list[_CallKey]]]:
+def layer_calls(model: Any) -> dict[_CallKey, tuple[Any, list[_CallKey]]]:
     """Return each layer call of the model -> (its layer, the calls that it reads).
 
     The graph is traversed from the output tensors, because a layer without fake quantization also belongs to the model
@@ -287,6 +291,9 @@ def ema_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
     because a single example can be hundreds of times larger than all others. Tensors with a shared range are quantized
     to the smallest range that contains their averages. After the block, tfmot's quantizers are restored.
 
+    A layer that is called several times has one range for all calls. It grows to the batch of each call at once, and
+    shrinks with the decay 0.999, so that it contains the widest call.
+
     Under a tf.distribute strategy, a batch is the global batch, so that all replicas have the ranges of training on one
     device. Unmodified tfmot averages the ranges of the replicas' batches, and the range of the model's input is that of
     the first replica's examples.
@@ -313,22 +320,27 @@ def ema_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
         if place.is_moving_average
         for variables in place.ranges
     }
+    calls = Counter(layer.name for layer, _ in layer_calls(model).values())
+    repeated = {id(pair["min_var"]) for place in places if calls[place.layer] > 1 for pair in place.ranges}
     others = [place for place in tfmot_symbols.activation_quantizers(model) if place not in places]
     with (
-        replaced(places, lambda quantizer: _ema_quantizer(quantizer, counts, shared)),
+        replaced(places, lambda quantizer: _ema_quantizer(quantizer, counts, shared, repeated)),
         _input_ranges_over_replicas(others),
     ):
         # The maximum, because a quantizer after a linear activation is never called.
         yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
 
-def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict[str, Any]]]) -> Any:
+def _ema_quantizer(
+    quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict[str, Any]]], repeated: set[int]
+) -> Any:
     """Return a copy of a quantizer with a debiased average, and the range of its group.
 
     Args:
         quantizer: tfmot's quantizer.
         counts: id(min_var) -> number of updates of each averaged range.
         shared: id(min_var) -> all ranges of its group.
+        repeated: id(min_var) of ranges that several calls of a layer have.
     """
     import tensorflow as tf
 
@@ -343,7 +355,10 @@ def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, lis
                 n = tf.cast(counts[own].assign_add(1) - 1, tf.float32)
                 decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
                 inputs = clip_outlier_examples(inputs, weights["min_var"], weights["max_var"], n > 0)
-                if num_replicas() > 1:
+                if own in repeated:
+                    _grow(weights, _global_extremes(inputs), tf.where(n > 0, 0.999, 0.0))
+                    rounded = fake_quantized(self, inputs, weights["min_var"], weights["max_var"])
+                elif num_replicas() > 1:
                     moving_average_quantize(self, _global_extremes(inputs), weights, decay)
                     rounded = fake_quantized(self, inputs, weights["min_var"], weights["max_var"])
                 else:
@@ -361,6 +376,15 @@ def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, lis
     return EMA(**quantizer.get_config())
 
 
+def _grow(variables: Variables, extremes: Any, decay: Any) -> None:
+    """Extend a range to [minimum, maximum, 0] of a batch, or move its ends towards them by 1 - decay."""
+    import tensorflow as tf
+
+    for end, batch, wider in (("min_var", extremes[0], tf.minimum), ("max_var", extremes[1], tf.maximum)):
+        batch = wider(batch, 0.0)
+        variables[end].assign(wider(batch, decay * variables[end] + (1 - decay) * batch))
+
+
 def _global_extremes(inputs: Any) -> Any:
     """Return [minimum, maximum] of a tensor over all replicas, from which a quantizer can update its range."""
     import tensorflow as tf
@@ -373,7 +397,8 @@ def _input_ranges_over_replicas(places: list[tfmot_symbols.ActivationQuantizer])
     if num_replicas() == 1:
         return contextlib.nullcontext()
     return replaced(
-        [place for place in places if not place.is_moving_average], lambda quantizer: _ema_quantizer(quantizer, {}, {})
+        [place for place in places if not place.is_moving_average],
+        lambda quantizer: _ema_quantizer(quantizer, {}, {}, set()),
     )
 
 
