@@ -76,8 +76,8 @@ def used_twice():
     keras = import_tf_keras()
     layers = keras.layers
     image = keras.Input((6, 6, 2), name="image")
-    twice = layers.Conv2D(2, 3, padding="same", name="twice")
-    x = layers.Conv2D(4, 3, name="once")(twice(twice(image)))
+    twice = layers.ReLU(name="twice")  # after different layers
+    x = twice(layers.Conv2D(4, 3, name="once")(twice(layers.Conv2D(2, 3, name="first")(image))))
     return keras.Model(image, layers.Dense(3, "softmax", name="head")(layers.Flatten(name="flatten")(x)))
 
 
