@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, progress, registry
-from tfq.errors import TfqError, remembered_warnings, warn
+from tfq.errors import InputError, TfqError, remembered_warnings, warn
 from tfq.provenance import code_sha256, package_versions
 
 _MAKING = ".making-"
@@ -109,7 +109,7 @@ class StageStore:
             damaged = [
                 name for name, sha256 in record["files"].items() if artifacts.sha256_file(directory / name) != sha256
             ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             damaged = [f"stage.json ({error})"]
         if damaged:
             warn(f"{directory}: {', '.join(damaged)} changed since it was written, so this stage runs again")

@@ -6,14 +6,12 @@ import warnings
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from messages import refused
 
 import tfq
 from tfq import tflite
 from tfq.compression import untrained_qat_model
 from tfq.compression.graph import cloned
 from tfq.config import ConversionConfig, DistillationConfig, PruneConfig, QATConfig, StructuredPruningConfig
-from tfq.errors import InputError
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 
 _RNG = np.random.default_rng(0)
@@ -198,13 +196,6 @@ def test_a_loaded_qat_model_has_the_users_output_names(tmp_path):
     # Without tfq, tf_keras names them after the wrappers; the flatbuffer still has the user's names.
     loaded.output_names = ["quant_boxes", "quant_scores"]
     assert set(signature(tfq.convert(loaded, None, UNVERIFIED))["outputs"]) == {"boxes", "scores"}
-
-
-def test_outputs_that_are_one_tensor_are_refused_by_name():
-    keras = import_tf_keras()
-    image, x = features(keras)
-    with refused(InputError, field="model", got=("hidden", "hidden_1")):
-        tfq.convert(keras.Model(image, [x, x]), IMAGES)
 
 
 def test_a_clone_keeps_names_that_layers_do_not_have():

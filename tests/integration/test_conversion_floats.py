@@ -161,7 +161,7 @@ def test_a_cast_of_integer_inputs_causes_no_float_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)
         tfq.convert(model_with_padding_mask(lambda x: x), data)
-    with warned("CAST"):
+    with warned("SIN"):
         tfq.convert(model_with_padding_mask(import_keras().ops.sin), data)
 
 

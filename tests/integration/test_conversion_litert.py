@@ -16,6 +16,7 @@ import tfq
 from tfq import tflite
 from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import convert_with_record
+from tfq.isolation import trust
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
 IMAGES = load_digits().images[..., None].astype(np.float32)
@@ -145,6 +146,7 @@ def test_what_contradicts_itself_is_refused(values, field, got):
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    trust(FLOATING)  # otherwise a child quantizes it, which has the package
     with refused(tfq.InputError, field="conversion.quantizer", word="'tfq[litert]'"):
         tfq.convert(FLOATING, IMAGES, config())
 

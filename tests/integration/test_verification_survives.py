@@ -73,7 +73,7 @@ def test_without_room_for_any_run_the_conversion_is_returned(error, monkeypatch)
 def test_without_an_interpreter_the_file_is_not_tried(monkeypatch):
     monkeypatch.setattr(LocalBackend, "unavailable", lambda self: "ai-edge-litert is not installed")
 
-    result, _ = converted(FLOATING, IMAGES)
+    result, _ = converted(FLOATING, None, scheme="dynamic_range")  # calibration would need the interpreter
 
     assert result.verification.execution.state == "not tried" and result.verification.ok
     assert "not installed" in result.verification.execution.reason

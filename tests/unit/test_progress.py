@@ -227,7 +227,7 @@ COMMANDS = {
     "compress": ("--model=model.keras", "--data=digits"),
     "audit": ("--model=missing.tflite",),
     "benchmark": ("--model=missing.tflite",),
-    "evaluate": ("--model=missing.tflite", "--data=digits"),
+    "evaluate": ("--model={golden}/digits_float32.tflite", "--data=digits"),
     "search": ("--model=model.keras", "--data=digits"),
     "analyze": ("--model=missing.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
     "run": ("--model=digits_cnn", "--data=digits"),

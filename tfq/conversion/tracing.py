@@ -298,7 +298,7 @@ def captured_variables(traced: Trace) -> dict[str, Variable]:
         if id(handle) not in by_handle:
             continue
         layer, variable = by_handle[id(handle)]
-        name = variable.name.split("/")[-1].split(":")[0]
+        name = cast(Any, variable).name.split("/")[-1].split(":")[0]
         results[placeholder.name.split(":")[0]] = Variable(layer=layer, name=name, is_seed=_is_seed(variable))
     return results
 

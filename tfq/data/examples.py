@@ -120,10 +120,9 @@ def file_fingerprint(paths: Iterable[Path], root: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     try:
         return sha256_file(path)
-    except OSError as error:
+    except InputError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}. It is a file of data.source: check that it exists and that "
-            "you may read it",
+            f"{error}. It is a file of data.source: check that it exists and that you may read it",
             field="data.source",
             got=str(path),
         ) from error

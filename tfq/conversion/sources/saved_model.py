@@ -38,7 +38,8 @@ class SavedModelSource:
     @property
     def layer_names(self) -> dict[str, str]:
         """The names of the scopes below the model's scope, which are Keras layers if it was a Keras model."""
-        bodies = [function.node_def for function in self._signature.graph_def.library.function]
+        graph: Any = self._signature.graph_def
+        bodies = [function.node_def for function in graph.library.function]
         paths = [node.name.split("/")[:-1] for body in bodies for node in body]
         paths = [path for path in paths if path]
         prefix = _shared_start(paths)
@@ -63,23 +64,25 @@ class SavedModelSource:
         """Return the concrete function of the signature with these inputs, and the names of its outputs."""
         import tensorflow as tf
 
-        signature = self._signature
-        used = {tensor for node in signature.graph_def.node for tensor in node.input}
+        graph_def: Any = self._signature.graph_def
+        input_infos: list[Any] = list(self._signature.inputs.values())
+        output_infos: list[Any] = list(self._signature.outputs.values())
+        used = {tensor for node in graph_def.node for tensor in node.input}
 
         def infer(*tensors: Any) -> list[Any]:
             graph = tf.compat.v1.get_default_graph()
             places = {
                 info.name: tf.cast(tensor, tf.as_dtype(info.dtype))
-                for info, tensor in zip(signature.inputs.values(), tensors, strict=True)
+                for info, tensor in zip(input_infos, tensors, strict=True)
             }
             for name, variable in self._variables.items():
                 graph.watch_variable(variable)
                 places[f"{name}:0"] = graph.capture(variable.handle)
             replaced = {name: tensor for name, tensor in places.items() if {name, name.removesuffix(":0")} & used}
-            names = [info.name for info in signature.outputs.values()]
+            names = [info.name for info in output_infos]
             computed = iter(
                 tf.graph_util.import_graph_def(
-                    signature.graph_def,
+                    graph_def,
                     input_map=replaced,
                     return_elements=[name for name in names if name not in places],
                     name="",
@@ -93,13 +96,13 @@ class SavedModelSource:
             function = tf.function(infer, autograph=False).get_concrete_function(*specs)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise InputError(
-                f"{self.model.path}: the graph of the signature {signature.name!r} does not accept the inputs "
+                f"{self.model.path}: the graph of the signature {self._signature.name!r} does not accept the inputs "
                 f"{', '.join(f'{item.name} {list(item.shape)}' for item in inputs)} ({str(error)[:500]})",
                 field="model",
                 expected="inputs that the model accepts",
                 got=tuple((item.name, item.shape) for item in inputs),
             ) from error
-        return function, tuple(signature.outputs)
+        return function, tuple(self._signature.outputs)
 
 
 def _shared_start(paths: Sequence[list[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 """What a conversion starts from: a functional model, a subclassed model, or a SavedModel without a Keras config."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from tfq.config.input_shapes import InputShape
 from tfq.conversion.sources.inputs import ExampleShapes, FixedInput, SourceInput, fixed_inputs
@@ -11,7 +11,7 @@ from tfq.conversion.sources.saved_model import SavedModelSource
 from tfq.conversion.sources.subclassed import SubclassedModel, is_sequential, is_subclassed
 from tfq.errors import InputError
 from tfq.keras_bridge import SavedModel, model_kind
-from tfq.typing import TensorFlowFunction
+from tfq.typing import KerasModel, TensorFlowFunction
 
 
 class Source(Protocol):
@@ -25,18 +25,21 @@ class Source(Protocol):
     """
 
     is_keras: bool
-    model: Any
     inputs: tuple[SourceInput, ...]
+
+    @property
+    def model(self) -> KerasModel | SavedModel:
+        """The model."""
 
     @property
     def layer_names(self) -> dict[str, str]:
         """The user's names of the layers by their names in the graph."""
 
     @property
-    def variables(self) -> dict[str, list[Any]]:
+    def variables(self) -> dict[str, list[object]]:
         """The TensorFlow variables of each layer; "" has those without a layer."""
 
-    def arguments(self, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(self, tensors: Sequence[object]) -> tuple[list[object], dict[str, object]]:
         """Return the arguments of a call with these inputs: by position and by name."""
 
     def prepare(self, inputs: Sequence[FixedInput]) -> None:

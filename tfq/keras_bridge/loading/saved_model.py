@@ -71,7 +71,7 @@ class SavedModel:
     path: Path
     signatures: tuple[str, ...]
     allow_code: bool = False
-    meta_graph: Any = field(repr=False)
+    meta_graph: object = field(repr=False)
     checkpoint: Mapping[str, bytes] = field(repr=False)
 
     @property
@@ -122,10 +122,14 @@ class Signature:
     """
 
     name: str
-    graph_def: Any
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    graph_def: object
+    inputs: dict[str, object]
+    outputs: dict[str, object]
     variables: dict[str, NDArray]
+
+
+def _meta_graph(model: SavedModel) -> Any:
+    return model.meta_graph
 
 
 def load_saved_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> SavedModel:
@@ -181,7 +185,7 @@ def load_saved_model(path: str | os.PathLike[str], *, allow_code: bool = False) 
 
 
 def _signature(model: SavedModel, name: str) -> Signature:
-    definition = model.meta_graph.signature_def[name]
+    definition = _meta_graph(model).signature_def[name]
     outputs = dict(sorted(definition.outputs.items(), key=lambda item: _natural(item[0])))
     inputs = dict(sorted(definition.inputs.items(), key=lambda item: _natural(item[0])))
     for kind, tensors in (("input", inputs), ("output", outputs)):
@@ -194,10 +198,10 @@ def _signature(model: SavedModel, name: str) -> Signature:
                     expected="a dense tensor",
                     got=key,
                 )
-    nodes = {node.name: node for node in model.meta_graph.graph_def.node}
+    nodes = {node.name: node for node in _meta_graph(model).graph_def.node}
     places = {node_of(tensor.name) for tensor in inputs.values()}
     needed = _reachable(model.path, nodes, {node_of(tensor.name) for tensor in outputs.values()}, places)
-    functions = _reachable_functions(model.meta_graph.graph_def.library, [nodes[item] for item in needed])
+    functions = _reachable_functions(_meta_graph(model).graph_def.library, [nodes[item] for item in needed])
     bodies = [("the graph", [nodes[item] for item in needed])]
     bodies += [(f"the function {function.signature.name}", function.node_def) for function in functions]
     _refuse_ops(model, name, bodies)
@@ -208,7 +212,7 @@ def _signature(model: SavedModel, name: str) -> Signature:
         inputs = dict(sorted(inputs.items(), key=lambda item: _place(order, node_of(item[1].name))))
     return Signature(
         name=name,
-        graph_def=_graph_of([nodes[item] for item in needed if item not in handles], functions, model.meta_graph),
+        graph_def=_graph_of([nodes[item] for item in needed if item not in handles], functions, _meta_graph(model)),
         inputs=inputs,
         outputs=outputs,
         variables=_values_of(model, name, call, handles),
@@ -273,7 +277,7 @@ def _refuse_ops(model: SavedModel, signature: str, bodies: Iterable[tuple[str, I
     """Raise InputError for ops that access the host, tables, updates of variables, and unknown ops."""
     from tensorflow.python.framework import op_def_registry
 
-    functions = {function.signature.name for function in model.meta_graph.graph_def.library.function}
+    functions = {function.signature.name for function in _meta_graph(model).graph_def.library.function}
     findings: dict[str, dict[str, str]] = {kind: {} for kind in _ADVICE}
     for where, nodes in bodies:
         for node in nodes:
@@ -338,7 +342,7 @@ def _is_call_of(model: SavedModel, node: Any, signature: str) -> bool:
 
 def _function_name(model: SavedModel, signature: str) -> str:
     """Return the name of the function of a signature in the object graph: root.signatures[signature]."""
-    nodes = model.meta_graph.object_graph_def.nodes
+    nodes = _meta_graph(model).object_graph_def.nodes
     place = 0
     for step in ("signatures", signature):
         if place >= len(nodes):
@@ -351,7 +355,7 @@ def _values_of(model: SavedModel, signature: str, call: Any, handles: list[str])
     """Return {name of a variable's node in the graph: its value in the checkpoint}."""
     if not handles:
         return {}
-    functions = model.meta_graph.object_graph_def.concrete_functions
+    functions = _meta_graph(model).object_graph_def.concrete_functions
     name = _function_name(model, signature)
     if call is None or name not in functions:
         raise InputError(
@@ -380,7 +384,7 @@ def _checkpoint_values(model: SavedModel) -> dict[int, NDArray]:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    saved = model.meta_graph.object_graph_def.nodes
+    saved = _meta_graph(model).object_graph_def.nodes
     with scratch_directory() as directory:
         for name, content in model.checkpoint.items():
             (directory / name).write_bytes(content)
