@@ -195,6 +195,17 @@ def test_an_index_or_number_that_leads_nowhere_is_refused_and_named(change, fiel
         read(data)
 
 
+@pytest.mark.parametrize(("place", "indices"), [("inputs", []), ("inputs", [-1]), ("outputs", [])])
+def test_an_op_that_moves_values_from_or_to_nowhere_is_refused(place, indices):
+    number = [op.name for op in read(golden("digits_int8")).main_subgraph.ops].index("RESHAPE")
+
+    def change(model):
+        setattr(model.subgraphs[0].operators[number], place, indices)
+
+    with refused(FlatbufferError, field=f"subgraph 0, op {number}: {place}", got="none", word="RESHAPE"):
+        read(changed(golden("digits_int8"), change))
+
+
 def _file_of_one_op_repeated(count: int, inputs: int) -> bytes:
     """Return a model whose `count` ops are one table, with one vector of `inputs` indices."""
     builder = flatbuffers.Builder(1024)

@@ -9,6 +9,8 @@ from tfq.tflite import schema
 from tfq.tflite.binary import DAMAGED, Reader, Table
 from tfq.tflite.layer_names import LayerNames
 from tfq.tflite.metadata import METADATA_NAME, decode_metadata
+from tfq.tflite.op_types import SAME_SCALE_OPS
+from tfq.tflite.op_types import names as op_names
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor
 from tfq.tflite.schema import (
     BufferSlot,
@@ -27,6 +29,9 @@ from tfq.tflite.schema import (
 _Span = tuple[int, int]
 
 _LARGEST_SHAPE = 2**62
+
+# Ops that always have a first input and an output. Many passes follow a tensor from one to the other.
+_MOVE_OR_CONVERT = SAME_SCALE_OPS | op_names("CAST DEQUANTIZE QUANTIZE")
 
 
 def read(data: bytes) -> Model:
@@ -181,6 +186,11 @@ def _read_op(
     outputs = table.numbers(OperatorSlot.OUTPUTS, "i", "outputs")
     _check_indices(f"{where}: inputs", inputs, tensors, ABSENT)
     _check_indices(f"{where}: outputs", outputs, tensors)
+    if name in _MOVE_OR_CONVERT:
+        if not inputs or inputs[0] == ABSENT:
+            _fail(f"{where}: inputs", f"a tensor that {name} reads", "none")
+        if not outputs:
+            _fail(f"{where}: outputs", f"a tensor that {name} writes", "none")
     return Op(
         index=index,
         name=name,
