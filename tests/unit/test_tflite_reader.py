@@ -206,6 +206,15 @@ def test_an_op_that_moves_values_from_or_to_nowhere_is_refused(place, indices):
         read(changed(golden("digits_int8"), change))
 
 
+def test_ops_that_read_each_others_outputs_are_refused():
+    def change(model):
+        ops = model.subgraphs[0].operators
+        ops[1].inputs = [ops[2].outputs[0], *ops[1].inputs[1:]]
+
+    with refused(FlatbufferError, field="subgraph 0, op 1: inputs"):
+        read(changed(golden("digits_int8"), change))
+
+
 def _file_of_one_op_repeated(count: int, inputs: int) -> bytes:
     """Return a model whose `count` ops are one table, with one vector of `inputs` indices."""
     builder = flatbuffers.Builder(1024)

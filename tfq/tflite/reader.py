@@ -153,6 +153,7 @@ def _read_subgraph(
         _read_op(item, number, operator_codes, len(tensors), names, file_bytes)
         for number, item in enumerate(table.tables(SubgraphSlot.OPERATORS, "operators", f"{where}, op"))
     )
+    _check_order(where, ops)
     inputs = table.numbers(SubgraphSlot.INPUTS, "i", "inputs")
     outputs = table.numbers(SubgraphSlot.OUTPUTS, "i", "outputs")
     return Subgraph(
@@ -163,6 +164,15 @@ def _read_subgraph(
         inputs=_check_indices(f"{where}: inputs", inputs, len(tensors)),
         outputs=_check_indices(f"{where}: outputs", outputs, len(tensors)),
     )
+
+
+def _check_order(where: str, ops: Sequence[Op]) -> None:
+    """Refuse an op that reads a tensor before an op writes it: following the tensors of a cycle would never end."""
+    writers = {output: op.index for op in reversed(ops) for output in op.outputs}
+    for op in ops:
+        for tensor in op.inputs:
+            if writers.get(tensor, ABSENT) >= op.index:
+                _fail(f"{where}, op {op.index}: inputs", "tensors that are written before they are read", tensor)
 
 
 def _read_op(
