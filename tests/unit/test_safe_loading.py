@@ -7,7 +7,7 @@ import pytest
 from messages import refused
 
 from tfq.errors import InputError
-from tfq.keras_bridge.loading.inspection import CodeFinding, find_code, refuse_code
+from tfq.keras_bridge.loading.inspection import CodeFinding, contains_tfmot, find_code, refuse_code
 from tfq.keras_bridge.loading.model_file import ModelFile
 
 DENSE = {
@@ -235,3 +235,9 @@ def test_nesting_deeper_than_pythons_stack_is_walked():
     for _ in range(5000):
         config = {"x": [config]}
     assert find_code(config) == (CodeFinding(layer="evil", reason=findings_of(LAMBDA)[0].reason),)
+
+
+def test_a_class_name_that_is_no_text_is_not_a_class_of_tfmot():
+    nodes = [{"class_name": {"a": 1}, "module": "keras"}, {"class_name": ["QuantizeWrapperV2"], "module": None}]
+    assert not contains_tfmot({"layers": nodes})
+    assert contains_tfmot({"layers": [*nodes, {"class_name": "QuantizeWrapperV2"}]})

@@ -162,7 +162,7 @@ def _is_tfmot_class(name: Any, module: Any) -> bool:
     is_known_module = isinstance(module, str) and (
         custom_objects.TFMOT_MODULE.fullmatch(module) or custom_objects.KERAS_MODULE.fullmatch(module)
     )
-    return bool(is_known_module) and name in custom_objects.TFMOT_CLASSES
+    return bool(is_known_module) and isinstance(name, str) and name in custom_objects.TFMOT_CLASSES
 
 
 def contains_tfmot(config: Any) -> bool:
