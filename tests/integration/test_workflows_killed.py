@@ -102,5 +102,5 @@ def test_two_runs_on_one_directory_wait_for_each_other(uninterrupted, tmp_path):
     plain = ("--nocompression.prune", "--nocompression.qat")
     runs = [start(tmp_path, *plain), start(tmp_path, *plain)]
     messages = [finish(run) for run in runs]
-    assert sum("another run" in text for text in messages) == 1
+    assert sum("another command" in text for text in messages) == 1
     check_nothing_is_half_written(tmp_path, uninterrupted[0])
