@@ -363,9 +363,17 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the hexadecimal SHA-256 of a file, which is read in pieces."""
-    with open_file(path, "a file") as file:
+def sha256_file(path: str | os.PathLike[str], *, field: str | None = None) -> str:
+    """Return the hexadecimal SHA-256 of a file, which is read in pieces.
+
+    Args:
+        path: The file.
+        field: The argument or config path that named the file, for the errors.
+
+    Raises:
+        InputError: The file cannot be read; see `open_file`.
+    """
+    with open_file(path, "a file", field=field) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -289,7 +289,7 @@ def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
 
 
 def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditReport:
-    """Audit a flatbuffer: its composition, and its violations of what `config.require` names, or of its own scheme.
+    """Audit a flatbuffer: list its composition, and all violations of `config.require` or of its own scheme's rules.
 
     Args:
         model: The flatbuffer: its bytes or its path.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that cannot end a command: closed ones, ended readers, encodings without Unicode."""
+"""Standard streams that never end a command: closed streams, readers that have ended, encodings without Unicode."""
 
 import errno
 import io
@@ -54,7 +54,7 @@ def prepare() -> None:
 
 
 def drop(descriptor: int) -> None:
-    """Let everything that is written to `descriptor` from now on disappear, also what its stream still holds."""
+    """Discard everything that is written to `descriptor` from now on, including what its stream still buffers."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, descriptor)
     os.close(sink)

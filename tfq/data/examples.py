@@ -12,7 +12,7 @@ from tfq import registry
 from tfq.artifacts import sha256_file
 from tfq.config import DataConfig
 from tfq.data.split import MissingSplitError, check_lengths
-from tfq.errors import InputError, install_hint
+from tfq.errors import install_hint
 
 # The size of the arrays that a source returns at a time. Preprocessing to float32 may make them four times as large.
 _PIECE_BYTES = 1 << 23
@@ -114,18 +114,7 @@ def file_fingerprint(paths: Iterable[Path], root: Path) -> list[str]:
     Raises:
         InputError: A file cannot be read.
     """
-    return [f"{path.relative_to(root).as_posix()} {_sha256(path)}" for path in paths]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except InputError as error:
-        raise InputError(
-            f"{error}. It is a file of data.source: check that it exists and that you may read it",
-            field="data.source",
-            got=str(path),
-        ) from error
+    return [f"{path.relative_to(root).as_posix()} {sha256_file(path, field='data.source')}" for path in paths]
 
 
 def examples_of_arrays(

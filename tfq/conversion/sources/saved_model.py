@@ -30,8 +30,6 @@ class SavedModelSource:
 
         self.model = model
         self._signature = model.signature(signature)
-        self._variables: dict[str, Any] = {}
-        self._function: Any = None
         self.inputs = tuple(_input(name, tensor) for name, tensor in self._signature.inputs.items())
         self._variables = {name: tf.Variable(value, name=name) for name, value in self._signature.variables.items()}
 
