@@ -35,7 +35,7 @@ MODULES = {
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "calibration_method": "tfq.ptq.calibration.methods",
     "data_source": "tfq.data.sources",
-    "metric": "tfq.evaluation.metrics",
+    "metric": "tfq.evaluation",
     "target": "tfq.auditing.targets",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"

@@ -17,7 +17,7 @@ from tfq.conversion.graph_editing import name_of, quantize_op, replace_reads
 from tfq.conversion.hidden_ops import with_hidden_ops
 from tfq.errors import warn
 from tfq.text_table import listed
-from tfq.tflite.index_values import index_tensors
+from tfq.tflite.index_values import index_tensors, inputs_read_by_casts
 from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32, _INT32, _INT64 = (TENSOR_TYPES.index(name) for name in ("float32", "int32", "int64"))
@@ -69,19 +69,17 @@ def _casts_of_inputs(model: bytes) -> dict[str, tuple[int, list[int]]]:
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     indices = index_tensors(graph)
-    results = {}
-    for name, index in zip(parsed.input_names, graph.inputs, strict=True):
-        readers = graph.readers.get(index, ())
-        is_index = graph.tensors[index].dtype == "float32" and index in indices and index not in graph.outputs
-        if is_index and all(
-            op.name == "CAST"
-            and op.outputs[0] in indices
-            and op.outputs[0] not in graph.outputs
-            and graph.tensors[op.outputs[0]].dtype in ("int32", "int64")
-            for op in readers
-        ):
-            results[name] = index, [op.index for op in readers]
-    return results
+    names = dict(zip(graph.inputs, parsed.input_names, strict=True))
+    readers = inputs_read_by_casts(
+        graph,
+        lambda tensor, cast: (
+            tensor.dtype == "float32"
+            and tensor.index in indices
+            and cast.dtype in ("int32", "int64")
+            and cast.index in indices
+        ),
+    )
+    return {names[index]: (index, places) for index, places in readers.items()}
 
 
 def _cast_from_int32(graph: Any, op: Any, source: int) -> None:

@@ -15,7 +15,7 @@ from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges
 from tfq.conversion.graph_editing import add_tensor, name_of, new_op, quantize_op, replace_reads, scale_of, set_scale
-from tfq.tflite.index_values import index_tensors
+from tfq.tflite.index_values import index_tensors, inputs_read_by_casts
 from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32 = TENSOR_TYPES.index("float32")
@@ -92,22 +92,12 @@ def with_float_inputs(model: bytes, samples: Samples, config: ConversionConfig) 
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     indices = index_tensors(graph)
-    casts = {}
-    for name, index in zip(parsed.input_names, graph.inputs, strict=True):
-        readers = graph.readers.get(index, ())
-        if (
-            graph.tensors[index].dtype in _RAW_TYPES
-            and readers
-            and index not in graph.outputs
-            and all(
-                op.name == "CAST"
-                and graph.tensors[op.outputs[0]].dtype == "float32"
-                and op.outputs[0] not in graph.outputs
-                and op.outputs[0] not in indices
-                for op in readers
-            )
-        ):
-            casts[name] = index, graph.tensors[index].dtype, [op.index for op in readers]
+    names = dict(zip(graph.inputs, parsed.input_names, strict=True))
+    readers = inputs_read_by_casts(
+        graph,
+        lambda tensor, cast: tensor.dtype in _RAW_TYPES and cast.dtype == "float32" and cast.index not in indices,
+    )
+    casts = {names[index]: (index, graph.tensors[index].dtype, places) for index, places in readers.items()}
     if not casts or config.inference_input_type == "float32":
         return model, samples, RawInputs()
     edited = tflite.unpack(model)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run flatbuffers on data and backends: accuracy, comparison with a reference, latency, and other costs."""
 
+import tfq.evaluation.position_metrics  # noqa: F401  registers its metrics
 from tfq.evaluation.accuracy import evaluate_model
 from tfq.evaluation.benchmark import benchmark_models, model_names
 from tfq.evaluation.benchmark_record import BenchmarkRecord

@@ -482,6 +482,3 @@ MAE = register(
         reconstruction=Reconstruction(error=absolute_error, against="zero", reported_with=("roc_auc",)),
     )
 )
-
-# Registers the metrics of positions, which use the functions above.
-import tfq.evaluation.position_metrics  # noqa: E402, F401

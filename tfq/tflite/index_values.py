@@ -4,8 +4,10 @@
 They must not be quantized. For example, one step of an int8 tensor with scale 7.84 is eight rows of a lookup table.
 """
 
+from collections.abc import Callable
+
 from tfq.tflite.op_types import COPYING_OPS, INDEX, names, roles
-from tfq.tflite.records import Op, Subgraph
+from tfq.tflite.records import Op, Subgraph, Tensor
 
 # Ops that move integers or compute on them, and ops that round real values to integers. Other ops compute new values:
 # comparisons, ARG_MAX, and ops that compute on weights.
@@ -43,6 +45,29 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
         if index not in own_indices or source.name == "BUCKETIZE":
             pending += [tensor for place, _, tensor, role in roles(source) if place == "input" and role != INDEX]
     return frozenset(results)
+
+
+def inputs_read_by_casts(graph: Subgraph, accepts: Callable[[Tensor, Tensor], bool]) -> dict[int, list[int]]:
+    """Return {input: its readers' op indices} for the inputs that only CAST ops read.
+
+    Args:
+        graph: The subgraph.
+        accepts: (input, output of a CAST) -> whether this CAST may read the input. All of them must be accepted.
+            Outputs of the graph never are.
+    """
+    outputs, results = set(graph.outputs), {}
+    for index in graph.inputs:
+        readers = graph.readers.get(index, ())
+        tensors = [graph.tensors[op.outputs[0]] for op in readers if op.name == "CAST"]
+        if (
+            readers
+            and len(tensors) == len(readers)
+            and index not in outputs
+            and not any(tensor.index in outputs for tensor in tensors)
+            and all(accepts(graph.tensors[index], tensor) for tensor in tensors)
+        ):
+            results[index] = [op.index for op in readers]
+    return results
 
 
 _INTEGERS = ("int32", "int64", "bool", "int8", "uint8", "int16", "uint16", "uint32")
