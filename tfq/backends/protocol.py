@@ -155,11 +155,16 @@ class BackendResult:
         latency_reason: Why no latency was measured.
         instructions: Instructions of one inference.
         instructions_reason: Why no instructions were counted.
-        memory_bytes: Bytes by purpose, such as {"arena": 23_456}.
+        memory_bytes: Bytes by purpose, such as {"arena": 23_456}. `evaluation.require` bounds "arena" (a tensor arena),
+            "sram", and the sum of the purposes that end in "flash". An item of a total has the total's name, a dot and
+            its own name ("arena.head").
         memory_reason: Why no memory is reported.
         figures: Other costs by name, such as {"multiply_adds": 1_200_000}.
+        op_figures: Costs of single ops: title of the op ("op #0 CONV_2D (stem)") -> {name: value}.
         total_ops: Number of ops of subgraph 0; None if the backend cannot determine it (a note says why).
         delegated_ops: How many of them run on an accelerated delegate (XNNPACK, a GPU, an NPU).
+        unaccelerated: Ops that the accelerator leaves to the CPU: title of the op -> the reason in the runtime's or
+            compiler's words, "" if it gives none. Empty if the backend has no accelerator or does not list them.
         machine: Architecture, CPU and versions of what ran. For an emulator or estimator: its name, version and target.
         notes: Deviations from the request, and parts of it that could not be done.
 
@@ -177,8 +182,10 @@ class BackendResult:
     memory_bytes: Mapping[str, int] | None = None
     memory_reason: str | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    op_figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     total_ops: int | None = None
     delegated_ops: int | None = None
+    unaccelerated: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -290,6 +297,10 @@ class BackendKind:
             emulators.
         counts_instructions: Whether it supports `RunRequest.count_instructions`.
         reports_memory: Whether its results have `memory_bytes`.
+        has_cpu_kernels: Whether `RunRequest.kernels` chooses its kernels, because it runs LiteRT on a CPU. Others
+            ignore that setting, and their records do not mention XNNPACK.
+        in_default_list: Whether it stands for its family in a list of all backends. Members of a large family, whose
+            results differ little, set this to False; users name them.
         address: Description of the part after the colon, such as "[user@]host[:port]"; "" if there is none.
         addresses: All valid addresses, if they are a fixed list.
         needs_address: Whether an address is required; ignored if `addresses` is a fixed list, which requires one.
@@ -305,6 +316,8 @@ class BackendKind:
     times: bool = False
     counts_instructions: bool = False
     reports_memory: bool = False
+    has_cpu_kernels: bool = True
+    in_default_list: bool = True
     address: str = ""
     addresses: tuple[str, ...] = ()
     needs_address: bool = False

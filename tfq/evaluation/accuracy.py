@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import BackendResult, RunRequest, make_backend
+from tfq.backends import BackendResult, RunRequest, kind_of, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs
 from tfq.errors import warn
@@ -236,12 +236,14 @@ def _speed(result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
         "num_threads": config.num_threads,
         "backend": config.backend,
         "how": result.how,
-        "xnnpack": config.xnnpack,
+        "xnnpack": config.xnnpack if kind_of(config.backend).has_cpu_kernels else None,
         "total_ops": result.total_ops,
         "delegated_ops": result.delegated_ops,
         "memory_bytes": None if result.memory_bytes is None else dict(result.memory_bytes),
         "memory_reason": result.memory_reason,
         "figures": dict(result.figures),
+        "op_figures": {op: dict(figures) for op, figures in result.op_figures.items()},
+        "unaccelerated": dict(result.unaccelerated),
     }
 
 
@@ -280,7 +282,7 @@ def _output_warnings(
             f"the model has {len(outputs)} outputs, and {metric.title or metric.name} is computed for "
             f"{names[index]!r}. Choose another one with evaluation.output"
         )
-    if config.xnnpack and result.delegated_ops == 0:
+    if config.xnnpack and result.delegated_ops == 0 and kind_of(config.backend).has_cpu_kernels:
         results.append("XNNPACK delegated none of the model's ops: all of them ran on TFLite's builtin kernels")
     return results
 

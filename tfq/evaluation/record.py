@@ -46,9 +46,9 @@ class EvaluationRecord:
         latency_reason: Why no latency was measured.
         num_threads: Threads of each interpreter.
         backend: The backend that ran the model, such as "local".
-        xnnpack: Whether XNNPACK was used.
+        xnnpack: Whether XNNPACK was used; None for a backend that does not run LiteRT's CPU kernels.
         total_ops: Number of ops; None if unknown.
-        delegated_ops: Number of ops that XNNPACK executed; None if unknown.
+        delegated_ops: Number of ops that XNNPACK or the backend's accelerator executed; None if unknown.
         clipped_input_fraction: Fraction of the input values that lie outside the quantized range by more than half a
             step; None if no input is quantized.
         unused_range_fraction: Fraction of the quantized input range that the data never reaches; None if no input is
@@ -57,6 +57,8 @@ class EvaluationRecord:
         memory_bytes: Bytes by purpose, such as {"arena": 23_456}; None if the backend does not report them.
         memory_reason: Why there is no memory_bytes.
         figures: Other costs that the backend reports, by name and unit.
+        op_figures: Costs of single ops: title of the op -> {name: value}.
+        unaccelerated: Ops that the backend's accelerator leaves to the CPU: title of the op -> reason, or "".
         metrics: Metric -> facts, of `metric` and the metrics reported with it, such as top5: `word` (its name in
             reports), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see
             `tfq.evaluation.metric`) and `interval` ([low, high] of 95% confidence, or None).
@@ -91,7 +93,7 @@ class EvaluationRecord:
     latency_reason: str | None
     num_threads: int
     backend: str
-    xnnpack: bool
+    xnnpack: bool | None
     total_ops: int | None
     delegated_ops: int | None
     clipped_input_fraction: float | None
@@ -100,6 +102,8 @@ class EvaluationRecord:
     memory_bytes: dict[str, int] | None = None
     memory_reason: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    op_figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    unaccelerated: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     accuracy_difference: dict[str, Any] | None = None
     accuracy_difference_reason: str | None = None
@@ -132,6 +136,7 @@ class EvaluationRecord:
             ("backend", self._backend()),
             ("memory", ", ".join(f"{name} {value:,} bytes" for name, value in (self.memory_bytes or {}).items())),
             *((name.replace("_", " "), f"{value:,.6g} ({self.how})") for name, value in self.figures.items()),
+            *(("on the CPU", f"{op}{f': {reason}' if reason else ''}") for op, reason in self.unaccelerated.items()),
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
@@ -177,7 +182,8 @@ class EvaluationRecord:
         return f"{text}, mean {self.latency_mean_ms:.3f}{spread}"
 
     def _backend(self) -> str:
-        where = f"{self.backend}, {'XNNPACK' if self.xnnpack else 'builtin kernels'}"
+        kernels = {None: "", True: ", XNNPACK", False: ", builtin kernels"}[self.xnnpack]
+        where = f"{self.backend}{kernels}{'' if self.how == 'measured' else f', {self.how}'}"
         return where if self.total_ops is None else f"{where}: {self.delegated_ops} of {self.total_ops} ops delegated"
 
     def _inputs(self) -> str | None:
