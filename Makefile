@@ -11,6 +11,8 @@
 # PYTHON=/path/to/python3.x chooses the Python of .venv; by default it is the newest one here that tfq supports.
 PYTHON ?=
 BIN := .venv/bin
+# Container images often set this. Then every process compiles tfq again, and every pytest worker all tests.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test slow clients lint docs bench families smallest arm clean
@@ -23,10 +25,10 @@ test: .venv/.installed
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 slow: .venv/.installed
-	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
+	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile $$(grep -rlE --include='test_*.py' 'mark\.slow' tests)
 
 clients: .venv/.clients
-	@$(BIN)/python -m pytest -m clients --numprocesses=2 --dist=loadfile
+	@$(BIN)/python -m pytest -m clients tests/clients
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -47,7 +49,7 @@ families: .venv/.installed
 	@$(BIN)/python benchmarks/families.py --out=out/families
 
 smallest: .venv/.installed
-	@$(BIN)/python -m pytest -m families
+	@$(BIN)/python -m pytest -m families tests/integration/test_families.py
 
 arm: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot
