@@ -69,7 +69,7 @@ def fit_for(
         this one on; 0 is the state before training. None: keep the last epoch.
     keras: the Keras module of the models; None is tf_keras.
     """
-    from tfq.compression.training import outputs_probabilities
+    from tfq.compression.output_losses import outputs_probabilities
     from tfq.keras_bridge import import_tf_keras
 
     keras = keras or import_tf_keras()

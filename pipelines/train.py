@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model that tfq builds by name.
+"""Train a model that tfq builds by name, or a Keras model from a file.
 
     tfq train --model=digits_cnn --data=digits --epochs=10 --out=out/train
+    tfq train --model=model.keras --data=npz:examples.npz --loss=boxes=huber --loss_weights=boxes=0.1 --out=out/train
 
 Reads the train and val splits of --data, and measures the accuracy on the test split. The names for --model are those
-of the files in models/, such as digits_cnn, ds_cnn or resnet8. To compress a model of your own, skip this command.
+of the files in models/, such as digits_cnn, ds_cnn or resnet8. A model from a file is trained further from its weights.
+To compress a trained model of your own, skip this command.
 
-Writes <model>.keras and train.json to --out. With --keras=tf_keras (the default), the model can be pruned and trained
-with fake quantization.
+Writes <model>.keras (<model>_trained.keras for a file) and train.json to --out. With --keras=tf_keras (the default), a
+model that tfq builds can be pruned and trained with fake quantization.
 """
 
 from collections.abc import Sequence
@@ -21,15 +23,19 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_named(config, "train")
+    workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:
-        model, details = workflows.train(config)
-        path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
+        model, details = workflows.train(config, allow_code=invocation.allow_code)
+        path = workflows.save_keras(model, out / f"{workflows.trained_stem(config)}.keras")
         record = process.record(invocation, "train", file=path.name, **details)
         score = evaluation.score_text(details["test_unit"], details["test_accuracy"]) or "—"
         metric = details["test_metric"] or "accuracy"
         lines = [*details["data_notes"], f"{path}: {details['parameters']:,} parameters, test {metric} {score}"]
+        for output, facts in details["test_outputs"].items():
+            score = evaluation.score_text(facts["unit"], facts["accuracy"]) or "—"
+            lines.append(f"  {output}: test {facts['metric']} {score}")
         process.finish(invocation, record, "\n".join(lines))
 
 

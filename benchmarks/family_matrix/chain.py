@@ -140,7 +140,7 @@ class Chain:
         return fit
 
     def _accuracy(self, model: Any) -> float:
-        return float(np.mean(predict(model, self.test_split).argmax(axis=-1) == self.test_split.labels))
+        return float(np.mean(predict(model, self.test_split)[0].argmax(axis=-1) == self.test_split.labels))
 
 
 STAGES = ("train", "bridge", "preflight", "prune", "qat", "convert", "parity")

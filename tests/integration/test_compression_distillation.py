@@ -9,8 +9,8 @@ from small_models import fit_briefly, fit_for, noise, small_model
 from tfq.compression import prune_model, qat_model
 from tfq.compression.distillation import distance, distilled
 from tfq.compression.graph import cloned
+from tfq.compression.output_losses import output_kind
 from tfq.compression.qat import qat
-from tfq.compression.training import output_kind
 from tfq.config import DistillationConfig, PruneConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras

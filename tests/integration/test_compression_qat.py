@@ -11,7 +11,8 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import measure_sparsity, prune_model, qat_model
 from tfq.compression.graph import cloned
-from tfq.compression.training import deterministic, outputs_probabilities, train_model
+from tfq.compression.output_losses import outputs_probabilities
+from tfq.compression.training import deterministic, train_model
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
 from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning

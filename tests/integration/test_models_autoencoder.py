@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from tfq.auditing import audit_model
 from tfq.compression import measure_sparsity, prune_model, qat_model
-from tfq.compression.training import deterministic, predict, reconstructs, train_model
+from tfq.compression.output_losses import reconstructs
+from tfq.compression.training import deterministic, predict, train_model
 from tfq.config import ConversionConfig, PruneConfig, TrainConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
@@ -53,7 +54,7 @@ def fit_briefly(model, callbacks):
 
 
 def auc(model, test):
-    errors = ((predict(model, test) - test.inputs["x"]) ** 2).mean(axis=1)
+    errors = ((predict(model, test)[0] - test.inputs["x"]) ** 2).mean(axis=1)
     return roc_auc_score(test.labels, errors)
 
 

@@ -138,7 +138,7 @@ def test_every_section_with_flags_has_a_command():
         ("audit", ["data", "data.scale", "seed", "allow_code"]),
         ("evaluation", ["seed", "conversion.scheme"]),
         ("conversion", ["seed"]),
-        ("training", ["allow_code"]),
+        ("training", ["conversion.scheme"]),
         ("benchmark", ["allow_code"]),
         ("analysis", ["seed"]),
         ("search", ["seed", "conversion.techniques", "conversion.calibration.method"]),

@@ -46,7 +46,11 @@ _FLOAT_CONVERSION = ("conversion.input_shapes", "conversion.signature")
 
 # Section of RunConfig that belongs to the command -> its flags; None is `run`, which reads all sections.
 COMMANDS: dict[str | None, CommandFlags] = {
-    "training": CommandFlags("train", "the name of a model that tfq builds, such as digits_cnn", ("data", "seed")),
+    "training": CommandFlags(
+        "train",
+        "the name of a model that tfq builds, such as digits_cnn; or a .keras or .h5 file",
+        ("data", "seed", "allow_code"),
+    ),
     "compression": CommandFlags("compress", _KERAS, ("data", "seed", "allow_code")),
     "conversion": CommandFlags("convert", _KERAS_OR_TFLITE, ("data", "allow_code")),
     "audit": CommandFlags("audit", "a .tflite file", ()),

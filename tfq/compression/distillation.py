@@ -5,7 +5,7 @@ The loss of the student is
 
     (1 - weight) * compiled loss + weight * D + layers_weight * L
 
-D is the sum over the outputs, and the mean over the batch, of
+D is the sum over the outputs, each multiplied by its weight in the compiled loss, and the mean over the batch, of
 
     temperature^2 * KL(softmax(teacher logits / temperature) || softmax(student logits / temperature))
 
@@ -22,7 +22,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tfq.compression.training import output_kind
+from tfq.compression.output_losses import output_kind
 from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
@@ -50,8 +50,9 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, step: str = 
 
     In the block, `model.fit` minimizes the loss of the module docstring. Sample weights and class weights apply to the
     compiled loss only. Probabilities are converted to logits by the logarithm. An output counts as a classifier's if it
-    ends in softmax or sigmoid, or if the compiled loss is a cross-entropy. History and logs contain
-    "distillation_loss" (D) and "distillation_layers_loss" (L), and the compiled loss as "loss".
+    ends in softmax or sigmoid, or if its compiled loss is a cross-entropy. Outputs without a compiled loss are part of
+    D. History and logs contain "distillation_loss" (D) and "distillation_layers_loss" (L), and the compiled loss as
+    "loss".
 
     The model keeps its outputs, their names and the training code of its class, and does not contain the teacher.
     After the block, its class is restored.
@@ -127,17 +128,19 @@ class _State:
         self.teacher_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
         self.layer_outputs: list[Any] = []
         self.temperature, self.weight, self.layers_weight = config.temperature, config.weight, config.layers_weight
+        self.loss_weights: Any = None
         self.in_training = False
         self.steps_traced = 0
 
-    def total_loss(self, loss: Any, x: Any, y_pred: Any, losses: list[Any]) -> Any:
+    def total_loss(self, loss: Any, x: Any, y_pred: Any, losses: list[Any], weights: list[float]) -> Any:
         """Return the loss to minimize.
 
         Args:
             loss: The value of the compiled loss.
             x: Inputs of the student.
             y_pred: Its outputs.
-            losses: The compiled loss functions.
+            losses: The compiled loss function of each output; None for outputs without one.
+            weights: The factor of each output's loss.
         """
         import tensorflow as tf
 
@@ -145,11 +148,13 @@ class _State:
         outputs = tf.nest.flatten(y_pred)
         targets = tf.nest.map_structure(tf.stop_gradient, self.teacher_outputs(x))
         distances = [
-            distance(output, tf.cast(target, output.dtype), kinds, self.temperature)
+            tf.reduce_mean(distance(output, tf.cast(target, output.dtype), kinds, self.temperature)) * weight
             for teacher_targets, teacher_kinds in zip(targets, self._kinds_for(losses), strict=True)
-            for output, target, kinds in zip(outputs, teacher_targets[: len(outputs)], teacher_kinds, strict=True)
+            for output, target, kinds, weight in zip(
+                outputs, teacher_targets[: len(outputs)], teacher_kinds, weights, strict=True
+            )
         ]
-        totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(targets)]
+        totals = [tf.add_n(distances) / len(targets)]
         if self.layer_outputs:
             pairs = zip(self.layer_outputs, targets[0][len(outputs) :], strict=True)
             # Relative to the teacher's squares on the global batch, so that the sum over replicas is the distance.
@@ -165,12 +170,26 @@ class _State:
     def _kinds_for(self, losses: list[Any]) -> list[list[tuple[str, str]]]:
         """Return the kinds of the student's and the teacher's outputs, for each teacher.
 
-        The output of a last layer without activation is logits if a compiled loss is a cross-entropy.
+        The output of a last layer without activation is logits if its compiled loss is a cross-entropy.
         """
-        names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
-        classifies = any("crossentropy" in str(name).lower() for name in names)
-        linear = {"linear": "logits" if classifies else "values"}
-        return [[(linear.get(a, a), linear.get(b, b)) for a, b in item] for item in self.kinds]
+        names = [str(getattr(loss, "name", None) or getattr(loss, "__name__", loss)).lower() for loss in losses]
+        linear = [{"linear": "logits" if "crossentropy" in name else "values"} for name in names]
+        return [
+            [(own.get(a, a), own.get(b, b)) for (a, b), own in zip(item, linear, strict=True)] for item in self.kinds
+        ]
+
+
+def _per_output(model: Any, settings: Any, default: Any) -> list[Any]:
+    """Return a setting of `compile` for each output: one for all, or a list or dict of them by output."""
+    import tensorflow as tf
+
+    if isinstance(settings, dict):
+        is_dict = isinstance(model.output, dict) and len(model.output) == len(model.outputs)
+        names = sorted(model.output) if is_dict and set(settings) <= set(model.output) else model.output_names
+        return [settings.get(name, default) for name in names]
+    if isinstance(settings, (list, tuple)) and len(flat := tf.nest.flatten(settings)) == len(model.outputs):
+        return [default if setting is None else setting for setting in flat]
+    return [default if settings is None else settings] * len(model.outputs)
 
 
 @functools.cache
@@ -180,6 +199,11 @@ def _distilled_class(base: Any) -> Any:
 
     class Distilled(base):
         _distillation: _State
+
+        def compile(self, *args: Any, **kwargs: Any) -> None:
+            super().compile(*args, **kwargs)
+            # The fourth argument; Keras keeps it in private attributes only.
+            self._distillation.loss_weights = kwargs.get("loss_weights", args[3] if len(args) > 3 else None)
 
         def train_step(self, data: Any) -> Any:
             self._distillation.in_training = True
@@ -200,7 +224,9 @@ def _distilled_class(base: Any) -> Any:
             loss = super().compute_loss(x, y, y_pred, sample_weight)
             if not self._distillation.in_training:
                 return loss
-            return self._distillation.total_loss(loss, x, y_pred, tf.nest.flatten(self.loss))
+            state = self._distillation
+            weights = _per_output(self, state.loss_weights, 1.0)
+            return state.total_loss(loss, x, y_pred, _per_output(self, self.loss, None), weights)
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             results = super().compute_metrics(x, y, y_pred, sample_weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train classifiers and autoencoders of either Keras, and feed data to models."""
+"""Train models of either Keras, and feed data to them."""
 
 import contextlib
 import itertools
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from tfq import progress
 from tfq.compression.mixed_precision import trained_in
+from tfq.compression.output_losses import OutputLosses, first_examples
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
-from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
-from tfq.errors import InputError, TfqError, warn
+from tfq.data.split import batches_in_order, shuffled_batches
+from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.native_stderr import captured_stderr
@@ -56,10 +57,7 @@ def batches_of(model: Any, data: Any, limit: int, context: str) -> Iterator[list
             yield [array[start : start + _BATCH_SIZE] for array in arrays]
 
 
-__all__ = ["deterministic", "predict", "reconstructs", "train_model"]
-
-# Layers that do not change whether their input is probabilities or logits.
-_PASS_THROUGH = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
+__all__ = ["deterministic", "predict", "train_model"]
 
 
 @in_strategy
@@ -72,30 +70,34 @@ def train_model(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Compile a classifier or autoencoder and train it in place.
+    """Compile a model and train it in place.
 
-    The optimizer is Adam with a cosine decay of the learning rate to 0. The loss is the sparse categorical
-    cross-entropy, or the binary cross-entropy for one output unit. It is computed from probabilities if the model ends
-    in softmax (sigmoid for one unit), and from logits otherwise. A model that `reconstructs` its input is trained with
-    the mean squared error to its input, and its labels are ignored.
+    The optimizer is Adam with a cosine decay of the learning rate to 0. The loss is the sum of the losses of all
+    outputs. `config.loss` chooses them. By default, the labels do: the sparse categorical cross-entropy for class
+    numbers and one-hot rows, the binary cross-entropy for one unit or for 0 and 1 of each unit of a sigmoid, and the
+    mean squared error for values. A cross-entropy is computed from probabilities if the output ends in softmax or
+    sigmoid, and from logits otherwise. A model that `reconstructs` its input is trained with the mean squared error to
+    its input, and its labels are ignored.
 
     The same seed, data and initial weights give bitwise equal weights on the same machine. Random states are restored
     afterwards. A stream is shuffled by seed and epoch as described in `tfq.data.split`, in different batches than data
     in memory. Keras' progress bars appear on a terminal only.
 
     Args:
-        model: tf_keras or Keras 3 model with one output (n, classes) or (n, 1), or an autoencoder.
-        train: Training data. Labels have shape (n,) with integers below the number of classes (0 or 1 for one unit),
-            or are one-hot rows (n, classes).
+        model: A functional or sequential model of either Keras.
+        train: Training data. Labels of classes are integers below the number of classes (0 or 1 for one unit), shape
+            (n,), or (n, height, width) for maps; or one-hot rows (n, classes). Those of several outputs have the names
+            of the outputs.
         val: Validation data, as `train`.
-        config: Epochs, batch size and learning rate.
+        config: Epochs, batch size, learning rate and losses.
         seed: Seed of all random generators.
         callbacks: Callbacks of the model's Keras.
 
     Returns:
-        {"loss_function": description, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
-        one value per epoch. In mixed precision also "dtype_policy", as it was used, and "loss_scale", the last factor
-        of the loss or None.
+        {"loss_function": description, "loss": [...], "accuracy" (of classes) or "mae" (of values): [...],
+        "val_loss": [...], ...}, with one value per epoch. For several outputs, "loss_function" has a description of
+        each, and the other names start with those of the outputs: "boxes_loss", "boxes_mae". In mixed precision also
+        "dtype_policy", as it was used, and "loss_scale", the last factor of the loss or None.
 
     Raises:
         InputError: Labels or inputs do not match the model, or a layer cannot compute in `config.dtype_policy`.
@@ -103,17 +105,17 @@ def train_model(
     """
     config = config or TrainConfig()
     keras = import_tf_keras() if model_kind(model) == "tf_keras" else import_keras()
-    streamed = _Streamed(model, config.batch_size)
-    x, y = _arrays(model, train) if isinstance(train, Split) else (streamed.dataset(train, seed), None)
+    losses = OutputLosses(model, config, first_examples(train))
+    streamed = _Streamed(model, losses, config.batch_size)
+    x, y = _arrays(model, losses, train) if isinstance(train, Split) else (streamed.dataset(train, seed), None)
     validation = None
     if val is not None:
-        validation = _arrays(model, val) if isinstance(val, Split) else streamed.dataset(val)
+        validation = _arrays(model, losses, val) if isinstance(val, Split) else streamed.dataset(val)
     steps = math.ceil(train.num_examples / config.batch_size) * config.epochs
-    loss = _loss(keras, model)
     with deterministic(seed), streamed.errors(), trained_in(model, config.dtype_policy) as precision:
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(steps, 1))
         # Without XLA, because compiling takes longer than the training of a small model.
-        model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
+        model.compile(keras.optimizers.Adam(schedule), **losses.compile_arguments(keras), jit_compile=False)
         # A first step that creates variables is traced twice, which is most of the time of a short fit.
         model.optimizer.build(model.trainable_variables)
         stage = progress.stage(f"training {config.epochs} epoch{'' if config.epochs == 1 else 's'}")
@@ -137,107 +139,19 @@ def train_model(
                 expected="a finite loss",
                 got=series,
             )
-    return {"loss_function": _describe_loss(loss), **precision, **values}
+    return {"loss_function": losses.describe(keras), **precision, **losses.named_history(values)}
 
 
 @in_strategy
-def predict(model: Any, split: AnySplit) -> NDArray:
-    """Return the model's one output for all examples, shape (n, ...), in their order."""
-    outputs = []
+def predict(model: Any, split: AnySplit) -> tuple[NDArray, ...]:
+    """Return each output of a model for all examples, shape (n, ...), in their order."""
+    import tensorflow as tf
+
+    pieces = []
     for piece in split.pieces():
-        inputs = list(piece.inputs.values())
-        outputs.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
-    return np.concatenate(outputs)
-
-
-def num_classes(model: Any) -> int:
-    """Return the number of classes of a classifier with one output (n, classes), or 2 for (n, 1).
-
-    Raises:
-        InputError: The model has several outputs, or an output of another shape.
-    """
-    if len(model.outputs) != 1:
-        raise InputError(
-            f"{model.name!r} has {len(model.outputs)} outputs: train_model supports one output. Use a custom training "
-            "function",
-            field="model",
-            expected=1,
-            got=len(model.outputs),
-        )
-    shape = tuple(model.outputs[0].shape)
-    if len(shape) != 2 or not shape[1]:
-        raise InputError(
-            f"{model.name!r} has an output of shape {shape}: train_model expects (n, classes). Use a custom training "
-            "function",
-            field="model",
-            expected="(n, classes)",
-            got=shape,
-        )
-    return max(2, int(shape[1]))
-
-
-def reconstructs(model: Any) -> bool:
-    """Check whether a model is an autoencoder: its one output has the shape of its one float input.
-
-    Models whose output is probabilities are not autoencoders.
-    """
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or "float" not in str(model.inputs[0].dtype):
-        return False
-    shape = tuple(model.outputs[0].shape)
-    several = any(size is None or size > 1 for size in shape[1:])
-    return several and shape[1:] == tuple(model.inputs[0].shape)[1:] and not outputs_probabilities(model)
-
-
-def outputs_probabilities(model: Any) -> bool:
-    """Check whether the model's one output ends in softmax (sigmoid for one unit). Otherwise it is logits."""
-    return output_kind(model.outputs[0]) == ("sigmoid" if model.outputs[0].shape[-1] == 1 else "softmax")
-
-
-def output_kind(tensor: Any) -> str:
-    """Return the last activation before a Keras model's output: "softmax", "sigmoid", "linear", or "values" (other)."""
-    while True:
-        history = tensor._keras_history
-        layer = getattr(history, "operation", None) or history[0]
-        layer = getattr(layer, "layer", layer)
-        if type(layer).__name__ == "Softmax":
-            return "softmax"
-        activation = getattr(layer, "activation", None)
-        # QAT wraps the function in an object with an attribute `activation`.
-        name = getattr(getattr(activation, "activation", activation), "__name__", None)
-        if name in ("softmax", "sigmoid"):
-            return name
-        is_pass_through = type(layer).__name__ in _PASS_THROUGH or (
-            type(layer).__name__ == "Activation" and name == "linear"
-        )
-        if not is_pass_through:
-            return "linear" if name in (None, "linear") else "values"
-        if not hasattr(layer, "input") or isinstance(layer.input, (list, tuple, dict)):
-            return "linear"
-        tensor = layer.input
-
-
-def _loss(keras: Any, model: Any) -> Any:
-    if reconstructs(model):
-        return keras.losses.MeanSquaredError()
-    from_logits = not outputs_probabilities(model)
-    if model.outputs[0].shape[-1] == 1:
-        return keras.losses.BinaryCrossentropy(from_logits=from_logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-
-
-def _metrics(keras: Any, model: Any) -> list[Any]:
-    """Return the metric that "accuracy" stands for. As an object, it creates its variables before the first step."""
-    if reconstructs(model):
-        return []
-    if model.outputs[0].shape[-1] == 1:
-        return [keras.metrics.BinaryAccuracy(name="accuracy")]
-    return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-
-def _describe_loss(loss: Any) -> str:
-    if "from_logits" not in loss.get_config():
-        return f"{loss.name} of the reconstruction"
-    return f"{loss.name} from {'logits' if loss.get_config()['from_logits'] else 'probabilities'}"
+        inputs = bind_inputs(piece.inputs, _names(model))
+        pieces.append(tf.nest.flatten(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)))
+    return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
 
 
 def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> Any:
@@ -264,8 +178,8 @@ def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> A
 class _Streamed:
     """Converts streams to datasets for `fit` of either Keras, and collects the errors raised while reading them."""
 
-    def __init__(self, model: Any, batch_size: int) -> None:
-        self._model, self._batch_size = model, batch_size
+    def __init__(self, model: Any, losses: OutputLosses, batch_size: int) -> None:
+        self._model, self._losses, self._batch_size = model, losses, batch_size
         self._errors: list[Exception] = []
 
     def dataset(self, stream: SplitStream, seed: int | None = None) -> Any:
@@ -275,8 +189,7 @@ class _Streamed:
             stream: The data.
             seed: Seed of the order, which differs between passes; None keeps the stream's order.
         """
-        x, y = _arrays(self._model, stream.first())
-        like = (tuple(x) if isinstance(x, list) else x, y)
+        like = self._batch(stream.first())
         epochs = itertools.count()
 
         def batches() -> Iterator[Any]:
@@ -285,13 +198,16 @@ class _Streamed:
                 if seed is not None:
                     order = shuffled_batches(stream, self._batch_size, seed, next(epochs))
                 for batch in order:
-                    x, y = _arrays(self._model, batch, warn=False)
-                    yield tuple(x) if isinstance(x, list) else x, y
+                    yield self._batch(batch)
             except Exception as error:
                 self._errors.append(error)
                 raise
 
         return dataset_of(batches, like, math.ceil(stream.num_examples / self._batch_size))
+
+    def _batch(self, split: Split) -> tuple[Any, Any]:
+        """Return (x, y) with tuples instead of lists, which tf.data needs."""
+        return _without_lists(_arrays(self._model, self._losses, split))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -304,50 +220,24 @@ class _Streamed:
             raise
 
 
-def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArray]:
+def _without_lists(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {name: _without_lists(value) for name, value in structure.items()}
+    return tuple(map(_without_lists, structure)) if isinstance(structure, (list, tuple)) else structure
+
+
+def _arrays(model: Any, losses: OutputLosses, split: Split) -> tuple[Any, Any]:
+    """Return checked (x, y) for `fit`."""
     where = f"{split.source}, split {split.name}"
-    classes = 0 if reconstructs(model) else num_classes(model)
-    arrays = bind_inputs(split.inputs, list(model.input_names) if hasattr(model, "input_names") else _names(model))
+    arrays = bind_inputs(split.inputs, _names(model))
     for tensor, array in zip(model.inputs, arrays, strict=True):
         _check_input(array, tuple(tensor.shape), f"{where}: input {tensor.name.split(':')[0]!r}")
-    labels = split.labels
-    if not classes:
-        if warn:
-            _warn_of_unused_classes(model, labels)
-        return arrays[0], arrays[0]
-    if labels is None:
-        raise InputError(f"{where}: training needs labels, but the data have none", field="data", expected="labels")
-    check_width(labels, classes, where)
-    labels = without_one_hot(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{where}: labels have dtype {labels.dtype} and shape {labels.shape}: expected a class number or a one-hot "
-            "row for each example",
-            field="data",
-            expected="one integer label for each example",
-            got=str(labels.dtype),
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{where}: labels range from {labels.min()} to {labels.max()}, but {model.name!r} has {classes} classes: "
-            f"expected 0 to {classes - 1}",
-            field="data",
-            expected=(0, classes - 1),
-            got=(int(labels.min()), int(labels.max())),
-        )
-    return arrays if len(arrays) > 1 else arrays[0], labels
-
-
-def _warn_of_unused_classes(model: Any, labels: NDArray | None) -> None:
-    """Warn if an autoencoder's data have more labels than 0 and 1 (normal and anomalous), as a classifier's would."""
-    if labels is not None and labels.dtype.kind in "iu" and labels.max() > 1:
-        warn(
-            f"{model.name!r} has an output of the same shape as its input, and is trained to reconstruct the input: "
-            f"the labels (0 to {labels.max()}) are not used. If it is a classifier, end it with a softmax"
-        )
+    return arrays if len(arrays) > 1 else arrays[0], losses.targets(split, arrays)
 
 
 def _names(model: Any) -> list[str]:
+    if hasattr(model, "input_names"):
+        return list(model.input_names)
     return [tensor.name.split(":")[0] for tensor in model.inputs]
 
 

@@ -4,6 +4,7 @@
 from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, AnalysisRequireConfig, BitWidthsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
+    LOSSES,
     ClusterConfig,
     CompressionConfig,
     DistillationConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "GRIDS",
     "IO_TYPES",
     "KERNELS",
+    "LOSSES",
     "SCHEMES",
     "SCHEME_IO_TYPES",
     "AnalysisConfig",

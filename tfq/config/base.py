@@ -30,6 +30,7 @@ def setting(
     maximum: float | None = None,
     names_section: bool = False,
     repeatable: bool = False,
+    keyed: bool = False,
 ) -> Any:
     """Declare a config field.
 
@@ -45,6 +46,7 @@ def setting(
         names_section: Whether the name of the section alone also sets this field: the flag `data` sets `data.source`,
             and so does `{"data": "digits"}` in JSON.
         repeatable: Whether the flag may occur several times, with one value each, instead of a list with commas.
+        keyed: Whether a value may also be KEY=CHOICE, where KEY is anything.
     """
     metadata = {
         "help": help,
@@ -54,6 +56,7 @@ def setting(
         "maximum": maximum,
         "names_section": names_section,
         "repeatable": repeatable,
+        "keyed": keyed,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -203,6 +206,8 @@ def _check_choice(path: str, value: Any, field: dataclasses.Field) -> None:
     kind = field.metadata.get("choices_of")
     defaults = field.default if isinstance(field.default, tuple) else (field.default,)
     choices = field.metadata.get("choices", ())
+    if field.metadata.get("keyed"):
+        value = value.rpartition("=")[2]
     if value in defaults or value in choices:
         return
     if kind:

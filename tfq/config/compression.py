@@ -5,14 +5,43 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
 
+# Losses of `TrainConfig.loss` -> the labels that they compare with: class numbers; rows of class probabilities; yes or
+# no for each unit; or values of the output's shape.
+LOSSES = {
+    "sparse_categorical_crossentropy": "classes",
+    "categorical_crossentropy": "rows",
+    "categorical_focal_crossentropy": "rows",
+    "binary_crossentropy": "units",
+    "binary_focal_crossentropy": "units",
+    "mean_squared_error": "values",
+    "mean_absolute_error": "values",
+    "mean_absolute_percentage_error": "values",
+    "mean_squared_logarithmic_error": "values",
+    "huber": "values",
+    "log_cosh": "values",
+    "poisson": "values",
+    "cosine_similarity": "values",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """Settings of a training loop: Adam on cross-entropy."""
+    """Settings of a training loop: Adam on the loss of each output."""
 
     epochs: int = setting(10, "passes over the training split", minimum=1)
     batch_size: int = setting(32, "examples per training step", minimum=1)
     learning_rate: float = setting(1e-3, "initial learning rate of Adam; it decays to 0 along a cosine", minimum=0)
+    loss: tuple[str, ...] = setting(
+        (),
+        "loss of all outputs, or OUTPUT=LOSS for one; OUTPUT=none leaves an output out. Other outputs get the loss "
+        "that their labels fit: a cross-entropy for class numbers, one-hot rows and yes/no labels of a sigmoid, "
+        "mean_squared_error for values",
+        choices=(*LOSSES, "none"),
+        keyed=True,
+    )
+    loss_weights: tuple[str, ...] = setting(
+        (), "OUTPUT=FACTOR: factor of an output's loss in the sum of all losses; 1 for other outputs"
+    )
     strategy: str = setting(
         "none",
         "tf.distribute strategy: none (one device), or mirrored (all GPUs of this machine, which share each batch)",

@@ -16,6 +16,7 @@ from tfq.evaluation.instructions import (
 )
 from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
 from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
+from tfq.evaluation.output_scores import score_outputs
 from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
     ParityRecord,
@@ -32,7 +33,7 @@ from tfq.evaluation.record import (
     score_text,
 )
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
-from tfq.evaluation.scores import check_metric, default_metric, score_outputs
+from tfq.evaluation.scores import check_metric, default_metric
 from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
 
 __all__ = [

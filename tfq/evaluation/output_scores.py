@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tfq import registry
-from tfq.data import check_output_names, is_one_hot, labeled_outputs, labels_of_output
+from tfq.data import AnySplit, check_output_names, is_one_hot, labeled_outputs, labels_of_output
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.metric import Metric, as_metric
-from tfq.evaluation.scores import Choice, drop_of
+from tfq.evaluation.scores import Choice, choose_metric, compute_scores, drop_of
 
 
 def metrics_of_outputs(settings: Sequence[str], names: Sequence[str]) -> dict[str, Metric]:
@@ -136,3 +137,37 @@ def scores_of_outputs(
             }
         )
     return results
+
+
+def score_outputs(
+    outputs: NDArray | Sequence[NDArray],
+    data: AnySplit,
+    *,
+    reconstructs: bool,
+    metric: Any = None,
+    names: Sequence[str] = ("output",),
+    class_outputs: Sequence[bool] = (False,),
+) -> dict[str, Any]:
+    """Return the fields of `compute_scores` for the outputs of any model, without a reference.
+
+    With labels for several outputs, `by_output` has the fields of `scores_of_outputs` for each name.
+
+    Args:
+        outputs: Real values, (n, ...); a sequence of them for several outputs.
+        data: The n examples, as a `Split` or a stream.
+        reconstructs: Whether the model reconstructs its input.
+        metric: As for `as_metric`.
+        names: The names of the outputs.
+        class_outputs: For each output whether it predicts a class.
+    """
+    outputs = (outputs,) if isinstance(outputs, np.ndarray) else tuple(outputs)
+    chosen, labels, by_output = as_metric(metric), data.all_labels(), {}
+    if labels is not None and labeled_outputs(labels):
+        choice, metrics = choose_for_labels(labels, names, outputs, {}, chosen, "")
+        by_output = dict(zip(names, scores_of_outputs(metrics, labels, names, outputs, None), strict=True))
+    else:
+        choice = choose_metric(chosen, names, class_outputs, reconstructs=reconstructs)
+    scores = compute_scores(
+        outputs, None, data, choice, reconstructs=reconstructs, class_outputs=class_outputs, names=names
+    )
+    return {**scores, "by_output": by_output}

@@ -387,19 +387,6 @@ def _are_classes_of(labels: NDArray | None, values: NDArray) -> bool:
     return True
 
 
-def score_outputs(outputs: NDArray, data: Any, *, reconstructs: bool, metric: Any = None) -> dict[str, Any]:
-    """Return the fields of `compute_scores` for one output (n, ...) of any model, without a reference.
-
-    Args:
-        outputs: Real values.
-        data: The n examples, as a `Split` or a stream.
-        reconstructs: Whether the model reconstructs its input.
-        metric: As for `as_metric`.
-    """
-    choice = choose_metric(as_metric(metric), ("output",), (False,), reconstructs=reconstructs)
-    return compute_scores((outputs,), None, data, choice, reconstructs=reconstructs)
-
-
 def _paired(
     metric: Metric, predictions: Predictions, reference_predictions: Predictions
 ) -> tuple[dict[str, Any] | None, str]:

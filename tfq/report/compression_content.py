@@ -399,7 +399,7 @@ def training_section(record: Record) -> Section | None:
     rows = tuple(
         (step, count(epochs[step]), *(_ends(key, curves.get(key)) for key in _KNOWN)) for step, _, curves in histories
     )
-    losses = dict.fromkeys(plain(item["loss_function"]) for _, item, _ in histories if item.get("loss_function"))
+    losses = dict.fromkeys(_loss_text(item["loss_function"]) for _, item, _ in histories if item.get("loss_function"))
     table = Table(
         key="training",
         columns=("step", "epochs", "loss", "accuracy", "validation loss", "validation accuracy"),
@@ -415,6 +415,13 @@ def training_section(record: Record) -> Section | None:
         paragraphs=tuple(training_notes(record)),
         tables=(table,),
     )
+
+
+def _loss_text(loss: object) -> str:
+    """Return a loss, or the losses of several outputs: "classes: ..., boxes: ..."."""
+    if isinstance(loss, Mapping):
+        return ", ".join(f"{plain(name)}: {plain(text)}" for name, text in loss.items())
+    return plain(loss)
 
 
 def _ends(curve: str, values: list[float] | None) -> str:

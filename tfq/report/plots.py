@@ -352,10 +352,12 @@ def _training(record: Record) -> tuple[str, str]:
     if not histories:
         return "", "not drawn: nothing was trained"
     names = dict.fromkeys(name.removeprefix("val_") for _, curves in histories for name in curves)
-    panels = ["loss", *[name for name in names if name not in ("loss", "lr", "learning_rate")][:1]]
+    # If there are several outputs, draw the first metric ("classes_accuracy"), not another loss ("classes_loss").
+    others = [name for name in names if not name.endswith("loss") and name not in ("lr", "learning_rate")]
+    panels = ["loss", *others[:1]]
     figure, axes = figure_of(0.9 + 1.35 * len(panels), len(panels))
     for panel, name in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
-        factor = 100 if name == "accuracy" else 1
+        factor = 100 if name.endswith("accuracy") else 1
         start = 0
         for place, (step, curves) in enumerate(histories):
             for series, (key, line, kind) in enumerate(((name, "-", "training"), (f"val_{name}", "--", "validation"))):

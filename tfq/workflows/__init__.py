@@ -25,6 +25,7 @@ from tfq.workflows.models import (
     save_keras,
     trace_once,
     train,
+    trained_stem,
 )
 
 __all__ = [
@@ -54,4 +55,5 @@ __all__ = [
     "search_on_data",
     "trace_once",
     "train",
+    "trained_stem",
 ]

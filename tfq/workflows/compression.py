@@ -227,15 +227,22 @@ def _teacher(bridged: Any, step: PruneConfig | ClusterConfig | QATConfig) -> Any
 
 
 def _bridged(model: Any, config: RunConfig, examples: data.AnySplit) -> Any:
-    """Return the BridgeResult of `model`, compared on `examples` too. Raises InputError if it cannot be rebuilt."""
+    """Return the BridgeResult of `model`, compared on `examples` too.
+
+    Raises:
+        InputError: It cannot be rebuilt, or lacks an output that config.compression.train names.
+    """
+    from tfq.compression.output_losses import check_losses
     from tfq.keras_bridge import to_tf_keras
 
     try:
         with progress.stage("rebuilding the model in tf_keras"):
-            return to_tf_keras(model, data=examples)
+            bridged = to_tf_keras(model, data=examples)
     except TfqError:
         check_compressible(model, config)
         raise  # the model is supported, so the data does not fit it
+    check_losses(bridged.model, config.compression.train)
+    return bridged
 
 
 def _loop(

@@ -267,48 +267,65 @@ def hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
 
 
 def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
-    """Return the metric, its unit and the value of a Keras model with one output on the test split.
+    """Return the metric, its unit and the value of a Keras model on the test split.
 
-    All three are None if there is no such split, and the value is None if it has no labels.
+    All three are None if there is no such split, and the value is None if it has no labels. With labels for several
+    outputs, these are those of the first one, and `test_outputs` has all of them by name.
     """
-    from tfq.compression.training import predict, reconstructs
+    from tfq.compression.output_losses import output_kind, reconstructs
+    from tfq.compression.training import predict
+    from tfq.keras_bridge.copies import output_names
 
     if test is None:
-        return {"test_metric": None, "test_unit": None, "test_accuracy": None}
-    scores = evaluation.score_outputs(predict(model, test), test, reconstructs=reconstructs(model))
+        return {"test_metric": None, "test_unit": None, "test_accuracy": None, "test_outputs": {}}
+    scores = evaluation.score_outputs(
+        predict(model, test),
+        test,
+        reconstructs=reconstructs(model),
+        names=output_names(model, list(model.outputs)),
+        class_outputs=[output_kind(tensor) == "softmax" for tensor in model.outputs],
+    )
     name = scores["metric"]
-    return {"test_metric": name, "test_unit": scores["metrics"][name]["unit"], "test_accuracy": scores["accuracy"]}
+    return {
+        "test_metric": name,
+        "test_unit": scores["metrics"][name]["unit"],
+        "test_accuracy": scores["accuracy"],
+        "test_outputs": {
+            output: {key: facts[key] for key in ("metric", "unit", "accuracy")}
+            for output, facts in scores["by_output"].items()
+            if facts
+        },
+    }
 
 
-def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
-    """Build the model that config.model names and train it on config.data; return it and details for the record.
+def trained_stem(config: RunConfig) -> str:
+    """Return the stem of the file that `train` writes; that of a model from a file ends in "_trained"."""
+    return f"{model_name(config)}_trained" if is_file(config.model) else model_name(config)
+
+
+def train(config: RunConfig, *, allow_code: bool = False) -> tuple[Any, dict[str, Any]]:
+    """Train the model of config.model on config.data; return it and details for the record.
+
+    A model that tfq builds by name starts with random weights, one from a file with its own.
+
+    Args:
+        config: What to train, and how: config.training, config.data and config.seed.
+        allow_code: As for `load`.
 
     Raises:
-        InputError: config.model is a file or no known name, or the data does not fit the model.
+        InputError: config.model is a .tflite or no known name, or the data does not fit the model.
     """
-    from tfq import models
     from tfq.compression.training import deterministic, train_model
-    from tfq.keras_bridge import import_keras, import_tf_keras
     from tfq.keras_bridge.strategies import named_strategy
 
-    model_name(config)
-    if is_file(config.model):
-        raise InputError(
-            f"model={config.model} is a file: tfq train builds a model by its name",
-            field="model",
-            expected="the name of a model",
-            got=config.model,
-        )
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     try:
         test = load_split(config.data, "test")
     except data.MissingSplitError:
         test = None
-    keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
+    splits = [split for split in (training, validation, test) if split is not None]
     with deterministic(config.seed), named_strategy(config.training.strategy) as replicas:
-        classes = data.count_classes([split for split in (training, validation, test) if split is not None])
-        with progress.stage(f"building {config.model}"):
-            model = models.build(config.model, keras, data.example_shape(training), classes)
+        model = _untrained(config, splits, allow_code=allow_code)
         history = train_model(model, training, validation, config.training, seed=config.seed)
     return model, {
         "parameters": int(model.count_params()),
@@ -319,3 +336,26 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         **keras_scores(model, test),
         "sha256": hashes(config, train=training, val=validation, test=test),
     }
+
+
+def _untrained(config: RunConfig, splits: list[data.AnySplit], *, allow_code: bool) -> Any:
+    """Return the model of a file, or build the one of that name for the data."""
+    from tfq import models
+    from tfq.keras_bridge import import_keras, import_tf_keras
+
+    model_name(config)
+    if is_file(config.model):
+        model = load(config, allow_code=allow_code)
+        if isinstance(model, bytes) or not getattr(model, "outputs", None) or not hasattr(model, "layers"):
+            raise InputError(
+                f"model={config.model} cannot be trained: expected a functional or sequential Keras model, or the name "
+                "of a model that tfq builds",
+                field="model",
+                expected="a Keras model",
+                got=config.model,
+            )
+        return model
+    keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
+    classes = data.count_classes(splits)
+    with progress.stage(f"building {config.model}"):
+        return models.build(config.model, keras, data.example_shape(splits[0]), classes)
