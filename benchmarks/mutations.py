@@ -10,7 +10,7 @@ without and with a run, evaluated and analyzed. The mutants follow from their nu
 
 The work is done in worker processes, one mutant after the other. A crash, or no answer within 120 s, is a finding, and
 the next mutant gets a new worker. Times are CPU seconds, so that other work on the machine does not count. Memory is
-the growth of the worker's peak resident set, or the peak of the interpreter's child.
+the largest growth of the peak resident set of the worker and its HDF5 child, or the peak of the interpreter's child.
 """
 
 import argparse
@@ -183,16 +183,22 @@ def run(kind, number):
     kind_of_run = run_flatbuffer if kind in FLATBUFFERS else run_container
     child = watch_children()
     content = bytes_of(kind, number)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak of the resident set
-    before, cpu = resident("VmRSS"), time.process_time()
+    processes = [os.getpid(), *isolation_child()]
+    for pid in processes:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # reset the peak of the resident set
+    before = {pid: (cpu_secs(pid), resident(pid, "VmRSS")) for pid in processes}
     outcomes = list(kind_of_run(kind, content))
+    growth = [
+        (cpu_secs(pid) - before.get(pid, (0, 0))[0], resident(pid, "VmHWM") - before.get(pid, (0, 0))[1])
+        for pid in (os.getpid(), *isolation_child())
+    ]
     return {
         "kind": kind,
         "number": number,
         "code": next((code for code, _ in outcomes if code not in (0, 1, 2)), max(code for code, _ in outcomes)),
         "outcome": ", ".join(text for _, text in outcomes),
-        "cpu_secs": round(time.process_time() - cpu + child["secs"], 3),
-        "mb": round(max(resident("VmHWM") - before, child["kb"]) / 1000),
+        "cpu_secs": round(sum(secs for secs, _ in growth) + child["secs"], 3),
+        "mb": round(max(*(kb for _, kb in growth), child["kb"]) / 1000),
     }
 
 
@@ -211,12 +217,28 @@ def bytes_of(kind, number):
     return mutant(data, number, random.Random(f"tfq benchmark {kind} {number}"))
 
 
-def resident(field):
-    """Return a memory size of this process in kB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def isolation_child():
+    """Return the ID of the process that HDF5 and the quantizers run in, if there is one."""
+    from tfq import isolation
+
+    server = isolation._server
+    return [server._process.pid] if server is not None and server.is_alive() else []
+
+
+def resident(pid, field):
+    """Return a memory size of a process in kB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise KeyError(field)
+
+
+def cpu_secs(pid):
+    """Return the CPU seconds of a process so far: of this one exactly, of another one in steps of the system clock."""
+    if pid == os.getpid():
+        return time.process_time()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 CHILD = {"secs": 0.0, "kb": 0}

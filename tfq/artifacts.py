@@ -192,6 +192,18 @@ MAX_FILE_BYTES = 4 << 30
 MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
 
 
+def check_expansion(where: str, stored: int, declared: int) -> None:
+    """Raise InputError if so few stored bytes cannot be the weights of a model with so many declared bytes."""
+    if declared > BOMB_FLOOR_BYTES and declared > MAX_EXPANSION * stored:
+        raise InputError(
+            f"{where} expands from {stored:,} to {declared:,} bytes, like a decompression bomb. Expected a model that "
+            "Keras saved",
+            field="model",
+            expected=MAX_EXPANSION * stored,
+            got=declared,
+        )
+
+
 def read_bytes(
     path: str | os.PathLike[str], expected: str, *, field: str | None = None, max_bytes: int = MAX_FILE_BYTES
 ) -> bytes:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run functions of TensorFlow and litert-quantizer on foreign flatbuffers in a child process.
+"""Run functions of native libraries (TensorFlow, litert-quantizer, HDF5) on foreign bytes in a child process.
 
-Their C++ code does not check a flatbuffer: on a damaged file it can end the process. A function with the decorator
-`isolated` runs in the child within `foreign_bytes()`, and in this process otherwise. The child is a server that imports
-the function's module once; it ends with this process. After a crash, the next call starts a new one.
+Their C and C++ code does not check all of a file: on a damaged one it can end the process. A function with the
+decorator `isolated` runs in the child within `foreign_bytes()`, and in this process otherwise. The child is a server
+that imports the function's module once; it ends with this process. After a crash, the next call starts a new one.
 
 The flatbuffers that this process converts from Keras models are not foreign: `trust` them.
 """
@@ -19,10 +19,11 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from tfq.errors import ModelError, TfqError
 from tfq.native_stderr import captured_stderr
@@ -31,10 +32,15 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 # Limit of one call: the imports and, on a slow machine, the quantization of a large model.
 TIMEOUT_SECS = 1800.0
+QUANTIZER_ADVICE = (
+    "The file may be damaged. Convert the model again, or pass the Keras model that it was converted from"
+)
 _LENGTH = struct.Struct("<q")
 _is_foreign: ContextVar[bool] = ContextVar("is_foreign", default=False)
 _trusted: set[bytes] = set()
 _server: "_Server | None" = None
+# The child handles one request at a time.
+_lock = threading.Lock()
 
 
 def trust(model: bytes) -> bytes:
@@ -53,43 +59,65 @@ def foreign_bytes(model: bytes) -> Iterator[None]:
         _is_foreign.reset(token)
 
 
-def isolated(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorate a function of a module so that it runs in the child for foreign flatbuffers.
+def isolated(
+    actor: str, *, advice: str, timeout_secs: float = TIMEOUT_SECS
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorate a function of a module so that it runs in the child for foreign bytes.
 
     Its arguments and its result are pickled. Its exceptions are raised in this process, and what it writes to stderr is
     written there again.
 
+    Args:
+        actor: The library that does the work, such as "the quantizer", for the error of a crash.
+        advice: What to do about a crash, in sentences without the last period.
+        timeout_secs: Limit of one call.
+
     Raises:
         ModelError: The child crashed or did not finish.
     """
+    task = _Task(actor, advice, timeout_secs)
 
-    @functools.wraps(function)
-    def wrapper(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
-        if not _is_foreign.get():
-            return function(*arguments, **named)
-        return cast(Result, _call(function.__module__, function.__qualname__, arguments, named))
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def wrapper(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+            if not _is_foreign.get():
+                return function(*arguments, **named)
+            with _lock:
+                return cast(Result, _call(task, function.__module__, function.__qualname__, arguments, named))
 
-    return wrapper
+        return wrapper
+
+    return decorate
 
 
-def _call(module: str, name: str, arguments: Any, named: Any) -> Any:
+class _Task(NamedTuple):
+    """What an isolated function does, for its errors, and its limit."""
+
+    actor: str
+    advice: str
+    timeout_secs: float
+
+
+def _call(task: _Task, module: str, name: str, arguments: Any, named: Any) -> Any:
     global _server
     if _server is None or not _server.is_alive():
         _server = _Server()
     try:
-        reply = _server.ask(pickle.dumps((module, name, arguments, named)))
+        reply = _server.ask(pickle.dumps((module, name, arguments, named)), time.monotonic() + task.timeout_secs)
+    except TimeoutError:
+        _server.kill()
+        raise ModelError(
+            f"{task.actor} did not finish within {task.timeout_secs:.0f} s. {task.advice}",
+            field="model",
+            got=task.timeout_secs,
+        ) from None
     except BaseException:
         _server.kill()
         raise
     if reply is None:
         status = _server.kill()
         cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        raise ModelError(
-            f"the quantizer ended with {cause} on this model. The file may be damaged. Convert the model again, or "
-            "pass the Keras model that it was converted from",
-            field="model",
-            got=cause,
-        )
+        raise ModelError(f"{task.actor} ended with {cause} on this model. {task.advice}", field="model", got=cause)
     kind, value, stderr = pickle.loads(reply)
     if stderr:
         with contextlib.suppress(OSError):
@@ -121,23 +149,21 @@ class _Server:
         """Check whether the process runs and belongs to this process, not to one that this was forked from."""
         return self._pid == os.getpid() and self._process.poll() is None
 
-    def ask(self, request: bytes) -> bytes | None:
-        """Return the reply to a request; None if the process has ended."""
+    def ask(self, request: bytes, end: float) -> bytes | None:
+        """Return the reply to a request; None if the process has ended. Raise TimeoutError at the time `end`."""
         assert self._process.stdin is not None
         try:
             _write(self._process.stdin.fileno(), request)
         except BrokenPipeError:
             return None
-        return self._read(time.monotonic() + TIMEOUT_SECS)
+        return self._read(end)
 
     def _read(self, end: float) -> bytes | None:
         assert self._process.stdout is not None
         file, content = self._process.stdout.fileno(), bytearray()
         while len(content) < _LENGTH.size or len(content) < _LENGTH.size + _LENGTH.unpack_from(content)[0]:
             if not select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise ModelError(
-                    f"the quantizer did not finish within {TIMEOUT_SECS:.0f} s. The model may be damaged", field="model"
-                )
+                raise TimeoutError
             part = os.read(file, 1 << 20)
             if not part:
                 return None

@@ -17,6 +17,7 @@ ORDER = [
         "typing",
         "artifacts",
         "isolation",
+        "hdf5",
         "registry",
         "quant_math",
         "text_table",

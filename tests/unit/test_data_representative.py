@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from messages import refused
 
 from tfq.data import InputSpec, Split, check_shapes, representative_samples
-from tfq.errors import InputError
+from tfq.errors import InputError, ModelError
 
 ONE = [InputSpec(name="image", shape=(1, 2, 3))]
 TWO = [InputSpec(name="a", shape=(1, 2)), InputSpec(name="b", shape=(1, 1))]
@@ -255,6 +255,13 @@ def test_samples_come_in_the_batches_of_the_model():
     result = representative_samples(np.arange(10.0)[:, None], [InputSpec(name="x", shape=(4, 1))], 10)
     assert result.num_samples == result.to_dict()["num_samples"] == 10
     assert [batch["x"][:, 0].tolist() for batch in result.samples] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+
+
+def test_a_batch_that_only_a_damaged_model_has_is_not_allocated():
+    with refused(ModelError, field="model", got=1 << 20, word="x"):
+        representative_samples(np.zeros((1, 64), np.float32), [InputSpec(name="x", shape=(1 << 20, 64))], 1)
+    with refused(ModelError, field="model", got=1 << 30):
+        representative_samples(np.zeros((1, 1 << 16), np.float32), [InputSpec(name="x", shape=(1 << 12, 1 << 16))], 1)
 
 
 def test_lists_in_another_order_than_the_inputs_are_noticed():

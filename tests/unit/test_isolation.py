@@ -14,19 +14,19 @@ from tfq.isolation import foreign_bytes, isolated, trust
 FOREIGN = golden("digits_float32")
 
 
-@isolated
+@isolated("the library", advice="Save it again")
 def process_id():
     return os.getpid()
 
 
-@isolated
+@isolated("the library", advice="Save it again")
 def crash(parent):
     if os.getpid() != parent:
         os.kill(os.getpid(), signal.SIGSEGV)
     return "not in a child"
 
 
-@isolated
+@isolated("the library", advice="Save it again")
 def fail(field):
     os.write(2, b"loc: error: a line of MLIR\n")
     raise InputError("refused", field=field, got=3)
@@ -57,6 +57,7 @@ def test_a_crash_is_a_model_error_and_the_next_call_works():
         with pytest.raises(ModelError) as caught:
             crash(os.getpid())
         assert caught.value.got == "SIGSEGV"
+        assert "the library" in str(caught.value)
         assert process_id() != os.getpid()
     # Without a child, the function does not crash: the error above came from there.
     assert crash(os.getpid()) == "not in a child"

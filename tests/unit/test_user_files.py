@@ -5,15 +5,17 @@ import io
 import json
 import os
 import resource
+import struct
 import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from container_mutations import container_mutants
+from container_mutations import container_mutant, container_mutants
+from messages import refused
 
-from tfq import artifacts
+from tfq import artifacts, hdf5
 from tfq.auditing import audit_model
 from tfq.config import DataConfig
 from tfq.data import load_split
@@ -109,6 +111,33 @@ def test_a_few_kilobytes_do_not_become_gigabytes(tmp_path):
     with pytest.raises(InputError) as caught:
         read_model_file(path)
     assert caught.value.got == 4 << 29
+
+
+@pytest.mark.parametrize("container", ["h5", "keras"])
+def test_a_file_that_crashes_the_hdf5_library_is_refused(container, tmp_path):
+    # In this process, h5py would end it with SIGSEGV when it reads an attribute.
+    content = container_mutant("tf_keras.h5", (CONTAINERS / "tf_keras.h5").read_bytes(), 416, "benchmark")
+    path = tmp_path / f"model.{container}"
+    if container == "h5":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(CONTAINERS / "keras.keras") as source, zipfile.ZipFile(path, "w") as archive:
+            for name in source.namelist():
+                archive.writestr(name, content if name.endswith(".h5") else source.read(name))
+    with refused(InputError, field="model", word=str(path)):
+        read_model_file(path)
+
+
+def test_an_attribute_larger_than_the_file_is_not_allocated():
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs.create("large", np.zeros(100))
+    data = content.getvalue()
+    assert hdf5.check("model.h5", data).attribute_names == {"large"}
+    # The dimension of the attribute, and its maximum.
+    data = data.replace(struct.pack("<QQ", 100, 100), struct.pack("<QQ", 1 << 30, 1 << 30))
+    with refused(InputError, field="model", word="model.h5"):
+        hdf5.check("model.h5", data)
 
 
 def test_the_values_of_an_npz_must_be_in_the_file(tmp_path):

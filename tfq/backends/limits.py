@@ -8,6 +8,7 @@ from contextlib import suppress
 from tfq.backends.child import Deadline
 from tfq.errors import ModelError
 from tfq.tflite import Model, Op, Subgraph, Tensor
+from tfq.tflite.input_sizes import check_input_size
 
 # Seconds for everything except arithmetic, and the operations per second of the slowest kernels on a slow machine.
 LOCAL_SECS, LOCAL_RATE = 2.5, 10e6
@@ -22,9 +23,6 @@ TENSOR_FACTOR = 8
 # An op's output may have this many bytes for any input, plus this multiple of its inputs' bytes. Ops that broadcast or
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
 BASE_OUTPUT_BYTES, INPUT_FACTOR = 256 << 20, 4096
-MAX_BATCH = 1 << 16
-# An input of the model may have this many bytes; the environment variable allows more.
-MAX_INPUT_BYTES, MAX_INPUT_VARIABLE = 512 << 20, "TFQ_MAX_INPUT_MB"
 _ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 
 
@@ -81,16 +79,7 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
     main = graph.index == model.main_subgraph.index
     for tensor in graph.tensors:
         if tensor.index in graph.inputs and main:
-            batch = tensor.shape[0] if tensor.shape else 1
-            if batch > MAX_BATCH:
-                raise ModelError(
-                    f"input {tensor.name!r} of the model has a batch size of {batch:,}, expected at most "
-                    f"{MAX_BATCH:,}. The model may be damaged. Convert it with a batch size of 1",
-                    field="model",
-                    expected=MAX_BATCH,
-                    got=batch,
-                )
-            _check_input_size(tensor.name, sizes[tensor.index])
+            check_input_size(tensor.name, tensor.shape[0] if tensor.shape else 1, sizes[tensor.index])
         elif sizes[tensor.index] > allowed[tensor.index] and not tensor.is_constant:
             raise ModelError(
                 f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)} "
@@ -100,20 +89,6 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
                 expected=allowed[tensor.index],
                 got=sizes[tensor.index],
             )
-
-
-def _check_input_size(name: str, size: int) -> None:
-    configured = os.environ.get(MAX_INPUT_VARIABLE, "")
-    limit = int(configured) << 20 if configured.isdigit() else MAX_INPUT_BYTES
-    if size > limit:
-        raise ModelError(
-            f"input {name!r} of the model needs {size:,} bytes for one inference, expected at most {limit:,}. The "
-            f"model may be damaged. If it is correct, set the environment variable {MAX_INPUT_VARIABLE} to "
-            f"{(size >> 20) + 1}",
-            field="model",
-            expected=limit,
-            got=size,
-        )
 
 
 def _count_operations(graph: Subgraph, op: Op) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, install_hint
-from tfq.isolation import isolated
+from tfq.isolation import QUANTIZER_ADVICE, isolated
 from tfq.native_stderr import captured_stderr
 from tfq.patterns import check_fits, fits_op
 from tfq.progress import stage
@@ -102,7 +102,7 @@ def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
 _ALL = ".*"
 
 
-@isolated
+@isolated("litert-quantizer", advice=QUANTIZER_ADVICE)
 def quantize_by_litert(
     model: bytes,
     ranges: Mapping[tuple[int, int], tuple[float, float]],

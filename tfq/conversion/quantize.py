@@ -69,7 +69,7 @@ from tfq.conversion.recurrent_layers import RecurrentLayer
 from tfq.data import common_batch_size, input_specs, representative_samples
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
-from tfq.isolation import isolated
+from tfq.isolation import QUANTIZER_ADVICE, isolated
 from tfq.native_stderr import captured_stderr
 from tfq.progress import stage
 from tfq.ptq import calibration
@@ -355,7 +355,7 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
         raise InputError(stderr.add_to(message), field="model") from error
 
 
-@isolated
+@isolated("TensorFlow's quantizer", advice=QUANTIZER_ADVICE)
 def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
     import tensorflow as tf
     from tensorflow.lite.python.convert import mlir_quantize
@@ -373,7 +373,7 @@ def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
     )
 
 
-@isolated
+@isolated("TensorFlow's quantizer", advice=QUANTIZER_ADVICE)
 def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 

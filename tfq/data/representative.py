@@ -20,6 +20,7 @@ from tfq.data.input_order import order_warnings
 from tfq.data.provided import bind_inputs, shape_fits
 from tfq.data.split import Split, SplitStream
 from tfq.errors import InputError
+from tfq.tflite.input_sizes import check_input_size
 
 _EXPECTED = (
     "expected a function that yields lists of arrays, a tf.data.Dataset, an array, a dict of arrays, or "
@@ -266,6 +267,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
     Raises:
         InputError: The dataset is empty, or a sample has a wrong number or name of inputs, a wrong shape or dtype, NaN
             or infinity. The message has the sample's index.
+        ModelError: The model's batch size is too large; it is probably damaged.
     """
     if num_requested < 1:
         raise InputError(
@@ -303,9 +305,15 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
 
 
 def _batches(samples: list[dict[str, NDArray]], size: int) -> list[dict[str, NDArray]]:
-    """Return the samples in batches of `size`; the last batch is filled up with the first samples."""
+    """Return the samples in batches of `size`; the last batch is filled up with the first samples.
+
+    Raises:
+        ModelError: A batch is too large; the model is probably damaged.
+    """
     if size == 1:
         return samples
+    for name, sample in samples[0].items():
+        check_input_size(name, size, size * sample.nbytes)
     groups = np.arange(-(-len(samples) // size) * size).reshape(-1, size) % len(samples)
     return [{name: np.concatenate([samples[i][name] for i in group]) for name in samples[0]} for group in groups]
 

@@ -7,7 +7,6 @@ tf_keras does not set safe mode, and so it would run the bytecode of Lambda laye
 
 import contextlib
 import importlib
-import io
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts
+from tfq import artifacts, hdf5
 from tfq.backends.scratch import scratch_directory
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.copies import keep_names
@@ -179,8 +178,6 @@ def _without_function_dicts(keras: Any, file: ModelFile) -> bytes:
 
     tf_keras 2.21 writes such a dict, but its own .h5 loader expects the name of an activation there.
     """
-    import h5py
-
     changed = False
 
     def replaced(node: Any) -> Any:
@@ -197,10 +194,7 @@ def _without_function_dicts(keras: Any, file: ModelFile) -> bytes:
     config = replaced(file.config)
     if not changed:
         return file.content
-    copy = io.BytesIO(file.content)
-    with h5py.File(copy, "r+") as h5_file:
-        h5_file.attrs["model_config"] = json.dumps(config)
-    return copy.getvalue()
+    return hdf5.with_attribute(str(file.path), file.content, "model_config", json.dumps(config))
 
 
 def _build_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts
+from tfq import artifacts, hdf5
 from tfq.errors import InputError
 
 _UNZIPPED = ("config.json", "metadata.json", "model.weights.h5")
@@ -121,34 +121,27 @@ def _read_file(path: Path) -> ModelFile:
 
 
 def _from_h5(path: Path, content: bytes) -> ModelFile:
-    import h5py
-
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            _check_h5(path, file)
-            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
-            if config is None:
-                hint = "only weights" if "layer_names" in file.attrs or "layers" in file else "not a Keras model"
-                raise InputError(
-                    f"{path} is an HDF5 file without model_config, so it is {hint}. Expected {EXPECTED_FILE}: save the "
-                    "complete model (model.save, not save_weights)",
-                    field="model",
-                    expected=EXPECTED_FILE,
-                )
-            if "model_weights" not in file:
-                raise InputError(
-                    f"{path} has a model_config but no model_weights group. Expected {EXPECTED_FILE} with weights",
-                    field="model",
-                    expected=EXPECTED_FILE,
-                )
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    file = hdf5.check(str(path), content, ("model_config", "keras_version"))
+    config = file.attributes.get("model_config")
+    if config is None:
+        is_weights = "layer_names" in file.attribute_names or "layers" in file.members
+        hint = "only weights" if is_weights else "not a Keras model"
         raise InputError(
-            f"{path} is a damaged HDF5 file ({error}). Expected {EXPECTED_FILE}", field="model", expected=EXPECTED_FILE
-        ) from error
+            f"{path} is an HDF5 file without model_config, so it is {hint}. Expected {EXPECTED_FILE}: save the "
+            "complete model (model.save, not save_weights)",
+            field="model",
+            expected=EXPECTED_FILE,
+        )
+    if "model_weights" not in file.members:
+        raise InputError(
+            f"{path} has a model_config but no model_weights group. Expected {EXPECTED_FILE} with weights",
+            field="model",
+            expected=EXPECTED_FILE,
+        )
     return ModelFile(
         path=path,
         container="h5",
-        keras_version=_to_text(version),
+        keras_version=_to_text(file.attributes.get("keras_version", "")),
         config=_json_object(path, "model_config", config),
         content=content,
     )
@@ -169,7 +162,7 @@ def _from_zip(path: Path, content: bytes) -> ModelFile:
             config = _json_object(path, "config.json", archive.read("config.json"))
             metadata = _json_object(path, "metadata.json", archive.read("metadata.json"))
             if "model.weights.h5" in names:
-                _check_inner_h5(path, archive.read("model.weights.h5"))
+                hdf5.check(f"{path}: its model.weights.h5", archive.read("model.weights.h5"))
             elif "model.weights.npz" in names:
                 with zipfile.ZipFile(io.BytesIO(archive.read("model.weights.npz"))) as inner:
                     _check_members(path, inner)
@@ -217,19 +210,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
             )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{path}: the zip member {member.filename!r} is a symbolic link", field="model")
-        _check_expansion(f"{path}: the zip member {member.filename!r}", member.compress_size, member.file_size)
-
-
-def _check_expansion(where: str, stored: int, declared: int) -> None:
-    """Raise InputError if so few stored bytes cannot be the weights of a model with so many."""
-    if declared > artifacts.BOMB_FLOOR_BYTES and declared > artifacts.MAX_EXPANSION * stored:
-        raise InputError(
-            f"{where} expands from {stored:,} to {declared:,} bytes, like a decompression bomb. Expected a model that "
-            "Keras saved",
-            field="model",
-            expected=artifacts.MAX_EXPANSION * stored,
-            got=declared,
-        )
+        artifacts.check_expansion(f"{path}: the zip member {member.filename!r}", member.compress_size, member.file_size)
 
 
 def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
@@ -241,61 +222,6 @@ def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
             raise InputError(
                 f"{path}: {name} in model.weights.npz is a pickle, which runs code when it is read", field="model"
             )
-
-
-def _check_inner_h5(path: Path, content: bytes) -> None:
-    import h5py
-
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            _check_h5(path, file)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: its model.weights.h5 is damaged ({error})", field="model") from error
-
-
-def _check_h5(path: Path, file: Any) -> None:
-    """Raise InputError for links to other files, data in other files, and more declared data than tfq loads."""
-    import h5py
-
-    declared, seen, groups = 0, set(), [file]
-    while groups:
-        group = groups.pop()
-        for name in group:
-            link = group.get(name, getlink=True)
-            where = f"{path}: {group.name.rstrip('/')}/{name}"
-            if isinstance(link, h5py.ExternalLink):
-                raise InputError(
-                    f"{where} is a link to another file ({link.filename!r}). tfq does not load such a model",
-                    field="model",
-                )
-            if not isinstance(link, h5py.HardLink):
-                continue
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if len(seen) > MAX_MEMBERS:
-                raise InputError(
-                    f"{path} has more than {MAX_MEMBERS} HDF5 objects, the most that tfq loads", field="model"
-                )
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-            elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual:
-                    raise InputError(
-                        f"{where} has its data in another file. tfq does not load such a model", field="model"
-                    )
-                size = item.size * item.dtype.itemsize if item.size else 0
-                declared += size
-                if declared > MAX_FILE_BYTES:
-                    raise InputError(
-                        f"{where}: the data sets up to this one declare {declared} bytes. tfq loads at most "
-                        f"{MAX_FILE_BYTES}",
-                        field="model",
-                    )
-                # A data set without stored bytes reads as its fill value.
-                _check_expansion(f"{where}: the data set", item.id.get_storage_size(), size)
 
 
 def _to_text(value: Any) -> str:

@@ -14,7 +14,7 @@ from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
-from tfq.isolation import isolated
+from tfq.isolation import QUANTIZER_ADVICE, isolated
 from tfq.progress import stage
 from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
@@ -40,7 +40,7 @@ def with_intermediate_tensors(model: bytes) -> bytes:
     return _add_intermediate_tensors(model)
 
 
-@isolated
+@isolated("TensorFlow's calibrator", advice=QUANTIZER_ADVICE)
 def _add_intermediate_tensors(model: bytes) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
@@ -80,7 +80,7 @@ def intermediate_ranges(
     return {key: ends for key, ends in tflite.read_ranges(calibrated).items() if key in requested}
 
 
-@isolated
+@isolated("TensorFlow's calibrator", advice=QUANTIZER_ADVICE)
 def _calibrated(model: bytes, samples: Sequence[Sequence[NDArray]]) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
