@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import resource
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ from tfq.errors import InputError, ModelError
 from tfq.isolation import foreign_bytes, isolated
 
 MAX_OBJECTS = 100_000
-# Limit of one call: reading takes less than a second per 100 MB.
-TIMEOUT_SECS = 300.0
+# Wall-clock limit of one call, on a busy machine. The limit on the CPU time is lower.
+TIMEOUT_SECS = 1200.0
 # Address space for reading a file, in addition to a multiple of its size and of its largest data set.
 _BASE_BYTES, _FILE_FACTOR, _DATA_FACTOR = 512 << 20, 8, 3
+# CPU seconds for reading a file: a slow machine unpacks more than 10 MB of a file in a second.
+_BASE_SECS, _BYTES_PER_SEC = 2.0, 10e6
 # A data set is read in parts of about this size.
 _PART_BYTES = 64 << 20
 _ADVICE = "The file may be damaged. Save the model again"
@@ -79,7 +82,7 @@ def _with_attribute(content: bytes, name: str, value: str) -> bytes:
     import h5py
 
     copy = io.BytesIO(content)
-    with h5py.File(copy, "r+") as file:
+    with _time_limited(len(content)), h5py.File(copy, "r+") as file:
         file.attrs[name] = value
     return copy.getvalue()
 
@@ -90,12 +93,12 @@ def _check(where: str, content: bytes, attributes: tuple[str, ...]) -> Contents:
 
     limit = _BASE_BYTES + _FILE_FACTOR * len(content)
     try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            with _memory_limit(limit):
+        with _time_limited(len(content)), h5py.File(io.BytesIO(content), "r") as file:
+            with _memory_limited(limit):
                 datasets = _check_objects(where, file, len(content))
                 values = {name: file.attrs[name] for name in attributes if name in file.attrs}
                 names, members = frozenset(file.attrs), frozenset(file)
-            with _memory_limit(limit + _DATA_FACTOR * max(map(_declared_bytes, datasets), default=0)):
+            with _memory_limited(limit + _DATA_FACTOR * max(map(_declared_bytes, datasets), default=0)):
                 for dataset in datasets:
                     _read(dataset)
     except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
@@ -112,17 +115,27 @@ def _check(where: str, content: bytes, attributes: tuple[str, ...]) -> Contents:
 
 
 @contextlib.contextmanager
-def _memory_limit(more_bytes: int) -> Iterator[None]:
-    """Limit this process to `more_bytes` of address space beyond its current size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        limit = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + more_bytes
-    allowed = min((value for value in (soft, hard) if value != resource.RLIM_INFINITY), default=limit)
-    resource.setrlimit(resource.RLIMIT_AS, (min(limit, allowed), hard))
+def _limited(kind: int, used: float, more: float) -> Iterator[None]:
+    """Limit a resource of this process to what it uses now and `more`. An existing lower limit stays."""
+    soft, hard = resource.getrlimit(kind)
+    limits = [int(used + more), *(value for value in (soft, hard) if value != resource.RLIM_INFINITY)]
+    resource.setrlimit(kind, (min(limits), hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(kind, (soft, hard))
+
+
+def _memory_limited(more_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Limit the address space."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return _limited(resource.RLIMIT_AS, used, more_bytes)
+
+
+def _time_limited(file_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Limit the CPU time: on some damaged files, HDF5 runs forever. The signal SIGXCPU ends the process."""
+    return _limited(resource.RLIMIT_CPU, time.process_time(), _BASE_SECS + file_bytes / _BYTES_PER_SEC)
 
 
 def _check_objects(where: str, file: Any, file_bytes: int) -> list[Any]:

@@ -117,7 +117,8 @@ def _call(task: _Task, module: str, name: str, arguments: Any, named: Any) -> An
     if reply is None:
         status = _server.kill()
         cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        raise ModelError(f"{task.actor} ended with {cause} on this model. {task.advice}", field="model", got=cause)
+        problem = "did not finish in time" if status == -signal.SIGXCPU else f"ended with {cause}"
+        raise ModelError(f"{task.actor} {problem} on this model. {task.advice}", field="model", got=cause)
     kind, value, stderr = pickle.loads(reply)
     if stderr:
         with contextlib.suppress(OSError):

@@ -170,7 +170,7 @@ def test_a_scale_of_a_complex_tensor_does_not_make_it_quantized():
     ("name", "count", "read"),
     [
         ("keras.keras", 200, read_model_file),
-        ("tf_keras.h5", 200, read_model_file),
+        ("tf_keras.h5", 200, read_model_file),  # number 8 makes HDF5 run forever
         ("digits.npz", 800, lambda path: load_split(DataConfig(source=f"npz:{path}"), "test")),
         ("digits.tfrecord", 800, lambda path: count_records([path])),
     ],
