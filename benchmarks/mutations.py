@@ -8,9 +8,10 @@ Containers (.keras, .h5, .npz, .tfrecord) are loaded; data that can be read is e
 without and with a run, evaluated and analyzed. The mutants follow from their number, so an interrupted run resumes in
 --out, and --only=KIND:NUMBER repeats one of them.
 
-The work is done in worker processes, one mutant after the other. A crash, or no answer within 120 s, is a finding, and
-the next mutant gets a new worker. Times are CPU seconds, so that other work on the machine does not count. Memory is
-the largest growth of the peak resident set of the worker and its HDF5 child, or the peak of the interpreter's child.
+The work is done in worker processes, one mutant after the other. A crash, or no answer within 60 s of CPU time, is a
+finding, and the next mutant gets a new worker. Times are CPU seconds, so that other work on the machine does not count.
+Memory is the largest growth of the peak resident set of the worker and its HDF5 child, or the peak of the interpreter's
+child.
 """
 
 import argparse
@@ -32,7 +33,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 CONTAINERS = ("keras.keras", "tf_keras.h5", "digits.npz", "digits.tfrecord", "tf_keras.keras", "keras.h5")
 FLATBUFFERS = ("digits_int8", "digits_float32", "digits_dynamic_range", "digits_int16x8")
-KILL_SECS, MAX_SECS, MAX_MB = 120, 10, 1000
+MAX_SECS, MAX_MB = 10, 1000
+# A mutant is stopped after this CPU time, or without an answer after this wall-clock time.
+KILL_CPU_SECS, KILL_SECS = 60, 1800
 # Imports and the first runs, on a busy machine.
 START_SECS = 600
 # A worker is replaced after this many mutants, because Keras keeps some state of each model.
@@ -110,7 +113,7 @@ class Worker:
         """Start the process."""
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", *kinds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}, start_new_session=True,
         )  # fmt: skip
         assert self.process.stdin and self.process.stdout
         self.requests, self.answers = self.process.stdin, self.process.stdout
@@ -121,11 +124,11 @@ class Worker:
 
     def run(self, kind, number):
         """Return the result of one mutant."""
-        start = time.monotonic()
+        start, cpu = time.monotonic(), session_cpu_secs(self.process.pid)
         with contextlib.suppress(BrokenPipeError):  # the process has ended
             self.requests.write(f"{kind} {number}\n".encode())
-        line = self._line(KILL_SECS)
-        secs = time.monotonic() - start
+        line = self._line(KILL_SECS, cpu + KILL_CPU_SECS)
+        secs, cpu = time.monotonic() - start, session_cpu_secs(self.process.pid) - cpu
         self.count += 1
         if line:
             result = json.loads(line)
@@ -133,7 +136,7 @@ class Worker:
             self.process.kill()
             status = self.process.wait()
             code = "timeout" if status == -signal.SIGKILL else signal.Signals(-status).name if status < 0 else "exit"
-            result = {"kind": kind, "number": number, "code": code, "outcome": code, "cpu_secs": secs, "mb": 0}
+            result = {"kind": kind, "number": number, "code": code, "outcome": code, "cpu_secs": max(0, cpu), "mb": 0}
         if not line or self.count >= WORKER_MUTANTS:
             self.stop()
         return {**result, "secs": round(secs, 2)}
@@ -147,18 +150,36 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def _line(self, timeout):
-        """Return the next line; an empty one if the process has ended or does not answer."""
+    def _line(self, timeout, cpu_limit=float("inf")):
+        """Return the next line; an empty one if the process has ended or does not answer in time.
+
+        Args:
+            timeout: Limit in wall-clock seconds.
+            cpu_limit: Limit of the CPU seconds of the process and its children.
+        """
         content, end = b"", time.monotonic() + timeout
         while not content.endswith(b"\n"):
-            if not self.selector.select(max(0, end - time.monotonic())):
-                return b""
+            if not self.selector.select(2):
+                if time.monotonic() > end or session_cpu_secs(self.process.pid) > cpu_limit:
+                    return b""
+                continue
             part = os.read(self.answers.fileno(), 65536)
             if not part:
                 time.sleep(0.2)  # let the process end, so that its own exit code is seen
                 return b""
             content += part
         return content
+
+
+def session_cpu_secs(session):
+    """Return the CPU seconds of all processes of a session that run now."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def serve(kinds):
