@@ -23,8 +23,8 @@ from tfq.workflows.run import require, run_recipe
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
-    text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
-    process.show(invocation, record, text)
+    parts = [report.summary_table(record), report.portability_text(record), f"{invocation.config.out}/report.html"]
+    process.show(invocation, record, "\n\n".join(filter(None, parts)))
     require(record)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
-def pytest_configure() -> None:
-    """Stop ignoring interrupts, which processes inherit from the background jobs of a shell: some tests interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop ignoring interrupts, and hide installed emulators from the fast tests.
+
+    Processes inherit ignored interrupts from the background jobs of a shell, and some tests interrupt. An emulator in
+    the cache directory of a developer would be one more default backend of each evaluation.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "not slow" in config.option.markexpr:
+        os.environ["TFQ_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"tfq_test_cache_{os.getuid()}")
 
 
 @pytest.fixture(scope="session")

@@ -383,7 +383,7 @@ def test_a_run_refuses_settings_that_it_would_ignore(tfq_here, work, trained):
     for ignored in (
         "--conversion.scheme=float32",
         "--evaluation.reference=x.tflite",
-        "--evaluation.parity_backends=local",
+        "--evaluation.backends=none,local",
         "--compression.train.epochs=0",
     ):
         done = tfq_here(*model, ignored)

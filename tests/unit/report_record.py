@@ -63,6 +63,41 @@ def parity(backend: str, **changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
+def backend_row(backend: str, **changes: Any) -> dict[str, Any]:
+    """Return a BackendRow as plain JSON; `changes` are of its difference."""
+    return {
+        "backend": backend,
+        "how": "emulated",
+        "status": "ran",
+        "reason": None,
+        "evaluation": evaluation(),
+        "fully_accelerated": False,
+        "difference": parity(backend, **changes),
+        "difference_reason": None,
+        "agreement": 0.9961,
+        "agreement_reason": None,
+        "instructions": None,
+        "instructions_reason": None,
+    }
+
+
+def not_run(backend: str, reason: str, status: str = "not run") -> dict[str, Any]:
+    """Return the row of a backend that did not run the model."""
+    missing = {"evaluation": None, "difference": None, "agreement": None, "instructions_reason": None}
+    return {**backend_row(backend), **missing, "status": status, "reason": reason}
+
+
+def portability(*rows: dict[str, Any]) -> dict[str, Any]:
+    """Return a PortabilityTable as plain JSON."""
+    return {
+        "rows": {row["backend"]: row for row in rows},
+        "num_examples": 256,
+        "yardstick": parity("local (builtin)", max_abs_error_lsb=2, num_different=51),
+        "yardstick_reason": None,
+        "not_available": {},
+    }
+
+
 def audit(ok: bool = True, scheme: str = "full_int8", findings: tuple = (), **op_counts: int) -> dict[str, Any]:
     """Return an AuditReport as plain JSON."""
     return {
@@ -238,7 +273,7 @@ _RECORD: dict[str, Any] = {
             "file": "digits_cnn_float32.tflite",
             "evaluation": evaluation(output_sqnr_db=None, output_sqnr_db_reason="no noise: it is the reference"),
             "audit": audit(False, "float32", (finding(), finding(op_index=3))),
-            "parity": {},
+            "portability": {},
             "sha256": {"model": "d" * 64, "data": {}},
         },
         {
@@ -254,7 +289,7 @@ _RECORD: dict[str, Any] = {
             ),
             "audit": audit(),
             "verification": verification(),
-            "parity": {backend: parity(backend) for backend in _EMULATORS},
+            "portability": portability(*map(backend_row, _EMULATORS)),
         },
         {
             "name": "pruned_qat_int8",
@@ -269,10 +304,9 @@ _RECORD: dict[str, Any] = {
             ),
             "audit": audit(),
             "verification": verification(sqnr_db=27.25),
-            "parity": {
-                "qemu:cortex-a53": parity("qemu:cortex-a53", max_abs_error_lsb=1, num_different=4),
-                "qemu:cortex-a76": parity("qemu:cortex-a76"),
-            },
+            "portability": portability(
+                backend_row("qemu:cortex-a53", max_abs_error_lsb=1, num_different=4), backend_row("qemu:cortex-a76")
+            ),
         },
     ],
     "sparsity": {"conv2d": 0.0, "conv2d_1": 0.5, "conv2d_2": 0.5, "dense": 0.498},
@@ -298,10 +332,13 @@ def newest_record() -> dict[str, Any]:
         name = model["name"]
         a53, a76 = counts[name]
         zeros = 600 if name.startswith("pruned") else 0
-        model["instructions"] = {
-            "qemu:cortex-a53": counted("cortex-a53", a53),
-            "qemu:cortex-a76": counted("cortex-a76", a76),
-        }
+        if not model["portability"]:
+            model["portability"] = portability(*map(backend_row, _EMULATORS))
+        for cpu, count in (("cortex-a53", a53), ("cortex-a76", a76)):
+            model["portability"]["rows"][f"qemu:{cpu}"] |= {
+                "instructions": counted(cpu, count),
+                "instructions_reason": None,
+            }
         model["audit"]["weights"] = [
             weight("conv2d", 72, 0, dtypes[name]),
             weight("conv2d_1", 1200, zeros, dtypes[name]),

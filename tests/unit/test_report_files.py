@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import refused
-from report_record import audit, finding, full_record, newest_record, timed, weight
+from report_record import audit, finding, full_record, newest_record, not_run, timed, weight
 
 from tfq.errors import InputError, TfqError
 from tfq.report import write_report
@@ -88,9 +88,11 @@ def hostile_record():
     record["models"][1] |= {"name": HOSTILE, "file": HOSTILE, "audit": audit(False, HOSTILE, (_hostile_finding(),))}
     record["models"][1]["audit"] |= {"op_counts": {HOSTILE: 1}, "op_types": {HOSTILE: {HOSTILE: 1}}}
     record["models"][1]["audit"]["weights"] = [weight(HOSTILE, 9, 1, HOSTILE), weight(None, 9, 1, tensor=HOSTILE)]
-    record["models"][1]["instructions"] = {
-        HOSTILE: {"not_run": HOSTILE},
-        "qemu:cortex-a76": {"instructions": 5, "by": HOSTILE},
+    rows = record["models"][1]["portability"]["rows"]
+    rows["qemu:cortex-a53"] |= {"instructions": None, "instructions_reason": HOSTILE}
+    rows["qemu:cortex-a76"] = {
+        "instructions": {"instructions": 5, "by": HOSTILE},
+        "evaluation": {"figures": {HOSTILE: 1}},
     }
     record["models"][1]["evaluation"] |= {"metric": HOSTILE, "scores": {HOSTILE: 0.5}, "kernels": HOSTILE}
     record["benchmark"]["models"].append(timed(HOSTILE, 0.01, kernels=HOSTILE, ops_by=HOSTILE))
@@ -98,7 +100,8 @@ def hostile_record():
     record["benchmark"]["ratios"][0] |= {"against": HOSTILE, "reason": HOSTILE}
     record["stages"][1]["details"]["diagnostics"] |= {"class_counts": {HOSTILE: 5}, "findings": [HOSTILE]}
     record["stages"][1]["details"]["pruning_plan"] = {"pruned": [HOSTILE], "skipped": {HOSTILE: HOSTILE}}
-    record["models"][2]["parity"]["qemu:cortex-a53"] = {"not_run": HOSTILE}
+    record["models"][2]["portability"]["rows"]["qemu:cortex-a53"] = not_run("qemu:cortex-a53", HOSTILE)
+    record["models"][2]["portability"]["not_available"] = {HOSTILE: HOSTILE}
     record["models"][2]["evaluation"]["skipped"] = {HOSTILE: HOSTILE}
     return record
 
@@ -274,7 +277,7 @@ def test_a_record_without_any_one_part_still_reports(key, tmp_path, undrawn):
     parsed(write_report(record, tmp_path)[2].read_text())
 
 
-@pytest.mark.parametrize("key", ["evaluation", "audit", "parity", "file", "instructions"])
+@pytest.mark.parametrize("key", ["evaluation", "audit", "portability", "file"])
 @pytest.mark.parametrize("value", ["missing", None])
 def test_models_without_any_one_part_still_report(key, value, tmp_path, undrawn):
     record = newest_record()

@@ -36,10 +36,14 @@ class EvaluationConfig(Config):
 
     reference: str = setting("", "float .tflite, Keras model or SavedModel to compare with")
     backend: str = setting("local", "where the model runs", choices_of="backend")
-    parity_backends: tuple[str, ...] = setting(
-        (), "backends whose outputs are compared with those of `backend`, value by value", choices_of="backend"
+    backends: tuple[str, ...] = setting(
+        (),
+        "backends of the portability table, which compares each with XNNPACK on this machine; empty lists all that are "
+        "available here, none leaves the table out",
+        choices=("none",),
+        choices_of="backend",
     )
-    parity_limit: int = setting(256, "number of examples for the comparison between backends", minimum=1)
+    backends_limit: int = setting(256, "number of examples that each backend of the table runs", minimum=1)
     metric: str = setting(
         "",
         "metric computed against the labels; empty is the default: top1, or roc_auc for a model that reconstructs "

@@ -11,8 +11,6 @@ from tfq.evaluation.instructions import (
     InstructionRecord,
     count_instructions,
     count_instructions_or_reason,
-    count_on_backends,
-    instructions_to_dict,
 )
 from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
 from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
@@ -20,11 +18,11 @@ from tfq.evaluation.output_scores import score_outputs
 from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
     ParityRecord,
-    check_backends,
     compare_backends,
-    compare_backends_or_reason,
     compare_outputs,
 )
+from tfq.evaluation.portability import assess_backends, check_backends, chosen_backends
+from tfq.evaluation.portability_record import BackendRow, PortabilityTable
 from tfq.evaluation.record import (
     EvaluationRecord,
     check_requirements,
@@ -37,34 +35,35 @@ from tfq.evaluation.scores import check_metric, default_metric
 from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
 
 __all__ = [
+    "BackendRow",
     "BenchmarkRecord",
     "Contract",
     "EvaluationRecord",
     "InstructionRecord",
     "Metric",
     "ParityRecord",
+    "PortabilityTable",
     "Reconstruction",
     "ReferenceOutputs",
     "Verification",
     "add_states",
     "agreement",
     "as_metric",
+    "assess_backends",
     "audit_and_run",
     "benchmark_models",
     "check_backends",
     "check_metric",
     "check_requirements",
+    "chosen_backends",
     "compare_backends",
-    "compare_backends_or_reason",
     "compare_outputs",
     "concatenate_states",
     "count_instructions",
     "count_instructions_or_reason",
-    "count_on_backends",
     "decode_outputs",
     "default_metric",
     "evaluate_model",
-    "instructions_to_dict",
     "is_class_vector",
     "latency_percentiles",
     "latency_statistics",

@@ -2,7 +2,8 @@
 """Evaluate a flatbuffer on the user's data: its accuracy, its speed, and its difference from the float model."""
 
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,55 @@ def evaluate_model(
         InputError: Data, labels, model and reference do not fit each other.
         BackendError: The backend cannot run.
     """
-    config = config or EvaluationConfig()
+    assessed = assess_model(
+        model, data, config or EvaluationConfig(), reference=reference, metric=metric, preprocessing=preprocessing
+    )
+    for sentence in assessed.record.warnings:
+        warn(sentence)
+    return assessed.record
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessment:
+    """What `assess_model` measured.
+
+    Attributes:
+        record: The evaluation. Its warnings have not been issued yet.
+        result: The backend's own result, with raw outputs.
+        agreement_with: (real outputs of another run on the same examples) -> (`agreement`, `agreement_reason`) as in
+            `EvaluationRecord`.
+    """
+
+    record: EvaluationRecord
+    result: BackendResult
+    agreement_with: Callable[[Sequence[NDArray]], tuple[float | None, str | None]]
+
+
+def assess_model(
+    model: PathOrBytes,
+    data: Data,
+    config: EvaluationConfig,
+    *,
+    reference: PathOrBytes | ReferenceOutputs | None = None,
+    metric: str | Metric | MetricFunction | None = None,
+    preprocessing: Preprocessing | None = None,
+    count_instructions: bool = False,
+) -> Assessment:
+    """Do the work of `evaluate_model`, and return the raw outputs too.
+
+    Args:
+        model: As in `evaluate_model`, like the other arguments.
+        data: The examples.
+        config: The settings.
+        reference: The float model.
+        metric: Used instead of `config.metric`.
+        preprocessing: How `data` was preprocessed.
+        count_instructions: Whether to count the instructions of an inference too.
+
+    Raises:
+        InputError: Data, labels, model and reference do not fit each other.
+        BackendError: The backend cannot run.
+    """
     model = content_of(model, "model")
     parsed = tflite.read(model)
     chosen = as_metric(config.metric if metric is None else metric)
@@ -81,9 +130,12 @@ def evaluate_model(
     data = as_split(data, limit=config.limit)
     if reference is not None and not isinstance(reference, ReferenceOutputs):
         reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
-    result = backend.assess(_request(model, feed := Feed(parsed, data), config))
+    feed = Feed(parsed, data)
+    result = backend.assess(_request(model, feed, config, count_instructions))
     if result.outputs is None:
-        return _costs(model, data, config, chosen, result)
+        reason = str(result.outputs_reason)
+        record = _costs(model, data, config, chosen, result)
+        return Assessment(record=record, result=result, agreement_with=lambda others: (None, reason))
     outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     rebuilds_input = reconstructs(parsed)
@@ -92,36 +144,48 @@ def evaluate_model(
         for index, values in zip(parsed.main_subgraph.outputs, outputs if expected is None else expected, strict=True)
     )
     choice, by_output = _choose(chosen, data, names, outputs, expected, class_outputs, config, rebuilds_input)
-    scores = compute_scores(
-        outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
-    )
-    missing = max(0, config.limit - data.num_examples)
+
+    def scores_with(others: Sequence[NDArray] | None) -> dict[str, Any]:
+        return compute_scores(
+            outputs, others, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
+        )
+
+    def agreement_with(others: Sequence[NDArray]) -> tuple[float | None, str | None]:
+        compared = scores_with(others)
+        return compared["agreement"], compared["agreement_reason"]
+
+    scores = scores_with(expected)
+    noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
     messages = [
-        *filter(None, [tflite.main_subgraph_note(parsed, "evaluated")]),
-        *([f"evaluation.limit={config.limit:,}: the data has only {data.num_examples:,} examples"] if missing else []),
+        *_data_warnings(parsed, data, config),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
         *_output_warnings(names, outputs, choice, result, config, has_labels=any(by_output)),
         *result.notes,
     ]
-    for sentence in messages:
-        warn(sentence)
-    noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
-    return EvaluationRecord(
+    record = EvaluationRecord(
         **scores,
         **noise,
-        **_speed(result, config),
+        **_costs_of(model, result, config),
         num_examples=data.num_examples,
         compared=0 if expected is None else data.num_examples,
-        missing=missing,
+        missing=max(0, config.limit - data.num_examples),
         skipped=_skipped(scores, noise, result),
-        model_bytes=len(model),
-        gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
         clipped_input_fraction=feed.clipped_fraction,
         unused_range_fraction=feed.unused_fraction,
         warnings=tuple(messages),
-        machine=dict(result.machine),
     )
+    return Assessment(record=record, result=result, agreement_with=agreement_with)
+
+
+def _data_warnings(model: tflite.Model, data: AnySplit, config: EvaluationConfig) -> list[str]:
+    note = tflite.main_subgraph_note(model, "evaluated")
+    missing = (
+        f"evaluation.limit={config.limit:,}: the data has only {data.num_examples:,} examples"
+        if config.limit > data.num_examples
+        else None
+    )
+    return [message for message in (note, missing) if message]
 
 
 def _choose(
@@ -164,26 +228,21 @@ def _costs(
         "agreement_reason": reason,
     }
     noise: dict[str, Any] = {"output_sqnr_db": None, "output_sqnr_db_reason": reason}
-    for sentence in result.notes:
-        warn(sentence)
     return EvaluationRecord(
         **scores,
         **noise,
-        **_speed(result, config),
+        **_costs_of(model, result, config),
         num_examples=data.num_examples,
         compared=0,
         missing=0,
         skipped=_skipped(scores, noise, result),
-        model_bytes=len(model),
-        gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
         clipped_input_fraction=None,
         unused_range_fraction=None,
         warnings=result.notes,
-        machine=dict(result.machine),
     )
 
 
-def _request(model: bytes, feed: Feed, config: EvaluationConfig) -> RunRequest:
+def _request(model: bytes, feed: Feed, config: EvaluationConfig, count_instructions: bool) -> RunRequest:
     return RunRequest(
         model=model,
         inputs=feed.inputs,
@@ -193,6 +252,7 @@ def _request(model: bytes, feed: Feed, config: EvaluationConfig) -> RunRequest:
         timeout_secs=config.timeout_secs,
         warmup_runs=config.warmup_runs,
         num_runs=config.num_runs,
+        count_instructions=count_instructions,
     )
 
 
@@ -222,7 +282,8 @@ def _noise(
     }
 
 
-def _speed(result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
+def _costs_of(model: bytes, result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Return the fields of an EvaluationRecord about size, time, memory and the machine."""
     latencies: dict[str, float | None] = {f"latency_p{percentile}_ms": None for percentile in PERCENTILES}
     if result.latencies_ms is not None:
         times = checked_latencies(result.latencies_ms)
@@ -232,6 +293,9 @@ def _speed(result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
         latencies["latency_first_ms"] = float(times[0])
     return {
         **latencies,
+        "model_bytes": len(model),
+        "gzip_bytes": len(gzip.compress(model, 9, mtime=0)),
+        "machine": dict(result.machine),
         "latency_reason": result.latency_reason,
         "num_threads": config.num_threads,
         "backend": config.backend,

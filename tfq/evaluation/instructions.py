@@ -2,7 +2,6 @@
 """Count the instructions of an inference on an emulated ARM CPU, without a device. A count is not a time."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import registry, tflite
-from tfq.backends import BackendKind, RunRequest, kind_of, make_backend
+from tfq.backends import Backend, BackendKind, BackendResult, RunRequest, make_backend
 from tfq.data import Split, as_split
 from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import prepare_inputs
@@ -113,12 +112,24 @@ def count_instructions_or_reason(
         count_instructions=True,
     )
     result = runner.assess(request)
+    return record_of_counts(runner, result, kernels=kernels, inputs=message)
+
+
+def record_of_counts(backend: Backend, result: BackendResult, *, kernels: str, inputs: str) -> InstructionRecord | str:
+    """Return the record of the counts in a result of `backend`, or the reason why there are none.
+
+    Args:
+        backend: The backend.
+        result: Its result.
+        kernels: The kernels that ran.
+        inputs: The inputs that the model got, as words.
+    """
     counts = result.instructions
     if counts is None:
         return str(result.instructions_reason)
     return InstructionRecord(
-        backend=backend,
-        cpu=runner.kind.label(runner.address),
+        backend=backend.name,
+        cpu=backend.kind.label(backend.address),
         instructions=counts.instructions,
         by=counts.counted_by,
         inferences=counts.inferences,
@@ -126,30 +137,11 @@ def count_instructions_or_reason(
         highest=counts.highest,
         batch=counts.batch,
         kernels=kernels,
-        inputs=message,
+        inputs=inputs,
         total_ops=result.total_ops,
         delegated_ops=result.delegated_ops,
         notes=result.notes,
     )
-
-
-def count_on_backends(
-    model: bytes, backends: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
-) -> dict[str, InstructionRecord | str]:
-    """Return `count_instructions_or_reason` for each of `backends` that counts instructions, in order."""
-    counting = [backend for backend in dict.fromkeys(backends) if kind_of(backend).counts_instructions]
-    return {
-        backend: count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
-        for backend in counting
-    }
-
-
-def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict[str, Any]:
-    """Return the result of `count_on_backends` as JSON values; a reason becomes {"not_run": reason}."""
-    return {
-        backend: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
-        for backend, outcome in counted.items()
-    }
 
 
 def _inputs(model: tflite.Model, data: Any) -> tuple[tuple[NDArray, ...], str]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.backends import RunRequest, make_backend
-from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import Feed
@@ -169,52 +168,3 @@ def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[st
             )
         result["max_abs_error"] = float(different.max(initial=0))
     return result
-
-
-def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig, other: str) -> ParityRecord | str:
-    """Compare the backend of `config` with `other` on config.parity_limit examples, or return why one cannot run.
-
-    A backend that can run but fails raises its error.
-    """
-    for name in (config.backend, other):
-        backend = make_backend(name)
-        reason = backend.unavailable()
-        if reason is None and not backend.kind.computes_outputs:
-            reason = f"{name} computes no outputs"
-        if reason:
-            return reason
-    limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit
-    return compare_backends(
-        model,
-        data,
-        config.backend,
-        other,
-        limit,
-        num_threads=config.num_threads,
-        xnnpack=config.xnnpack,
-        num_workers=config.num_workers,
-        timeout_secs=config.timeout_secs,
-    )
-
-
-def check_backends(config: EvaluationConfig) -> None:
-    """Check the backends of `config` before long work, and start what its own backend needs.
-
-    Raises:
-        InputError: A backend is unknown, or is compared with itself.
-        BackendError: The backend of `config` cannot run here.
-    """
-    for name in config.parity_backends:
-        make_backend(name, field="evaluation.parity_backends")
-        if name == config.backend:
-            raise InputError(
-                f"evaluation.parity_backends contains {name}, which is evaluation.backend. Choose another backend to "
-                "compare it with",
-                field="evaluation.parity_backends",
-                got=name,
-            )
-    backend = make_backend(config.backend)
-    reason = backend.unavailable()
-    if reason:
-        raise BackendError(f"{backend.name}: {reason}")
-    backend.prepare()

@@ -19,7 +19,6 @@ from tfq.report.formatting import (
     NO_INTERVAL,
     change_text,
     count,
-    cpu_label,
     decibels,
     is_number,
     kilobytes,
@@ -30,12 +29,12 @@ from tfq.report.formatting import (
     plain,
     scalar,
     seconds,
-    significant,
     with_interval,
 )
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
-from tfq.report.record import Record, Reported, backends_of, models_of, part, reference_of, stages_of
-from tfq.report.summary import delegated_text, emulation_notes, parity_text, summary_of
+from tfq.report.portability_content import portability_section
+from tfq.report.record import Record, Reported, models_of, part, reference_of, stages_of
+from tfq.report.summary import delegated_text, summary_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 
 # Details of stages that other sections show.
@@ -55,7 +54,7 @@ def sections_of(record: Record) -> list[Section]:
         training_section(record),
         gain_section(record),
         instructions_section(record),
-        parity_section(record),
+        portability_section(record),
         verification_section(record),
         qat_parity_section(record),
         audit_section(record),
@@ -281,44 +280,3 @@ _QUANTITIES: tuple[_Quantity, ...] = (
     ("kernels", lambda evaluation, reference: kernels_text(evaluation), ""),
     ("ops that XNNPACK runs", lambda evaluation, reference: delegated_text(evaluation), ""),
 )
-
-
-def parity_section(record: Record) -> Section:
-    """Return the comparison between backends: a row for each model and backend."""
-    models = models_of(record)
-    backends = backends_of(models, "parity")
-    rows: list[tuple[str, ...]] = []
-    series: list[int | None] = []
-    reasons, skipped = Reasons(), []
-    for model in models:
-        for backend, parity in model.parity.items():
-            series.append(model.series)
-            if "not_run" in parity:
-                reasons.add(cpu_label(backend), model.label, f"not run: {plain(parity['not_run'])}")
-                rows.append((model.label, plain(backend), "not run", DASH, DASH, DASH))
-                continue
-            numbers = (count(parity.get(key)) for key in ("num_different", "compared", "num_examples"))
-            rows.append((model.label, plain(backend), parity_text(parity), *numbers))
-            if parity.get("skipped"):
-                skipped.append(f"{model.label} on {plain(backend)}: skipped {scalar(parity['skipped'])}")
-    title = "Outputs on other CPUs"
-    if not rows:
-        message = "not run: evaluation.parity_backends is empty"
-        return Section(key="parity", title=title, gist=message, paragraphs=(f"N{message[1:]}.",))
-    table = Table(
-        key="parity",
-        columns=("model", "backend", "max difference", "values that differ", "values compared", "examples"),
-        rows=tuple(rows),
-        numeric=(False, False, True, True, True, True),
-        notes=(*reasons.notes(), *skipped),
-        row_series=tuple(series),
-    )
-    about = (
-        "The same inputs were run on other backends, and the quantized outputs compared value by value with those of "
-        "this machine. 1 LSB is one step of the quantized output."
-    )
-    emulated = (f"{note}." for note in emulation_notes(backends))
-    errors = [parity.get("max_abs_error_lsb") for model in models for parity in model.parity.values()]
-    known = [error for error in errors if is_number(error)]
-    gist = f"max difference {significant(max(known))} LSB" if known else ""
-    return Section(key="parity", title=title, gist=gist, paragraphs=(about, *emulated), tables=(table,))

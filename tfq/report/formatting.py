@@ -214,10 +214,10 @@ def cpu_label(backend: Any) -> str:
     return name if kind is None else kind.label(name.partition(":")[2])
 
 
-def is_emulated(backend: str) -> bool:
-    """Check whether a backend of a record is an emulator."""
+def counts_instructions(backend: str) -> bool:
+    """Check whether a backend of a record counts instructions."""
     kind = find_kind(backend)
-    return kind is not None and kind.emulated
+    return kind is not None and kind.counts_instructions
 
 
 def number_of(value: Any, noun: str) -> str:

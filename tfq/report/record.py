@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.report.formatting import is_number, model_label, plain
+from tfq.report.formatting import counts_instructions, is_number, model_label, plain
 
 Record = Mapping[str, Any]
 
@@ -24,8 +24,7 @@ class Reported:
         file: The name of its .tflite file.
         evaluation: Part of the record; empty if it is missing. The same applies to all following attributes.
         audit: See docs/records.md.
-        parity: By backend.
-        instructions: By backend.
+        portability: The table of its backends; see docs/records.md.
         verification: See docs/records.md.
         qat_parity: See docs/records.md.
         sha256: Of the file and of the data.
@@ -37,11 +36,25 @@ class Reported:
     file: Any
     evaluation: Record
     audit: Record
-    parity: Record
-    instructions: Record
+    portability: Record
     verification: Record
     qat_parity: Record
     sha256: Record
+
+    @property
+    def backends(self) -> Record:
+        """The rows of the portability table by backend."""
+        return part(self.portability, "rows")
+
+    @property
+    def instructions(self) -> Record:
+        """The instructions by backend that counts them, or {"not_run": the reason}."""
+        return {
+            backend: row.get("instructions") or {"not_run": reason}
+            for backend, row in self.backends.items()
+            if ((reason := row.get("instructions_reason") or row.get("reason") or "") and counts_instructions(backend))
+            or row.get("instructions")
+        }
 
 
 def models_of(record: Record) -> list[Reported]:
@@ -54,8 +67,7 @@ def models_of(record: Record) -> list[Reported]:
             file=model.get("file"),
             evaluation=part(model, "evaluation"),
             audit=part(model, "audit"),
-            parity=part(model, "parity"),
-            instructions=part(model, "instructions"),
+            portability=part(model, "portability"),
             verification=part(model, "verification"),
             qat_parity=part(model, "qat_parity"),
             sha256=part(model, "sha256"),
@@ -81,7 +93,7 @@ def stages_of(record: Record) -> list[Record]:
 
 
 def backends_of(models: Sequence[Reported], key: str) -> list[str]:
-    """Return the backends for which any model has an entry in `key` ("parity" or "instructions"), each once."""
+    """Return the backends for which any model has an entry in `key` ("backends" or "instructions"), each once."""
     return list(dict.fromkeys(backend for model in models for backend in getattr(model, key)))
 
 

@@ -13,19 +13,16 @@ from tfq.report.formatting import (
     count,
     cpu_label,
     interval_text,
-    is_emulated,
     is_number,
     metric_title,
     millions,
     number_of,
     percent,
     plain,
-    significant,
     time_unit,
 )
 from tfq.report.record import (
     BENCHMARK,
-    REFERENCE,
     Latencies,
     Record,
     Reported,
@@ -46,7 +43,6 @@ NO_BREAK = "\xa0"
 def summary_of(record: Mapping[str, Any]) -> Table:
     """Return the Result table; see `summary_table` for its columns."""
     models, latencies = models_of(record), latencies_of(record)
-    backends = backends_of(models, "parity")
     unit = time_unit(latencies.medians_ms.values()) if latencies.medians_ms else MILLISECONDS
     columns = (
         "model",
@@ -57,13 +53,11 @@ def summary_of(record: Mapping[str, Any]) -> Table:
         "gzip kB",
         f"p50{NO_BREAK}latency {unit.short}",
         f"XNNPACK{NO_BREAK}ops of{NO_BREAK}all",
-        *(f"{cpu_label(backend).removeprefix('cortex-')}{NO_BREAK}max difference" for backend in backends),
     )
     reasons = Reasons()
-    rows = tuple(_row(model, latencies, unit, backends, reasons) for model in models)
+    rows = tuple(_row(model, latencies, unit, reasons) for model in models)
     notes = (
-        *_meanings(record, models, latencies, backends),
-        *(f"{note}." for note in emulation_notes(backends)),
+        *_meanings(record, models, latencies),
         *training_notes(record),
         *(f"missing: {note}" for note in reasons.notes()),
     )
@@ -71,9 +65,7 @@ def summary_of(record: Mapping[str, Any]) -> Table:
     return Table(key="summary", columns=columns, rows=rows, notes=notes, row_series=series)
 
 
-def _row(
-    model: Reported, latencies: Latencies, unit: TimeUnit, backends: Sequence[str], reasons: Reasons
-) -> tuple[str, ...]:
+def _row(model: Reported, latencies: Latencies, unit: TimeUnit, reasons: Reasons) -> tuple[str, ...]:
     evaluation = model.evaluation
     missing = None if evaluation else "not evaluated"
     cells = {
@@ -89,14 +81,14 @@ def _row(
         if cell == DASH:
             reasons.add(column, model.label, plain(missing or reason or ""))
     shown = [cell for cell, _ in cells.values()]
-    return (model.label, *shown, *(_parity_cell(model, backend, reasons) for backend in backends))
+    return (model.label, *shown)
 
 
 def _kilobytes(number: Any) -> str:
     return f"{number / 1000:,.1f}" if is_number(number) else DASH
 
 
-def _meanings(record: Record, models: Sequence[Reported], latencies: Latencies, backends: Sequence[str]) -> list[str]:
+def _meanings(record: Record, models: Sequence[Reported], latencies: Latencies) -> list[str]:
     """Return a sentence for each column that needs one."""
     notes = []
     measures = dict.fromkeys(
@@ -110,11 +102,6 @@ def _meanings(record: Record, models: Sequence[Reported], latencies: Latencies, 
         notes.append("agreement: fraction of the test examples for which the float model predicts the same class.")
     if latencies.medians_ms:
         notes.append(f"latency: {latency_source(record)}.")
-    if any(is_number(model.parity.get(backend, {}).get("compared")) for model in models for backend in backends):
-        notes.append(
-            "max difference: largest difference between the outputs on that CPU and on this machine. 1 LSB is one step "
-            "of the quantized output."
-        )
     return notes
 
 
@@ -157,56 +144,19 @@ def further_text(steps: Mapping[str, int]) -> str:
     return f"{count(total)} more epoch{'' if total == 1 else 's'} ({listed})"
 
 
-def emulation_notes(backends: Sequence[str]) -> list[str]:
-    """Return a sentence about the emulators among `backends`, without a period; none if there are none."""
-    emulated = [cpu_label(backend) for backend in backends if is_emulated(backend)]
-    if not emulated:
-        return []
-    verb = "is" if len(emulated) == 1 else "are"
-    return [f"{' and '.join(emulated)} {verb} emulated: outputs are compared, latency is not measured"]
-
-
-def parity_text(parity: Mapping[str, Any]) -> str:
-    """Return the largest difference of outputs: "1 LSB"; if they are not quantized, "max error 0.0012"."""
-    error = parity.get("max_abs_error_lsb")
-    if is_number(error):
-        return f"{significant(error)} LSB"
-    errors = [output.get("max_abs_error") for output in parity.get("outputs") or []]
-    known = [value for value in errors if is_number(value)]
-    return f"max error {max(known):.3g}" if known else DASH
-
-
 def delegated_text(evaluation: Mapping[str, Any]) -> str:
     """Return how many ops XNNPACK runs: "13 of 15"."""
     delegated, total = evaluation.get("delegated_ops"), evaluation.get("total_ops")
     return f"{count(delegated)} of {count(total)}" if is_number(delegated) else DASH
 
 
-def _parity_cell(model: Reported, backend: str, reasons: Reasons) -> str:
-    column = f"max difference on {cpu_label(backend)}"
-    parity = model.parity.get(backend)
-    if parity is None:
-        reason = "a run compares only quantized models" if model.label == REFERENCE else "not requested"
-        reasons.add(column, model.label, reason)
-        return DASH
-    if "not_run" in parity:
-        reasons.add(column, model.label, f"not run: {plain(parity['not_run'])}")
-        return "not run"
-    text = parity_text(parity)
-    if text == DASH:
-        skipped = part(parity, "skipped")
-        reason = "; ".join(f"output {plain(name)}: {plain(value)}" for name, value in skipped.items())
-        reasons.add(column, model.label, reason)
-    return text
-
-
 def summary_table(record: Mapping[str, Any]) -> str:
     """Return the models of a record as a table for the terminal, without a newline at the end.
 
     A row for each model: accuracy with its 95% interval; agreement with the float model; size of the file, raw and
-    compressed with gzip; median latency on this machine; ops that XNNPACK runs; and for each emulated CPU the largest
-    difference of the outputs. ARM instructions are the last column if the table then fits `WIDTH` columns, else a line
-    below it. A missing value is a dash, and its reason is below the table.
+    compressed with gzip; median latency on this machine; and ops that XNNPACK runs. ARM instructions are the last
+    column if the table then fits `WIDTH` columns, else a line below it. A missing value is a dash, and its reason is
+    below the table.
     """
     table = summary_of(record)
     if not table.rows:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tfq.backends import HOST
 from tfq.config import RequireConfig
 from tfq.errors import TfqError
 from tfq.evaluation import missed_requirements
@@ -33,6 +34,7 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import ratio_of
+from tfq.report.portability_content import difference_answer
 from tfq.report.record import (
     REFERENCE,
     Record,
@@ -56,7 +58,7 @@ class Check:
     """One condition for shipping a model.
 
     Attributes:
-        key: Identifies the check: "run", "outputs", "audit", "requirements", "parity" or "warnings".
+        key: Identifies the check: "run", "outputs", "audit", "requirements", "backends" or "warnings".
         state: GOOD, BAD, or OPEN if the reader has to decide.
         question: What was checked, in a few words.
         answer: The result.
@@ -107,7 +109,7 @@ def checks_of(record: Record) -> list[Check]:
         *_verifications(models),
         *_audits(record, models),
         _requirements(record, models),
-        *_parities(models),
+        *_backends(models),
         Check(
             key="warnings",
             state=OPEN if messages else GOOD,
@@ -230,30 +232,24 @@ def _requirements(record: Record, models: Sequence[Reported]) -> Check:
     return Check(key=key, state=GOOD if models else BAD, question=question, answer=answer)
 
 
-def _parities(models: Sequence[Reported]) -> Iterator[Check]:
-    compared = [(model.label, backend, parity) for model in models for backend, parity in model.parity.items()]
-    if not compared:
-        answer = "not compared with another CPU (evaluation.parity_backends)"
-        yield Check(key="parity", state=OPEN, question="other CPUs", answer=answer)
+def _backends(models: Sequence[Reported]) -> Iterator[Check]:
+    rows = [(model, backend, row) for model in models for backend, row in model.backends.items() if backend != HOST]
+    if not rows:
+        answer = "not run on another backend (evaluation.backends)"
+        yield Check(key="backends", state=OPEN, question="other backends", answer=answer)
         return
-    for backend in dict.fromkeys(backend for _, backend, _ in compared):
-        parities = [parity for _, of_backend, parity in compared if of_backend == backend]
-        reason = next((plain(parity["not_run"]) for parity in parities if "not_run" in parity), None)
-        errors = [parity.get("max_abs_error_lsb") for parity in parities]
-        known = [error for error in errors if is_number(error)]
-        largest = max(known, default=0)
-        if reason is not None:
-            state, answer = OPEN, f"not run: {reason}"
-        elif len(known) < len(errors):
-            state, answer = OPEN, "some outputs are not quantized: see the table"
-        elif largest == 0:
-            state, answer = GOOD, "all outputs are the same as on this machine"
+    for backend in dict.fromkeys(backend for _, backend, _ in rows):
+        own = [(model, row) for model, name, row in rows if name == backend]
+        reasons = [f"{model.label}: {plain(row['reason'])}" for model, row in own if row.get("reason")]
+        failed = any(row.get("status") == "failed" for _, row in own)
+        if reasons:
+            state, answer = OPEN, f"{'does not run' if failed else 'not run'}: {'; '.join(reasons)}"
+        elif all(row.get("how") == "estimated" for _, row in own):
+            state, answer = GOOD, "costs are estimated; nothing was executed"
         else:
-            state = GOOD if largest <= 1 else OPEN
-            different = sum(parity.get("num_different") or 0 for parity in parities)
-            total = sum(parity.get("compared") or 0 for parity in parities)
-            answer = f"{count(different)} of {count(total)} output values differ, by at most {significant(largest)} LSB"
-        yield Check(key="parity", state=state, question=cpu_label(backend), answer=answer)
+            is_rounding, answer = difference_answer(own)
+            state = GOOD if is_rounding else OPEN
+        yield Check(key="backends", state=state, question=cpu_label(backend), answer=answer)
 
 
 def _accuracy_cost(record: Record, model: Reported, reference: Reported) -> Cost:

@@ -413,9 +413,7 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
 
         def make(directory: Path, result: Built = item) -> dict[str, Any]:
             audited = auditing.audit_model(result.content, config.audit.for_conversion(config.conversion))
-            evaluated = workflows.evaluate(
-                result.content, config, reference=reference(), parity=result.name != "float", test=run.test
-            )
+            evaluated = workflows.evaluate(result.content, config, reference=reference(), test=run.test)
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
 
         inputs = {
@@ -424,8 +422,7 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
             "audit": config.audit.for_conversion(config.conversion).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "plugins": [plugin.sha256 for plugin in registry.plugins()],
-            "parity": item.name != "float",
-            "machine": _machine(config.evaluation.backend, *config.evaluation.parity_backends),
+            "machine": _machine(config.evaluation.backend, *evaluation.chosen_backends(config.evaluation)[0]),
             **data_inputs(run),
         }
         results.append(run.details(f"evaluate {item.name}", inputs, make))
