@@ -13,12 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from tfq.backends import backend_choices, kind_of
+from tfq import registry
+from tfq.backends import BackendKind
 from tfq.config import KERNELS
 from tfq.errors import TfqError
 from tfq.evaluation import count_instructions
 
-CPUS = [name for name in backend_choices() if kind_of(name).counts_instructions]
+CPUS = [name for kind in registry.entries(BackendKind).values() if kind.counts_instructions for name in kind.choices()]
 
 
 def main() -> int:

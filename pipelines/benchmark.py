@@ -4,10 +4,12 @@
 
     tfq benchmark --model=model_int8.tflite --against=model_float32.tflite
     tfq benchmark --model=model_int8.tflite --kernels=xnnpack,builtin --num_threads=1
+    tfq benchmark --model=model_int8.tflite --backend=tflm --require.max_arena_bytes=65536
 
 Reads the .tflite files and runs them alternately in one process, so that ratios between them are comparable. The inputs
-are random numbers, or the first test examples of --data. On --backend=qemu:CPU it counts instructions instead of
-measuring time.
+are random numbers, or the first test examples of --data. A --backend that does not measure time reports what it has
+instead: qemu:CPU counts instructions, tflm records the tensor arena, ethos-u55-128 estimates memory and cycles.
+--require.* set bounds on these costs; the exit code is 1 if a model misses one.
 
 With --out it writes benchmark.json.
 """
@@ -49,8 +51,14 @@ def main(invocation: flags.Invocation) -> None:
             "data": {} if examples is None else {f"{examples.name}[:{examples.num_examples}]": examples.sha256()},
         },
         **results.to_record(),
+        requirements=[
+            {"model": name, **item.to_dict()}
+            for name, items in evaluation.benchmark_requirements(results, config.benchmark.require).items()
+            for item in items
+        ],
     )
     process.finish(invocation, record, results.to_text())
+    evaluation.check_benchmark_requirements(results, config.benchmark.require)
 
 
 def load_examples(config: DataConfig) -> data.Split | None:

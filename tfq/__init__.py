@@ -78,6 +78,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import ClusterConfig as ClusterConfig
     from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
+    from tfq.config import CostRequireConfig as CostRequireConfig
     from tfq.config import DataConfig as DataConfig
     from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from golden_models import golden
 from messages import refused
 
 from tfq.config import EvaluationConfig, RequireConfig
@@ -16,7 +17,9 @@ from tfq.evaluation import (
     check_requirements,
     compare_backends,
     compare_outputs,
+    evaluate_model,
     missed_requirements,
+    requirements_of,
 )
 from tfq.evaluation.record import NO_REFERENCE
 
@@ -159,3 +162,66 @@ def test_an_unavailable_runner_is_an_error_only_if_requested(monkeypatch, tmp_pa
         check_backends(EvaluationConfig(backend="qemu:cortex-a53"))
     with refused(InputError, field="evaluation.backends", got="qemu:cortex-a5", word="'qemu:cortex-a53'"):
         check_backends(EvaluationConfig(backends=("qemu:cortex-a5",)))
+
+
+COSTS = dataclasses.replace(
+    RECORD,
+    backend="chip",
+    how="estimated",
+    xnnpack=None,
+    memory_bytes={"arena": 5392, "arena.head": 2304, "sram": 3856, "off_chip_flash": 4752, "on_chip_flash": 16},
+    figures={"cycles": 10713},
+    unaccelerated={"op #2 ARG_MAX (Identity)": "too deep"},
+    caveats=("nothing was run",),
+)
+
+
+@pytest.mark.parametrize(
+    ("bound", "limit", "value"),
+    [
+        ("max_arena_bytes", 5392, 5392),
+        ("max_sram_bytes", 3856, 3856),
+        ("max_flash_bytes", 4768, 4768),
+        ("min_accelerated_fraction", 0.875, 14 / 16),
+    ],
+)
+def test_bounds_on_costs_are_met_and_missed(bound, limit, value):
+    (met,) = requirements_of(COSTS, RequireConfig(**{bound: limit}))
+    assert (met.holds, met.value) == (True, value)
+    tighter = limit - 1 if bound.startswith("max") else limit + 0.01
+    with refused(RequirementError, field="require", word=f"{value:,}" if isinstance(value, int) else f"{value:.4f}"):
+        check_requirements(COSTS, RequireConfig(**{bound: tighter}))
+
+
+@pytest.mark.parametrize("bound", ["max_arena_bytes", "max_sram_bytes", "max_flash_bytes", "min_accelerated_fraction"])
+def test_bound_on_an_unreported_cost_is_missed(bound):
+    unknown = dataclasses.replace(RECORD, memory_reason="not measured", delegated_ops=None)
+    (missed,) = requirements_of(unknown.to_dict(), RequireConfig(**{bound: 1}))
+    assert (missed.holds, missed.value) == (False, None)
+    assert "local" in missed.reason
+
+
+def test_text_has_costs_with_how_they_were_obtained_and_their_caveats():
+    text = " ".join(COSTS.to_text().split())
+    assert "arena 5,392 bytes (estimated): head 2,304" in text
+    assert "cycles 10,713 (estimated)" in text
+    assert "op #2 ARG_MAX (Identity): too deep" in text
+    assert "note nothing was run" in text
+    assert "XNNPACK" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reference": "float.tflite"},
+        {"metric": "top1"},
+        {"require": RequireConfig(min_accuracy=0)},
+    ],
+)
+def test_an_estimator_is_refused_where_outputs_are_needed(settings):
+    config = EvaluationConfig(backend="ethos-u55-128", **settings)
+    with refused(InputError, field="evaluation.backend", got="ethos-u55-128") as caught:
+        check_backends(config)
+    assert "local" in caught.value.expected and "ethos-u55-128" not in caught.value.expected
+    with refused(InputError, field="evaluation.backend"):
+        evaluate_model(golden("digits_int8"), np.zeros((1, 8, 8, 1)), config)

@@ -16,17 +16,21 @@ from tfq.backends.protocol import (
     timing_backend,
 )
 from tfq.backends.qemu.backend import QemuBackend
+from tfq.backends.tflm import TflmBackend
+from tfq.backends.vela.backend import EthosUBackend
 
 __all__ = [
     "HOST",
     "Backend",
     "BackendKind",
     "BackendResult",
+    "EthosUBackend",
     "InputStream",
     "InstructionCounts",
     "LocalBackend",
     "QemuBackend",
     "RunRequest",
+    "TflmBackend",
     "backend_choices",
     "find_kind",
     "kind_of",

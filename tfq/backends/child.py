@@ -309,5 +309,6 @@ def _crash(directory: Path, backend: str, status: int, monitor: _Monitor, stderr
 def _last_lines(stderr: int) -> str:
     size = os.fstat(stderr).st_size
     text = os.pread(stderr, 65536, max(0, size - 65536)).decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines()]
+    # Several processes may write the same.
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines()))
     return " | ".join([line for line in lines if line and not line.startswith("INFO:")][-STDERR_LINES:])

@@ -167,6 +167,7 @@ class BackendResult:
             compiler's words, "" if it gives none. Empty if the backend has no accelerator or does not list them.
         machine: Architecture, CPU and versions of what ran. For an emulator or estimator: its name, version and target.
         notes: Deviations from the request, and parts of it that could not be done.
+        caveats: What the figures of this backend leave out or assume, for every model; shown next to them.
 
     Raises:
         InputError: `how` is unknown, or a figure has both a value and a reason why it is missing.
@@ -188,6 +189,7 @@ class BackendResult:
     unaccelerated: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the figures; a missing one without a reason gets a general reason."""
@@ -243,6 +245,7 @@ class Backend(Protocol):
 
     def prepare(self) -> None:
         """Start slow preparations in the background. Never fails: `assess` reports problems."""
+        return
 
     def fingerprint(self) -> list[object]:
         """Return JSON values that identify what results depend on, besides the request and this machine.

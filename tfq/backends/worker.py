@@ -224,6 +224,7 @@ def run_worker(
     environment: Mapping[str, str] | None = None,
     path: Sequence[str] = (),
     emulated: bool = False,
+    interpreter: Mapping[str, Any] | None = None,
     start: Callable[..., Child] = start_process,
 ) -> BackendResult:
     """Run a request in a child process, and return its outputs and latencies.
@@ -235,6 +236,7 @@ def run_worker(
         environment: The child's environment variables; None passes on those of this process.
         path: Folders of NumPy and ai_edge_litert, if `command` does not find them.
         emulated: Whether `command` runs an emulator; then the result says so and the deadline is longer.
+        interpreter: Entries of the request that choose another interpreter than LiteRT's, and configure it.
         start: Starts the process, as in `run_child`.
 
     Raises:
@@ -263,6 +265,7 @@ def run_worker(
         "num_runs": request.num_runs,
         "path": list(path),
         "memory_bytes": memory_limit(model),
+        **(interpreter or {}),
     }
     with scratch_directory() as directory:
         try:
@@ -368,6 +371,7 @@ def _read_result(directory: Path, result: dict[str, Any], num_examples: int, emu
         outputs=tuple(outputs),
         latencies_ms=np.array(result["latencies_ms"], np.float64) if timed else None,
         latency_reason=None if timed else "no timed runs were requested (num_runs is 0)",
+        memory_bytes=result["memory_bytes"],
         total_ops=result["total_ops"],
         delegated_ops=result["delegated_ops"],
         machine=result["machine"],

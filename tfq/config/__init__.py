@@ -22,7 +22,7 @@ from tfq.config.conversion import (
     ConversionConfig,
 )
 from tfq.config.data import DataConfig
-from tfq.config.evaluation import KERNELS, BenchmarkConfig, EvaluationConfig, RequireConfig
+from tfq.config.evaluation import KERNELS, BenchmarkConfig, CostRequireConfig, EvaluationConfig, RequireConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
 
@@ -45,6 +45,7 @@ __all__ = [
     "ClusterConfig",
     "CompressionConfig",
     "ConversionConfig",
+    "CostRequireConfig",
     "DataConfig",
     "DistillationConfig",
     "EvaluationConfig",

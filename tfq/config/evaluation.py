@@ -7,7 +7,31 @@ from tfq.config.base import Config, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequireConfig(Config):
+class CostRequireConfig(Config):
+    """Bounds on what a model costs on a backend; the command exits with code 1 if one is missed.
+
+    A bound on a cost that the backend does not report is missed.
+    """
+
+    max_arena_bytes: int | None = setting(
+        None, "largest tensor arena in bytes, on a backend that reports it (tflm)", minimum=0
+    )
+    max_sram_bytes: int | None = setting(
+        None, "largest SRAM use in bytes, on a backend that reports it (ethos-u55-128 and others)", minimum=0
+    )
+    max_flash_bytes: int | None = setting(
+        None, "largest flash use in bytes, on a backend that reports it; without the code of kernels", minimum=0
+    )
+    min_accelerated_fraction: float | None = setting(
+        None,
+        "lowest fraction of the ops that run on the backend's accelerator (XNNPACK, an NPU)",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequireConfig(CostRequireConfig):
     """Bounds that an evaluation must meet; the command exits with code 1 if one is missed."""
 
     min_accuracy: float | None = setting(
@@ -96,4 +120,5 @@ class BenchmarkConfig(Config):
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "minimum number of timed inferences of each model", minimum=1)
     min_secs: float = setting(1.0, "minimum seconds of timed inferences of each model", minimum=0)
+    require: CostRequireConfig = section(CostRequireConfig, "bounds on the costs of each model")
     ops: bool = setting(True, "also time each op, in separate inferences, if the interpreter supports it")

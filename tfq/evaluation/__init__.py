@@ -4,8 +4,13 @@
 import tfq.evaluation.position_metrics  # noqa: F401  registers its metrics
 from tfq.evaluation.accuracy import evaluate_model
 from tfq.evaluation.benchmark import benchmark_models, model_names
-from tfq.evaluation.benchmark_record import BenchmarkRecord
+from tfq.evaluation.benchmark_record import (
+    BenchmarkRecord,
+    benchmark_requirements,
+    check_benchmark_requirements,
+)
 from tfq.evaluation.classes import agreement, is_class_vector
+from tfq.evaluation.costs import Costs
 from tfq.evaluation.inputs import decode_outputs, prepare_inputs
 from tfq.evaluation.instructions import (
     InstructionRecord,
@@ -38,6 +43,7 @@ __all__ = [
     "BackendRow",
     "BenchmarkRecord",
     "Contract",
+    "Costs",
     "EvaluationRecord",
     "InstructionRecord",
     "Metric",
@@ -52,7 +58,9 @@ __all__ = [
     "assess_backends",
     "audit_and_run",
     "benchmark_models",
+    "benchmark_requirements",
     "check_backends",
+    "check_benchmark_requirements",
     "check_metric",
     "check_requirements",
     "chosen_backends",

@@ -16,6 +16,7 @@ from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs
 from tfq.errors import warn
 from tfq.evaluation.classes import is_class_vector
+from tfq.evaluation.costs import check_computes_outputs
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
@@ -72,9 +73,9 @@ def evaluate_model(
         InputError: Data, labels, model and reference do not fit each other.
         BackendError: The backend cannot run.
     """
-    assessed = assess_model(
-        model, data, config or EvaluationConfig(), reference=reference, metric=metric, preprocessing=preprocessing
-    )
+    config = config or EvaluationConfig()
+    check_computes_outputs(kind_of(config.backend), config, {"reference": reference, "metric": metric})
+    assessed = assess_model(model, data, config, reference=reference, metric=metric, preprocessing=preprocessing)
     for sentence in assessed.record.warnings:
         warn(sentence)
     return assessed.record
@@ -308,6 +309,7 @@ def _costs_of(model: bytes, result: BackendResult, config: EvaluationConfig) -> 
         "figures": dict(result.figures),
         "op_figures": {op: dict(figures) for op, figures in result.op_figures.items()},
         "unaccelerated": dict(result.unaccelerated),
+        "caveats": result.caveats,
     }
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import Backend, make_backend, place_of, timing_backend
+from tfq.backends import Backend, RunRequest, make_backend, place_of, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
 from tfq.errors import BackendError, InputError, warn
 from tfq.evaluation.benchmark_record import BenchmarkRecord, ModelTimes, TimeRatio
+from tfq.evaluation.costs import Costs
 from tfq.evaluation.inputs import prepare_inputs
 from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.op_costs import OpCost, op_costs
@@ -128,8 +129,8 @@ def benchmark_models(
 ) -> BenchmarkRecord:
     """Measure how long one inference of each model takes, and the ratios between the models.
 
-    All models run alternately in one child process, in short blocks of random order. A backend that counts instructions
-    instead of measuring time reports those counts.
+    All models run alternately in one child process, in short blocks of random order. A backend that does not measure
+    time reports what it has instead: counts of instructions, or memory and estimated cycles.
 
     Examples:
         >>> record = tfq.benchmark({"float32": "model_float32.tflite", "int8": "model_int8.tflite"})
@@ -165,6 +166,8 @@ def benchmark_models(
             warn(f"{name}: {note}")
     if not backend.kind.times and backend.kind.counts_instructions:
         return _counted(contents, parsed, config, data)
+    if not backend.kind.times and (backend.kind.reports_memory or not backend.kind.computes_outputs):
+        return _costs(contents, parsed, config, data, seed, backend)
     timer = timing_backend(backend)
     sources = {name: timed_model(name, contents[name], model, data, seed) for name, model in parsed.items()}
     request = TimingRequest(
@@ -280,3 +283,40 @@ def _counted(
                 )
             )
     return BenchmarkRecord(backend=config.backend, num_threads=1, models=tuple(times), ratios=())
+
+
+def _costs(
+    models: Mapping[str, bytes],
+    parsed: Mapping[str, Model],
+    config: BenchmarkConfig,
+    data: Split | None,
+    seed: int,
+    backend: Backend,
+) -> BenchmarkRecord:
+    """Return a record of what each model costs on a backend that reports memory or estimates instead of times."""
+    times, machine = [], {}
+    for name, content in models.items():
+        model, source = timed_model(name, bytes(content), parsed[name], data, seed)
+        with stage(f"assessing {name} on {place_of(config.backend)}"):
+            first_batch = tuple(array[0] for array in model.inputs)
+            result = backend.assess(RunRequest(model=bytes(content), inputs=first_batch, outputs=False))
+        for note in result.notes:
+            warn(f"{name}: {note}")
+        times.append(
+            ModelTimes(
+                name=name,
+                kernels="",
+                model_bytes=len(content),
+                inputs=source.what,
+                inputs_reason=source.reason,
+                time_reason=result.latency_reason,
+                total_ops=result.total_ops,
+                delegated_ops=result.delegated_ops,
+                ops_reason=result.latency_reason,
+                costs=Costs.of(result),
+            )
+        )
+        machine = dict(result.machine)
+    return BenchmarkRecord(
+        backend=config.backend, num_threads=config.num_threads, models=tuple(times), ratios=(), machine=machine
+    )

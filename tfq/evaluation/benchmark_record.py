@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfq.config import CostRequireConfig
+from tfq.errors import RequirementError
+from tfq.evaluation.costs import Costs, cost_requirements, cost_rows
 from tfq.evaluation.op_costs import OpCost
+from tfq.evaluation.record import missed_sentence
+from tfq.requirement import Requirement
 from tfq.text_table import aligned
 
 NUM_EXPENSIVE_OPS = 5
@@ -19,7 +24,7 @@ class ModelTimes:
 
     Args:
         name: The name of the model.
-        kernels: "xnnpack" or "builtin".
+        kernels: "xnnpack" or "builtin"; "" for a backend with other kernels.
         model_bytes: The size of the flatbuffer.
         inputs: The inputs of the model: the user's examples or random numbers.
         inputs_reason: Why the user's examples were not used.
@@ -42,6 +47,7 @@ class ModelTimes:
         ops_by: How the ops were measured.
         ops_reason: Why they were not measured.
         instructions: {backend: instruction counts} of an emulator. A count is not a time.
+        costs: Memory, cycles and ops on the CPU, of a backend that reports these instead of times.
     """
 
     name: str
@@ -68,11 +74,16 @@ class ModelTimes:
     ops_by: str | None = None
     ops_reason: str | None = None
     instructions: dict[str, Any] | None = None
+    costs: Costs | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        ops = None if self.ops is None else [op.to_dict() for op in self.ops]
-        return {**vars(self), "quantiles_ms": self.quantiles_ms and list(self.quantiles_ms), "ops": ops}
+        return {
+            **vars(self),
+            "quantiles_ms": self.quantiles_ms and list(self.quantiles_ms),
+            "ops": None if self.ops is None else [op.to_dict() for op in self.ops],
+            "costs": None if self.costs is None else self.costs.to_dict(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +173,9 @@ class BenchmarkRecord:
             for model in self.models
             for backend, count in (model.instructions or {}).items()
         ]
+        for model in self.models:
+            if model.costs is not None:
+                lines += [*([""] if lines else []), *_costs_text(model, self.backend)]
         lines += [ratio.to_text() for ratio in self.ratios]
         for model in timed:
             lines += ["", *_expensive(model)]
@@ -208,6 +222,49 @@ def _expensive(model: ModelTimes) -> list[str]:
         position = "" if op.index is None else f"#{op.index} "
         lines.append(f"  {op.fraction:6.1%}  {_ms(op.ms)} ms  {position}{op.name}  {layer}".rstrip())
     return lines
+
+
+def _costs_text(model: ModelTimes, backend: str) -> list[str]:
+    assert model.costs is not None
+    costs = model.costs.to_dict()
+    accelerated = f"{model.delegated_ops} of {model.total_ops} ops accelerated" if model.total_ops is not None else ""
+    rows = [("size", f"{model.model_bytes:,} bytes"), ("ops", accelerated), *cost_rows(costs)]
+    if costs["memory_reason"]:
+        rows.append(("memory", costs["memory_reason"]))
+    op_cycles = {op: figures["cycles"] for op, figures in costs["op_figures"].items() if "cycles" in figures}
+    most_expensive = sorted(op_cycles, key=lambda op: -op_cycles[op])[:NUM_EXPENSIVE_OPS]
+    rows += [("cycles", f"{op_cycles[op]:,} ({costs['how']}) {op}") for op in most_expensive]
+    return [f"{model.name} on {backend}", *(f"  {name:<18} {text}" for name, text in rows if text)]
+
+
+def benchmark_requirements(record: BenchmarkRecord, require: CostRequireConfig) -> dict[str, list[Requirement]]:
+    """Return for each model every bound of `require`, with the value and the verdict.
+
+    A backend that measures times has no memory in its benchmark, so that bounds on memory are missed there.
+    """
+    results: dict[str, list[Requirement]] = {}
+    for model in record.models:
+        costs = {
+            "memory_reason": "a benchmark that measures time reports no memory",
+            **({} if model.costs is None else model.costs.to_dict()),
+            "total_ops": model.total_ops,
+            "delegated_ops": model.delegated_ops,
+        }
+        # Bounds apply to each set of kernels.
+        results.setdefault(model.name, []).extend(cost_requirements(costs, record.backend, require))
+    return results
+
+
+def check_benchmark_requirements(record: BenchmarkRecord, require: CostRequireConfig) -> None:
+    """Raise RequirementError with every bound of `require` that a model misses, or that cannot be checked."""
+    missed = [
+        f"{name}: {missed_sentence(item)}"
+        for name, items in benchmark_requirements(record, require).items()
+        for item in items
+        if not item.holds
+    ]
+    if missed:
+        raise RequirementError("; ".join(missed), field="require", got=tuple(missed))
 
 
 def _ms(value: float | None) -> str:

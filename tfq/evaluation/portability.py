@@ -13,6 +13,7 @@ from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split
 from tfq.errors import BackendError, InputError, ModelError, TfqError
 from tfq.evaluation.accuracy import Assessment, assess_model
+from tfq.evaluation.costs import check_computes_outputs
 from tfq.evaluation.inputs import decode_outputs
 from tfq.evaluation.instructions import InstructionRecord, record_of_counts
 from tfq.evaluation.parity import ParityRecord, compare_outputs
@@ -107,15 +108,20 @@ def chosen_backends(config: EvaluationConfig) -> tuple[list[str], dict[str, str]
     return available, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def check_backends(config: EvaluationConfig) -> None:
+def check_backends(config: EvaluationConfig, *, needs_outputs: str | None = None) -> None:
     """Check the backends of `config` before long work, and start what its own backend needs.
 
+    Args:
+        config: The config.
+        needs_outputs: What needs the outputs of the model besides the settings of `config`, for the error.
+
     Raises:
-        InputError: A backend is unknown.
+        InputError: A backend is unknown; or the backend of `config` computes no outputs, and a setting needs them.
         BackendError: The backend of `config` cannot run here.
     """
     chosen_backends(config)
     backend = make_backend(config.backend)
+    check_computes_outputs(backend.kind, config, {needs_outputs: True} if needs_outputs else {})
     reason = backend.unavailable()
     if reason:
         raise BackendError(f"{backend.name}: {reason}")

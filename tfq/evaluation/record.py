@@ -8,6 +8,7 @@ from typing import Any
 
 from tfq.config import RequireConfig
 from tfq.errors import RequirementError
+from tfq.evaluation.costs import cost_requirements, cost_rows
 from tfq.requirement import Requirement, at_least, at_most
 
 NO_REFERENCE = "there is no reference model"
@@ -59,6 +60,7 @@ class EvaluationRecord:
         figures: Other costs that the backend reports, by name and unit.
         op_figures: Costs of single ops: title of the op -> {name: value}.
         unaccelerated: Ops that the backend's accelerator leaves to the CPU: title of the op -> reason, or "".
+        caveats: What the figures of this backend leave out or assume, for every model.
         metrics: Metric -> facts, of `metric` and the metrics reported with it, such as top5: `word` (its name in
             reports), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see
             `tfq.evaluation.metric`) and `interval` ([low, high] of 95% confidence, or None).
@@ -104,6 +106,7 @@ class EvaluationRecord:
     figures: dict[str, float] = field(default_factory=dict)
     op_figures: dict[str, dict[str, float]] = field(default_factory=dict)
     unaccelerated: dict[str, str] = field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     accuracy_difference: dict[str, Any] | None = None
     accuracy_difference_reason: str | None = None
@@ -118,12 +121,12 @@ class EvaluationRecord:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = dataclasses.asdict(self)
-        return {**values, "outputs": list(values["outputs"]), "warnings": list(values["warnings"])}
+        return {**values, **{name: list(values[name]) for name in ("outputs", "warnings", "caveats")}}
 
     def to_text(self) -> str:
         """Return lines for the terminal, one per number, without the warnings, which were already printed."""
         rows = [
-            (self.metric, self._score(self.metric, self.accuracy) or self.accuracy_reason),
+            (self.metric or "accuracy", self._score(self.metric, self.accuracy) or self.accuracy_reason),
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
             ("difference", self._difference()),
             *((name, self._score(name, value)) for name, value in self.scores.items() if name != self.metric),
@@ -134,9 +137,7 @@ class EvaluationRecord:
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
             ("latency", self._latency() or self.latency_reason),
             ("backend", self._backend()),
-            ("memory", ", ".join(f"{name} {value:,} bytes" for name, value in (self.memory_bytes or {}).items())),
-            *((name.replace("_", " "), f"{value:,.6g} ({self.how})") for name, value in self.figures.items()),
-            *(("on the CPU", f"{op}{f': {reason}' if reason else ''}") for op, reason in self.unaccelerated.items()),
+            *cost_rows(vars(self)),
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
@@ -223,7 +224,7 @@ def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: Requi
     if require.max_accuracy_drop is not None:
         reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
         requirements.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
-    return tuple(requirements)
+    return (*requirements, *cost_requirements(values, values["backend"], require))
 
 
 def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> list[str]:
@@ -231,16 +232,23 @@ def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: R
 
     A bound on a missing number is missed; the sentence says why the number is missing.
     """
-    return [_sentence(requirements) for requirements in requirements_of(record, require) if not requirements.holds]
+    return [missed_sentence(item) for item in requirements_of(record, require) if not item.holds]
 
 
-def _sentence(missed: Requirement) -> str:
+def missed_sentence(missed: Requirement) -> str:
+    """Return a sentence on a requirement that does not hold, with both numbers, or why there is no number."""
     kind, _, name = missed.name.partition("_")
+    bound = _bound_text(missed.bound)
     if missed.value is None:
-        return f"{missed.name} {missed.bound:g} cannot be checked, because there is no {name}: {missed.reason}"
+        return f"{missed.name} {bound} cannot be checked, because there is no {name}: {missed.reason}"
     if missed.reason is not None:
-        return f"{missed.name} {missed.bound:g} cannot be checked: {missed.reason}"
-    return f"{name} is {missed.value:.4f}, but must be {'at least' if kind == 'min' else 'at most'} {missed.bound:g}"
+        return f"{missed.name} {bound} cannot be checked: {missed.reason}"
+    value = f"{missed.value:,}" if isinstance(missed.value, int) else f"{missed.value:.4f}"
+    return f"{name} is {value}, but must be {'at least' if kind == 'min' else 'at most'} {bound}"
+
+
+def _bound_text(bound: float | str) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfq import artifacts, auditing, data, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
-from tfq.config import ConversionConfig, RunConfig
+from tfq.config import ConversionConfig, CostRequireConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
@@ -356,7 +356,14 @@ def _check(config: RunConfig) -> None:
             expected=(),
             got=config.benchmark.against,
         )
-    evaluation.check_backends(config.evaluation)
+    if config.benchmark.require != CostRequireConfig():
+        raise InputError(
+            "benchmark.require is not used by a run: set the same bounds in evaluation.require",
+            field="benchmark.require",
+            expected=CostRequireConfig(),
+            got=config.benchmark.require,
+        )
+    evaluation.check_backends(config.evaluation, needs_outputs="a run")
     evaluation.check_metric(config.evaluation)
 
 

@@ -48,6 +48,7 @@ def run(directory, request):
         arrays = [np.concatenate(blocks) for blocks in timed]
         latencies = worker.time_inferences(arrays, request["warmup_runs"], request["num_runs"])
     total, delegated, reason = session.count_ops(worker.interpreter)
+    own = worker.interpreter if hasattr(worker.interpreter, "memory_bytes") else None
     notes = [*(report["note"] for report in reports), reason]
     if worker.batch > 1 and request["num_examples"] % worker.batch:
         notes.append(
@@ -58,7 +59,8 @@ def run(directory, request):
         "latencies_ms": latencies,
         "total_ops": total,
         "delegated_ops": delegated,
-        "machine": session.machine(),
+        "memory_bytes": own and own.memory_bytes(),
+        "machine": {**session.machine(), **(own.machine() if own else {})},
         "notes": [note for note in notes if note],
     }
 

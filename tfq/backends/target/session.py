@@ -48,7 +48,14 @@ def load(path):
 
 
 def make_interpreter(path, request):
-    """Return an interpreter of the file, with the kernels that request["kernels"] names."""
+    """Return an interpreter of the file: TFLM's if request["interpreter"] says so, else LiteRT's.
+
+    LiteRT's has the kernels that request["kernels"] names.
+    """
+    if request.get("interpreter") == "tflm":
+        from . import tflm
+
+        return tflm.Interpreter(path, request)
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = getattr(OpResolverType, RESOLVERS[request["kernels"]])
@@ -145,6 +152,8 @@ def count_ops(interpreter):
     Returns:
         (ops of the model, delegated ops, None), or (None, None, the reason) if they cannot be counted.
     """
+    if hasattr(interpreter, "op_counts"):
+        return interpreter.op_counts()
     try:
         ops = interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]

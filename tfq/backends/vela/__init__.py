@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates for Arm's Ethos-U NPUs by Arm's compiler Vela."""
