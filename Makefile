@@ -1,7 +1,7 @@
 # make demo      one complete run on a small model, into out/demo
 # make test      the test suite
 # make slow      tests that take minutes each: killed runs, full disks, the code in the documentation, the examples
-# make clients   tests against other runtimes (the tflite-micro wheel), which it installs into .venv
+# make clients   tests against other runtimes (tflite-micro, Vela), which it installs into .venv
 # make lint      ruff and mypy
 # make docs      the documentation site, into out/site; it needs no network once its packages are installed
 # make smallest  a test of four small architectures of keras.applications, end to end; minutes
@@ -61,7 +61,7 @@ arm: .venv/.installed
 	@touch $@
 
 .venv/.clients: .venv/.installed
-	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[tflm]'
+	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[micro,npu]'
 	@touch $@
 
 .venv/.docs: .venv/.installed
