@@ -60,8 +60,10 @@ def test_audit_gives_the_scheme_and_the_first_finding(asked, golden):
     assert (scheme["value"], scheme["holds"], scheme["reason"]) == ("full_int8", True, None)
 
 
-def test_search_gives_the_values_of_the_chosen_candidate(asked, golden):
+def test_search_gives_the_values_of_the_chosen_candidate(asked, golden, monkeypatch):
+    monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
     command = ["search", f"--model={golden}/digits_float32.tflite", "--data=digits", "--methods=min_max"]
+    command += ["--conversion.num_calibration_samples=64"]
     code, (drop, size) = asked(*command, "--budget.max_bytes=10", "--max_mixed_layers=0")
     assert code == 1
     assert (drop["name"], drop["bound"], drop["holds"]) == ("max_accuracy_drop", 0.005, True)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,27 @@ from tfq.store import StageStore
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
 SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("train", "val", "test")]
+# Enough for these models. The techniques run every sample through the interpreter, several times.
+FEW_SAMPLES = tfq.ConversionConfig(num_calibration_samples=64)
+
+
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    """Time each candidate with 200 inferences instead of a second of them: no test reads the times."""
+    monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def hard_search(tmp_path_factory):
+    """Return a search of the hard model: its result, its lines, and the directory of its store."""
+    directory, lines = tmp_path_factory.mktemp("hard"), []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
+        result = find_int8(
+            made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.01), conversion=FEW_SAMPLES,
+            store=StageStore(directory), progress=lines.append,
+        )  # fmt: skip
+    return result, lines, directory
 
 
 def made_hard(model: bytes) -> bytes:
@@ -57,10 +79,8 @@ def test_an_easy_model_needs_only_the_first_candidate(tmp_path):
     assert result.test_against_plain.difference == 0 and "chosen model" in result.to_text()
 
 
-def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
-    lines = []
-    hard = made_hard(FLOATING)
-    result = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), progress=lines.append)
+def test_a_hard_model_is_searched_until_its_channels_are_even(hard_search):
+    result, lines, _ = hard_search
     assert result.holds and "cross_layer_equalization" in result.chosen.candidate.techniques
     assert result.candidates[0].against_float.difference < -0.1
     assert len(lines) == len(result.candidates) > 2
@@ -73,7 +93,7 @@ def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
 def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
     hard = made_hard(FLOATING)
     config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("min_max",), full=True)
-    result = find_int8(hard, *SPLITS, config, store=StageStore(tmp_path))
+    result = find_int8(hard, *SPLITS, config, conversion=FEW_SAMPLES, store=StageStore(tmp_path))
     mixed = [candidate for candidate in result.candidates if candidate.candidate.kind == "mixed"]
     assert [len(candidate.layers) for candidate in mixed] == [1, 2, 4]
     assert mixed[0].layers == mixed[1].layers[:1]
@@ -84,7 +104,7 @@ def test_with_litert_sensitive_layers_are_int16_before_float(tmp_path):
     config = tfq.SearchConfig(
         budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, max_mixed_layers=2
     )
-    conversion = tfq.ConversionConfig(quantizer="litert", num_calibration_samples=64)
+    conversion = dataclasses.replace(FEW_SAMPLES, quantizer="litert")
     result = find_int8(hard, *SPLITS, config, conversion=conversion, store=StageStore(tmp_path))
     mixed = [candidate for candidate in result.candidates if candidate.candidate.kind == "mixed"]
     assert [(candidate.candidate.scheme, len(candidate.layers)) for candidate in mixed] == [
@@ -95,7 +115,10 @@ def test_with_litert_sensitive_layers_are_int16_before_float(tmp_path):
         assert f"--allow_{result.chosen.candidate.scheme}" in result.advice[-1]
 
 
-def test_a_mixed_candidate_that_fails_is_reported_and_the_next_tried(tmp_path, monkeypatch):
+def test_a_mixed_candidate_that_fails_is_reported_and_the_next_tried(hard_search, tmp_path, monkeypatch):
+    # The candidates that are not mixed are those of `hard_search`, as far as it got.
+    shutil.copytree(hard_search[2], tmp_path, dirs_exist_ok=True)
+
     def only_one(model, samples, conversion, **options):
         if len(conversion.float_layers) == 1:
             raise TfqError("no such form")
@@ -103,20 +126,22 @@ def test_a_mixed_candidate_that_fails_is_reported_and_the_next_tried(tmp_path, m
 
     monkeypatch.setattr("tfq.conversion.convert_with_record", only_one)
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
-    result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), progress=lines.append)
+    result = find_int8(
+        made_hard(FLOATING), *SPLITS, config, conversion=FEW_SAMPLES, store=StageStore(tmp_path), progress=lines.append
+    )
     assert [len(candidate.layers) for candidate in result.candidates if candidate.candidate.kind == "mixed"] == [2]
     assert any("1 in float" in line and "no such form" in line for line in lines)
 
 
-def test_a_killed_search_resumes_without_repeating_candidates(tmp_path, monkeypatch):
+def test_a_killed_search_resumes_without_repeating_candidates(hard_search, monkeypatch):
+    first, _, directory = hard_search
     config = budget(max_accuracy_drop=0.01)
-    first = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
 
     def refuse(*arguments, **settings):
         raise AssertionError("converted again")
 
     monkeypatch.setattr("tfq.conversion.convert_with_record", refuse)
-    again = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
+    again = find_int8(made_hard(FLOATING), *SPLITS, config, conversion=FEW_SAMPLES, store=StageStore(directory))
     assert again.to_dict() == first.to_dict() and again.content == first.content
 
 
@@ -155,16 +180,19 @@ def test_the_command_writes_model_and_candidates_and_sets_its_exit_code(tmp_path
     assert record["holds"] and record["candidates"][0]["bytes"] > 0
     assert record["config"]["conversion"]["num_calibration_samples"] == 40
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
-    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0") == 1
+    few = "--conversion.num_calibration_samples=40"
+    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0", few) == 1
     assert "budget" in capsys.readouterr().err
     assert "quantization-aware" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]
 
 
-def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):
+def test_a_collapsed_candidate_never_keeps_the_budget():
     lines = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = find_int8(made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.5), progress=lines.append)
+        result = find_int8(
+            made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.5), conversion=FEW_SAMPLES, progress=lines.append
+        )
 
     first = result.candidates[0]
     assert first.collapsed and not result.chosen.collapsed
