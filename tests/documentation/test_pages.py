@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from page import blocks_of, commands_of
+from warm import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,15 +27,10 @@ def project(tmp_path_factory):
 
 def run_in(folder, *arguments):
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
+    program = Program(list(arguments), folder, {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    output, _ = program.communicate(timeout=900)
+    assert program.returncode == 0, output[-6000:]
+    return output
 
 
 @pytest.mark.slow
@@ -77,6 +73,12 @@ def test_a_page_whose_code_fails_is_reported_with_its_line(tmp_path):
     )
     assert result.returncode == 1
     assert "bad.md:4:" in result.stderr and "line 5" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_program_that_fails_is_reported(tmp_path):
+    with pytest.raises(AssertionError, match="ValueError"):
+        run_in(tmp_path, "-c", "raise ValueError('wrong')")
 
 
 @pytest.mark.slow

@@ -4,13 +4,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import h5py
+from warm import Program
 
 SETTINGS = (
     "--model=digits_cnn", "--data=digits", "--training.epochs=1", "--compression.train.epochs=1",
@@ -20,25 +19,19 @@ SETTINGS = (
 FLATBUFFERS = ("digits_cnn_float32.tflite", "digits_cnn_int8.tflite", "digits_cnn_pruned_qat_int8.tflite")
 
 
-def start(out: Path, *more: str) -> subprocess.Popen:
+def start(out: Path, *more: str) -> Program:
     """Start the run in a separate process group, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tfq", "run", f"--out={out}", *SETTINGS, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return Program(["-m", "tfq", "run", f"--out={out}", *SETTINGS, *more], Path.cwd(), os.environ)
 
 
-def finish(run: subprocess.Popen) -> str:
+def finish(run: Program) -> str:
     """Wait for the run to succeed and return its output."""
     message, _ = run.communicate(timeout=300)
     assert run.returncode == 0, message
     return message
 
 
-def kill(run: subprocess.Popen) -> None:
+def kill(run: Program) -> None:
     """Kill only the run with kill -9: its children must notice by themselves."""
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
