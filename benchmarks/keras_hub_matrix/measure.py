@@ -16,7 +16,9 @@ from tfq.artifacts import write_bytes, write_json
 from tfq.conversion.convert import convert_with_record
 from tfq.keras_bridge import import_keras
 
-CALIBRATION, TEST, TRAINING = 64, 16, 16
+CALIBRATION, TEST, TRAINING = 64, 64, 16
+# Models below this are also converted to int16x8, to show how much 8 bits cost.
+LOW_SQNR = 20.0
 
 
 class Measurement:
@@ -25,21 +27,32 @@ class Measurement:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         self.model = zoo.model_of(name)
+        self.head: Any = None
         self.calibration = zoo.examples(name, self.model, CALIBRATION, seed=2)
-        self.test = zoo.examples(name, self.model, TEST, seed=3)
+        self.test, self.labels = zoo.labeled_examples(self.model, TEST, seed=3)
         self.bridged: Any = None
         self.quantized: Any = None
 
     def weights(self) -> dict[str, Any]:
-        """Check that the weights matter: every output varies between the examples, and so does each value of it."""
+        """Train a convolutional model; measure its accuracy, and check that outputs differ between examples."""
+        if zoo.MODELS[self.name].trained:
+            self.head = zoo.train(self.model)
         outputs = _flat(self.model, self.test)
         spread = min(float(np.std(array, axis=0).mean() / np.std(array)) for array in outputs.values())
-        record = {"parameters": self.model.count_params(), "spread": spread}
-        if "padding_mask" in self.test:
-            unmasked = {**self.test, "padding_mask": np.ones_like(self.test["padding_mask"])}
+        record = {"parameters": self.model.count_params(), "spread": spread, "accuracy": self._accuracy(outputs)}
+        masks = [key for key in self.test if key.endswith("padding_mask")]
+        if masks:
+            unmasked = {**self.test, **{key: np.ones_like(self.test[key]) for key in masks}}
             changed = _flat(self.model, unmasked)
             record["mask_changes"] = max(_relative(outputs[key], changed[key]) for key in outputs)
         return record
+
+    def _accuracy(self, outputs: dict[str, np.ndarray]) -> float | None:
+        """Return the fraction of test examples whose class the trained head recognizes; None without a head."""
+        if self.head is None:
+            return None
+        predicted = np.asarray(self.head(zoo.pooled([array.astype(np.float32) for array in outputs.values()])))
+        return float((predicted.argmax(-1) == self.labels).mean())
 
     def ptq(self) -> dict[str, Any]:
         """Convert to int8 with tfq's verification, and compare the file with the Keras model."""
@@ -48,10 +61,19 @@ class Measurement:
             result = convert_with_record(self.model, self.calibration)
         write_bytes(self.folder / "ptq.tflite", result.content)
         verification = result.verification
+        expected, got = _flat(self.model, self.test), run_flatbuffer(result.content, self.test)
+        sqnr, wide = _sqnr(expected, got), {}
+        if sqnr < LOW_SQNR:
+            content = tfq.convert(self.model, self.calibration, tfq.ConversionConfig(scheme="int16x8"))
+            wide["sqnr_int16x8"] = _sqnr(expected, run_flatbuffer(content, self.test))
         return {
             "verified": verification is not None and verification.ok and verification.compared,
             "problems": [problem.message[:300] for problem in verification.collapsed] if verification else [],
-            "sqnr": _sqnr(_flat(self.model, self.test), run_flatbuffer(result.content, self.test)),
+            "sqnr": sqnr,
+            "accuracy": self._accuracy(
+                {name: b.reshape(a.shape) for (name, a), b in zip(expected.items(), got.values(), strict=True)}
+            ),
+            **wide,
             **_audited(result.content),
             "warnings": [str(item.message)[:300] for item in caught if issubclass(item.category, tfq.TfqWarning)],
         }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones of KerasHub in small configurations, with random weights that matter. Nothing is downloaded."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from keras_hub_matrix import backbones
+from keras_hub_matrix.backbones import IMAGE, TOKENS, VOCABULARY, models
 from tfq.keras_bridge import import_keras
 
 SEED = 0
-IMAGE = (64, 64, 3)
-TOKENS, VOCABULARY = 12, 100
+CLASSES, TRAINING_EXAMPLES, EPOCHS = 5, 384, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +23,15 @@ class Entry:
 
     Args:
         build: Returns the model.
-        inputs: "image", "text" or "sequence".
-        trained: Whether it is also bridged and quantization-aware trained.
+        trained: Whether it is trained, first in float and then quantization-aware.
     """
 
     build: Callable[[], Any]
-    inputs: str = "image"
     trained: bool = True
 
 
-def _models() -> Any:
-    import keras_hub
-
-    return keras_hub.models
-
-
 def _resnet(**options: Any) -> Any:
-    return _models().ResNetBackbone(
+    return models().ResNetBackbone(
         **{
             "input_conv_filters": [64],
             "input_conv_kernel_sizes": [7],
@@ -52,7 +46,7 @@ def _resnet(**options: Any) -> Any:
 
 
 def _mobilenet() -> Any:
-    return _models().MobileNetBackbone(
+    return models().MobileNetBackbone(
         stackwise_expansion=[[40, 56], [64]],
         stackwise_num_blocks=[2, 1],
         stackwise_num_filters=[[16, 16], [24]],
@@ -75,7 +69,7 @@ def _mobilenet() -> Any:
 
 
 def _efficientnet() -> Any:
-    return _models().EfficientNetBackbone(
+    return models().EfficientNetBackbone(
         stackwise_kernel_sizes=[3, 3, 5],
         stackwise_num_repeats=[1, 2, 2],
         stackwise_input_filters=[16, 16, 24],
@@ -92,7 +86,7 @@ def _efficientnet() -> Any:
 
 
 def _cspnet() -> Any:
-    return _models().CSPNetBackbone(
+    return models().CSPNetBackbone(
         stem_filters=16,
         stem_kernel_size=3,
         stem_strides=1,
@@ -109,7 +103,7 @@ def _cspnet() -> Any:
 
 
 def _mit() -> Any:
-    return _models().MiTBackbone(
+    return models().MiTBackbone(
         image_shape=IMAGE,
         num_layers=4,
         hidden_dims=[8, 16, 24, 32],
@@ -128,7 +122,7 @@ def _deeplab() -> Any:
         stackwise_num_blocks=[1] * 4,
         stackwise_num_strides=[1, 2, 2, 2],
     )
-    return _models().DeepLabV3Backbone(
+    return models().DeepLabV3Backbone(
         image_encoder=encoder,
         projection_filters=16,
         low_level_feature_key="P2",
@@ -140,34 +134,11 @@ def _deeplab() -> Any:
 
 
 def _xception() -> Any:
-    return _models().XceptionBackbone(
+    return models().XceptionBackbone(
         stackwise_conv_filters=[[8, 16], [32, 32]],
         stackwise_pooling=[True, False],
         image_shape=IMAGE,
     )
-
-
-def _of_fixed_length(backbone: Any) -> Any:
-    """Return the model for TOKENS tokens; the backbone itself takes any number."""
-    keras = import_keras()
-    inputs = {name: keras.Input((TOKENS,), dtype=tensor.dtype, name=name) for name, tensor in backbone.input.items()}
-    return keras.Model(inputs, backbone(inputs))
-
-
-def _text(name: str) -> Callable[[], Any]:
-    def build() -> Any:
-        return _of_fixed_length(
-            getattr(_models(), name)(
-                vocabulary_size=VOCABULARY,
-                num_layers=2,
-                num_heads=2,
-                hidden_dim=32,
-                intermediate_dim=64,
-                max_sequence_length=16,
-            )
-        )
-
-    return build
 
 
 def _tcn() -> Any:
@@ -184,74 +155,136 @@ MODELS = {
     "MobileNet": Entry(build=_mobilenet),
     "EfficientNet": Entry(build=_efficientnet),
     "DenseNet": Entry(
-        build=lambda: _models().DenseNetBackbone(stackwise_num_repeats=[2, 2, 2], growth_rate=8, image_shape=IMAGE)
+        build=lambda: models().DenseNetBackbone(stackwise_num_repeats=[2, 2, 2], growth_rate=8, image_shape=IMAGE)
     ),
     "CSPNet": Entry(build=_cspnet),
     "MiT": Entry(build=_mit, trained=False),
     "SegFormer": Entry(
-        build=lambda: _models().SegFormerBackbone(image_encoder=_mit(), projection_filters=32), trained=False
+        build=lambda: models().SegFormerBackbone(image_encoder=_mit(), projection_filters=32), trained=False
     ),
     "DeepLabV3": Entry(build=_deeplab),
     "ViT": Entry(
-        build=lambda: _models().ViTBackbone(
+        build=lambda: models().ViTBackbone(
             image_shape=IMAGE, patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64
         ),
         trained=False,
     ),
-    "Bert": Entry(build=_text("BertBackbone"), inputs="text", trained=False),
-    "GPT2": Entry(build=_text("GPT2Backbone"), inputs="text", trained=False),
+    "Bert": Entry(build=functools.partial(backbones.text, "BertBackbone"), trained=False),
+    "GPT2": Entry(build=functools.partial(backbones.text, "GPT2Backbone"), trained=False),
     "VGG": Entry(
-        build=lambda: _models().VGGBackbone(
+        build=lambda: models().VGGBackbone(
             stackwise_num_repeats=[1, 1, 2], stackwise_num_filters=[8, 16, 32], image_shape=IMAGE
         )
     ),
     "Xception": Entry(build=_xception),
-    "DistilBert": Entry(build=_text("DistilBertBackbone"), inputs="text", trained=False),
-    "Roberta": Entry(build=_text("RobertaBackbone"), inputs="text", trained=False),
-    "TCN (keras-tcn)": Entry(build=_tcn, inputs="sequence"),
+    "DistilBert": Entry(build=functools.partial(backbones.text, "DistilBertBackbone"), trained=False),
+    "Roberta": Entry(build=functools.partial(backbones.text, "RobertaBackbone"), trained=False),
+    "HGNetV2": Entry(build=backbones.hgnet),
+    "RetinaNet": Entry(build=backbones.retinanet),
+    "MobileNetV5": Entry(build=backbones.mobilenet_v5, trained=False),
+    "DINOV2": Entry(build=backbones.dinov2, trained=False),
+    "DeiT": Entry(build=backbones.deit, trained=False),
+    "Swin": Entry(build=backbones.swin, trained=False),
+    "CLIP-image-encoder": Entry(build=backbones.clip_vision, trained=False),
+    "SigLIP-image-encoder": Entry(build=backbones.siglip_vision, trained=False),
+    "SAM-image-encoder": Entry(build=backbones.vit_det, trained=False),
+    "Whisper-encoder": Entry(build=backbones.whisper_encoder, trained=False),
+    "T5-encoder": Entry(build=backbones.t5_encoder, trained=False),
+    "ALBERT": Entry(build=backbones.albert, trained=False),
+    "ELECTRA": Entry(build=backbones.electra, trained=False),
+    "BART": Entry(build=backbones.bart, trained=False),
+    "TCN (keras-tcn)": Entry(build=_tcn),
 }
 
 
 def model_of(name: str) -> Any:
-    """Return a model of the matrix with weights that matter."""
+    """Return a model of the matrix, trained briefly."""
     keras = import_keras()
     keras.utils.set_random_seed(SEED)
     model = MODELS[name].build()
     _set_weights(model)
-    _set_statistics(model, examples(name, model, 16, seed=1))
+    _set_statistics(model, structured_inputs(model, labeled_examples(model, 128, seed=1)[0]))
     return model
 
 
+def structured_inputs(model: Any, inputs: dict[str, np.ndarray]) -> Any:
+    """Return inputs by name in the structure of the model's inputs."""
+    arrays = [inputs[tensor.name] for tensor in model.inputs]
+    return inputs if isinstance(model.input, dict) else arrays if len(arrays) > 1 else arrays[0]
+
+
+def train(model: Any) -> Any:
+    """Train a model with a linear head on its pooled outputs to recognize the class; return the head."""
+    keras = import_keras()
+    inputs, labels = labeled_examples(model, TRAINING_EXAMPLES, seed=1)
+    features = pooled(list(keras.tree.flatten(model.output)))
+    head = keras.layers.Dense(CLASSES, name="head")
+    classifier = keras.Model(model.input, head(features))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(keras.optimizers.Adam(2e-3, clipnorm=1.0), loss, jit_compile=False)
+    structured = structured_inputs(model, inputs)
+    classifier.fit(structured, labels, batch_size=32, epochs=EPOCHS, verbose=0)
+    _set_statistics(model, structured)
+    return head
+
+
+def pooled(outputs: list[Any]) -> Any:
+    """Return the means of outputs over all axes except the first and the last, concatenated."""
+    ops = import_keras().ops
+    means = [ops.mean(x, axis=tuple(range(1, len(x.shape) - 1))) if len(x.shape) > 2 else x for x in outputs]
+    return means[0] if len(means) == 1 else ops.concatenate(means, axis=-1)
+
+
 def examples(name: str, model: Any, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Return random examples by input name. The end of each text is padding, which the mask leaves out."""
+    """Return random examples by input name."""
+    return labeled_examples(model, count, seed)[0]
+
+
+def labeled_examples(model: Any, count: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return random examples by input name, and the class of each.
+
+    Images contain a pattern of the class, sequences an oscillation, texts tokens of a part of the vocabulary. The end
+    of each text is padding, which the mask leaves out.
+    """
     rng = np.random.default_rng(seed)
-    kind, names = MODELS[name].inputs, [tensor.name for tensor in model.inputs]
-    if kind != "text":
-        shape = (count, *model.inputs[0].shape[1:])
-        noise = rng.normal(size=shape) if kind == "sequence" else _images(rng, shape)
-        return {names[0]: noise.astype(np.float32)}
+    labels = rng.integers(0, CLASSES, count)
     lengths = rng.integers(TOKENS // 2, TOKENS, (count, 1))
     mask = np.arange(TOKENS) < lengths
-    values = {
-        "token_ids": np.where(mask, rng.integers(1, VOCABULARY, (count, TOKENS)), 0),
-        "segment_ids": np.arange(TOKENS) >= lengths // 2,
-        "padding_mask": mask,
-    }
-    return {input_name: values[input_name].astype(np.int32) for input_name in names}
+    part = VOCABULARY // CLASSES
+    of_class = labels[:, None] * part + rng.integers(0, part, (count, TOKENS))
+    anything = rng.integers(1, VOCABULARY, (count, TOKENS))
+    tokens = np.where(rng.random((count, TOKENS)) < 0.5, np.maximum(of_class, 1), anything)
+    texts = {"token_ids": np.where(mask, tokens, 0), "segment_ids": np.arange(TOKENS) >= lengths // 2}
+
+    def values(tensor: Any) -> np.ndarray:
+        shape = tuple(tensor.shape[1:])
+        kind = next((key for key in texts if key in tensor.name), None)
+        if kind or tensor.name.endswith("padding_mask"):
+            return (texts[kind] if kind else mask).astype(np.int32)
+        if len(shape) == 3:
+            return _images(rng, labels, shape).astype(np.float32)
+        angles = np.arange(shape[0])[:, None] * (1 + labels[:, None, None]) * 0.5 + np.arange(shape[1])
+        return (np.sin(angles) + rng.normal(0, 0.3, (count, *shape))).astype(np.float32)
+
+    return {tensor.name: values(tensor) for tensor in model.inputs}, labels
 
 
-def _images(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return images of coarse and fine structure in [-1, 1]."""
-    count, height, width, channels = shape
-    coarse = rng.uniform(-0.7, 0.7, (count, height // 8, width // 8, channels)).repeat(8, 1).repeat(8, 2)
-    return coarse + rng.uniform(-0.3, 0.3, shape)
+def _images(rng: np.random.Generator, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return images in [-1, 1]: the pattern of the class, coarse and fine structure."""
+    height, width, channels = shape
+
+    def coarse(generator: np.random.Generator, count: int) -> np.ndarray:
+        return generator.uniform(-0.4, 0.4, (count, height // 8, width // 8, channels)).repeat(8, 1).repeat(8, 2)
+
+    patterns = coarse(np.random.default_rng(SEED), CLASSES)
+    return patterns[labels] + coarse(rng, len(labels)) + rng.uniform(-0.2, 0.2, (len(labels), *shape))
 
 
 def _set_weights(model: Any) -> None:
     rng = np.random.default_rng(SEED)
     for variable in model.weights:
         shape, name = tuple(variable.shape), variable.path.split("/")[-1]
-        if "seed" in name:
+        if "seed" in name or "float" not in str(variable.dtype):
             continue
         if name in ("gamma", "scale"):
             values = rng.uniform(0.6, 1.4, shape)
@@ -266,21 +299,14 @@ def _set_weights(model: Any) -> None:
         variable.assign(np.abs(values) + 0.5 if "variance" in name else values)
 
 
-def _set_statistics(model: Any, inputs: dict[str, np.ndarray]) -> None:
-    """Set the statistics of BatchNormalization to those of a batch, and change them by up to 10%.
-
-    A channel that is almost constant would make rounding errors as large as the signal, so that its variance is at
-    least a fifth of the mean of the layer.
-    """
-    keras, rng = import_keras(), np.random.default_rng(SEED)
+def _set_statistics(model: Any, inputs: Any) -> None:
+    """Set the statistics of BatchNormalization to those of all training examples, as after a long training."""
+    keras = import_keras()
     norms = [item for item in model._flatten_layers() if isinstance(item, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     if norms:
-        model(next(iter(inputs.values())), training=True)
+        model(keras.tree.map_structure(lambda array: array[:128], inputs), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        variance = np.asarray(norm.moving_variance)
-        norm.moving_variance.assign(np.maximum(variance, 0.2 * variance.mean()) * rng.uniform(0.9, 1.1, variance.shape))
-        norm.moving_mean.assign(np.asarray(norm.moving_mean) * rng.uniform(0.9, 1.1, variance.shape))

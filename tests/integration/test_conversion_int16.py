@@ -141,3 +141,13 @@ def test_the_audit_names_a_float_op_at_the_edge():
     assert not report.ok and any("ELU" in item.message for item in report.findings)
     graph = tfq.audit(content)
     assert graph.scheme == report.scheme
+
+
+def test_int16x8_constants_of_zeros_have_a_scale_and_no_old_runtime_version_stays():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(X.shape[1:])
+    model = keras.Model(inputs, L.PReLU()(L.ReLU()(inputs)))  # its slopes are 0 before training
+    content = tfq.convert(model, X, tfq.ConversionConfig(scheme="int16x8", verify=False))
+    assert tfq.audit(content, tfq.AuditConfig(require="int16x8")).ok
+    assert b"min_runtime_version" in tfq.convert(model, X, tfq.ConversionConfig(scheme="float32"))
+    assert b"min_runtime_version" not in content

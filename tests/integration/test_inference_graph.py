@@ -144,3 +144,15 @@ def test_a_variable_update_without_effect_is_left_out_with_a_warning():
     with warned("counter"):
         content = tfq.convert(model_of(counter(used=False)), config=FLOAT)
     np.testing.assert_allclose(answers_of(content, SEQUENCES), 2 * SEQUENCES)
+
+
+def test_noise_with_a_fixed_seed_becomes_a_constant():
+    keras = import_keras()
+
+    class Noise(keras.layers.Layer):
+        def call(self, x):
+            return x + keras.random.normal((4, 3), seed=3) + keras.random.uniform((3,), seed=4)
+
+    model = model_of(Noise())
+    expected = model.predict(SEQUENCES, verbose=0)
+    np.testing.assert_allclose(answers_of(tfq.convert(model, config=FLOAT), SEQUENCES), expected, atol=1e-6)

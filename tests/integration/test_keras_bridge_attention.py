@@ -354,3 +354,21 @@ def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(a
 def test_preflight_has_one_row_for_attention_and_says_it_is_trained():
     [row] = [item for item in tfq.preflight(vision_transformer(import_keras())).layers if item.name == "attention"]
     assert (row.kind, row.qat, row.prunable) == ("MultiHeadAttention", "qat", True)
+
+
+def test_shared_masked_attention_is_split_unless_its_calls_differ():
+    keras = import_keras()
+    x, mask = keras.Input((3, 4)), keras.Input((3, 3), dtype="int32")
+    alike, unlike = (keras.layers.MultiHeadAttention(2, 2, name=name) for name in ("alike", "unlike"))
+    y = alike(alike(x, x, attention_mask=mask), x, attention_mask=mask)
+    result = to_tf_keras(stirred(keras.Model([x, mask], y)))  # compares the outputs
+    assert result.max_difference < 1e-6 and "Dense" in kinds(result, "alike")
+    y = unlike(unlike(x, x, attention_mask=mask), x)
+    assert kinds(to_tf_keras(stirred(keras.Model([x, mask], y))), "unlike") == ["MultiHeadAttention"]
+
+
+def test_integer_masks_are_compared_on_zeros_and_ones():
+    keras = import_keras()
+    scores, mask = keras.Input((3, 4)), keras.Input((4,), dtype="int32")
+    y = keras.layers.Softmax()(keras.layers.Dense(4)(scores), mask=keras.ops.minimum(mask[:, None], 9))
+    assert to_tf_keras(stirred(keras.Model([scores, mask], y))).max_difference < 1e-6

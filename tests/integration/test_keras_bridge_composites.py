@@ -340,3 +340,44 @@ def test_an_unknown_size_that_is_not_the_batch_is_refused():
     with pytest.raises(UnbridgeableError) as caught:
         tfq.to_tf_keras(keras.Model(inputs, outputs))
     assert "unknown size" in next(iter(caught.value.problems.values()))
+
+
+class Optional(keras.layers.Layer):
+    """A dense layer that returns its input only on request."""
+
+    def build(self, shape):
+        self.dense = keras.layers.Dense(shape[-1], name="dense")
+        self.dense.build(shape)
+
+    def call(self, x, mask=None, with_input=False):
+        y = self.dense(x)
+        return y if mask is None else y * ops.cast(mask, "float32")[..., :1], (x if with_input else None)
+
+
+class Stack(keras.layers.Layer):
+    """Two `Optional` layers; the second one is called with a constant of the size of the batch."""
+
+    def build(self, shape):
+        self.parts = [Optional(name="first"), Optional(name="second")]
+        for part in self.parts:
+            part.build(shape)
+
+    def call(self, x):
+        causal = ops.broadcast_to(ops.tril(ops.ones((3, 3), "bool")), (ops.shape(x)[0], 3, 3))
+        y, missing = self.parts[0](x)
+        return y if missing is not None else self.parts[1](y, mask=causal)[0]
+
+
+def test_inner_layers_may_return_none_and_read_constants_of_the_batch():
+    inputs = keras.Input((3, 4))
+    model = with_values(keras.Model(inputs, Stack(name="stack")(inputs)))
+    bridged = tfq.to_tf_keras(model).model
+    x = np.random.default_rng(2).normal(size=(5, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(bridged(x), model(x), atol=1e-5)
+
+
+def test_layers_without_options_are_translated_whatever_their_dtype_policy():
+    inputs, policy = keras.Input((3,)), keras.DTypePolicy("float32")
+    added = keras.layers.Add(dtype=policy)([keras.layers.Dense(3)(inputs), inputs])
+    model = keras.Model(inputs, keras.layers.Identity(dtype=policy)(added))
+    assert tfq.to_tf_keras(model).max_difference < 1e-6

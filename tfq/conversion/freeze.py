@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from tfq.conversion.constant_draws import fold_constant_draws
 from tfq.conversion.fake_quant import (
     Ranges,
     WeightGranularity,
@@ -101,6 +102,7 @@ def frozen_graph(traced: Trace) -> Any:
     if not isinstance(traced.freezer, _Freezer):
         traced.freezer = _Freezer(traced)
     graph_def = traced.freezer.freeze()
+    fold_constant_draws(graph_def)
     if not traced.source.is_keras:
         # The converter looks up where each node was traced, and prints a line for each that was imported.
         for node in graph_def.node:

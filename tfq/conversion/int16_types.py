@@ -11,6 +11,9 @@ compute wrong results:
 - An op that copies or selects values has inputs with other scales than its output (SELECT after TANH). Its kernel
   copies the quantized values and ignores the scales.
 - SCATTER_ND is written in int16, but has no int16 kernel.
+- A constant of zeros (the slopes of an untrained PReLU) gets the scale 0, which XNNPACK rejects.
+
+The quantizer also keeps the minimum runtime version of the float model, although it raises op versions.
 """
 
 from typing import Any
@@ -28,6 +31,7 @@ from tfq.conversion.graph_editing import (
     quantize_op,
     scale_of,
     set_input,
+    set_scale,
 )
 from tfq.quant_math import quantize
 from tfq.tflite.op_types import COPIED_SLOTS
@@ -38,6 +42,8 @@ _FLOAT32, _INT16 = TENSOR_TYPES.index("float32"), TENSOR_TYPES.index("int16")
 _WITHOUT_KERNEL = frozenset(("SCATTER_ND",))
 # Ops that read int16 but output another type. Other ops without an int16 output (comparisons, CAST) are float ops.
 _READING_INT16 = frozenset(("ARG_MAX", "ARG_MIN", "DEQUANTIZE", "RANK", "SHAPE"))
+# The scale of constants that are all 0: that of a range of [-1, 1].
+_SCALE_OF_ZEROS = 1 / 32767
 # Op -> the positions of the inputs that need the scale of the output; None means all inputs.
 _SHARED_SCALE: dict[str, tuple[int, ...] | None] = {
     **COPIED_SLOTS,
@@ -59,11 +65,26 @@ def float_only_ops(model: bytes) -> list[int]:
 def with_int16_types(model: bytes) -> bytes:
     """Fix the types and scales of operands in an int16x8 flatbuffer of TensorFlow's quantizer."""
     edited = tflite.unpack(model)
-    if sum(_Operands(edited, graph).fix() for graph in edited.subgraphs) == 0:
+    changed = sum(_Operands(edited, graph).fix() + _set_positive_scales(edited, graph) for graph in edited.subgraphs)
+    if not tflite.remove_min_runtime_version(edited) and changed == 0:
         return model
     tflite.remove_unused_operator_codes(edited)
     tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))
+
+
+def _set_positive_scales(edited: Any, graph: Any) -> int:
+    """Give int16 constants of zeros a positive scale; return how many had none."""
+    changed = 0
+    for index, tensor in enumerate(graph.tensors):
+        scales = tensor.quantization.scale if tensor.type == _INT16 and tensor.quantization else None
+        if scales is None or len(scales) != 1 or scales[0] >= np.finfo(np.float32).tiny:
+            continue
+        values = constant_of(edited, graph, index, "int16")
+        if values is not None and not values.any():
+            set_scale(graph, index, _SCALE_OF_ZEROS, 0)
+            changed += 1
+    return changed
 
 
 class _Operands:

@@ -194,8 +194,7 @@ class _Rewriter:
     def finished(self) -> Any:
         """Return the ModelT without unused constants."""
         model = self._model
-        # The minimum runtime version was computed from the previous op versions.
-        model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
+        tflite.remove_min_runtime_version(model)
         tflite.remove_unused_constants(model)
         return model
 

@@ -9,7 +9,8 @@ An unknown batch size is None in a symbolic tensor, and `ops.shape(x)[0]` would 
 two different batch sizes. Numbers that are proportional to the batch size in both runs become a `BatchSize`.
 
 Private symbols, read in keras 3.15.1: `_inbound_nodes`, `_outbound_nodes` and `_losses` of a layer, `_keras_mask` of a
-tensor, and `get_current_value` of a StatelessScope. test_keras_bridge_composites.py fails if one of them changes.
+tensor, `get_current_value` of a StatelessScope, and `Node` in the module of Layer. test_keras_bridge_composites.py
+fails if one of them changes.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -136,6 +138,27 @@ def expand(call: Call, bridged: Mapping[int, Any], *, is_nested: bool) -> Expans
     )
 
 
+def with_symbolic_constants(call: Call, translated: Callable[[BatchConstant], Any], bridged: dict[int, Any]) -> Call:
+    """Return a call in the graph of another expansion with symbolic tensors instead of its `BatchConstant`s.
+
+    Args:
+        call: The call.
+        translated: Returns the tensor of the bridged model for a constant.
+        bridged: Receives id of a symbolic tensor -> its translation.
+    """
+
+    def symbolic(leaf: Any) -> Any:
+        if not isinstance(leaf, BatchConstant):
+            return leaf
+        shape = tuple(size.multiple if isinstance(size, BatchSize) else size for size in leaf.shape)
+        tensor = _input(shape, import_keras().backend.standardize_dtype(leaf.row.dtype))
+        bridged[id(tensor)] = translated(leaf)
+        return tensor
+
+    args, kwargs = import_keras().tree.map_structure(symbolic, (call.args, call.kwargs))
+    return dataclasses.replace(call, args=args, kwargs=kwargs)
+
+
 def is_default_training(call: Call) -> bool:
     """Check whether `training` is recorded only because False is its default. Keras trains such a layer in `fit`."""
     parameter = inspect.signature(call.operation.call).parameters.get("training")
@@ -216,6 +239,8 @@ def _run_once(call: Call, batch_size: int, resized: _Resized, training: bool | N
     masks = {id(mask) for mask in keras.tree.flatten(call.masks) if mask is not None}
 
     def symbolic(leaf: Any) -> Any:
+        if isinstance(leaf, BatchSize):
+            return leaf.multiple // _BATCH_SIZES[0] * batch_size
         if not isinstance(leaf, keras.KerasTensor):
             return leaf
         if id(leaf) not in inputs:
@@ -230,13 +255,14 @@ def _run_once(call: Call, batch_size: int, resized: _Resized, training: bool | N
     if takes_training(layer):
         kwargs["training"] = call.training if training is None else training
     with (
+        _optional_outputs(),
         _plain_slices(),
         _traced_shapes(layer),
         _reads_of_variables() as reads,
         _symbolic_constants() as constants,
         _symbolic_weights(layer, symbolic_weights) as weights,
     ):
-        outputs = tuple(keras.tree.flatten(layer.call(*args, **kwargs)))
+        outputs = tuple(item for item in keras.tree.flatten(layer.call(*args, **kwargs)) if item is not None)
     _check_reads(list(reads.values()))
     results = [output for output in outputs if isinstance(output, keras.KerasTensor)]
     starts = [*(inner for _, inner in inputs.values()), *(inner for inner, _ in [*weights, *constants])]
@@ -313,6 +339,25 @@ def _symbolic_weights(layer: Any, enabled: bool) -> Iterator[list[tuple[Any, Any
         yield list(replaced.values())
     finally:
         values.update(attributes)
+
+
+@contextlib.contextmanager
+def _optional_outputs() -> Iterator[None]:
+    """Let inner layers return None next to tensors, as blocks do that return their attention scores on request."""
+    keras = import_keras()
+    module: Any = sys.modules[keras.layers.Layer.__module__]
+    base: Any = module.Node
+
+    class Node(base):
+        def __init__(self, operation: Any, call_args: Any = None, call_kwargs: Any = None, outputs: Any = None) -> None:
+            tensors = [item for item in keras.tree.flatten(outputs) if item is not None]
+            super().__init__(operation, call_args, call_kwargs, tensors)
+
+    module.Node = Node
+    try:
+        yield
+    finally:
+        module.Node = base
 
 
 @contextlib.contextmanager

@@ -16,7 +16,14 @@ import numpy as np
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_class, keep_names, mark_lost_training
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.expansion import expand, is_default_training, masks_of, nodes_of, restore_nodes
+from tfq.keras_bridge.expansion import (
+    expand,
+    is_default_training,
+    masks_of,
+    nodes_of,
+    restore_nodes,
+    with_symbolic_constants,
+)
 from tfq.keras_bridge.explicit_masks import ExplicitMasks, without_mask
 from tfq.keras_bridge.layers.bridged_layer import Translation, TranslationContext
 from tfq.keras_bridge.layers.config import OTHER_FLOATS
@@ -95,7 +102,14 @@ def rebuild(model: Any, *, single_layers: bool = False) -> RebuiltModel:
     Raises:
         UnbridgeableError: Layers have no equivalent in tf_keras; it lists all of them.
     """
-    return _Rebuilder(model, single_layers).result()
+    rebuilder = _Rebuilder(model, single_layers)
+    try:
+        return rebuilder.result()
+    except UnbridgeableError:
+        if not rebuilder.split_repeated:
+            raise
+        # The calls of a split layer must be alike. As one layer, their masks and lengths may differ.
+        return _Rebuilder(model, single_layers, splits_repeated=False).result()
 
 
 class UnbridgeableError(InputError):
@@ -127,8 +141,10 @@ class _OwnWeight:
 
 
 class _Rebuilder:
-    def __init__(self, model: Any, single_layers: bool) -> None:
-        self.source, self.single_layers = model, single_layers
+    def __init__(self, model: Any, single_layers: bool, *, splits_repeated: bool = True) -> None:
+        """Prepare to rebuild `model`; see `rebuild`. splits_repeated: split attention that is called several times."""
+        self.source, self.single_layers, self.splits_repeated = model, single_layers, splits_repeated
+        self.split_repeated = False  # whether such a layer was split
         self.problems: dict[str, str] = {}
         self.classes: dict[str, str] = {}
         self.not_in_float32: dict[str, list[str]] = {}
@@ -320,7 +336,11 @@ class _Rebuilder:
 
     def _expand(self, call: Call, bridged: dict[int, Any], name: str, frozen: bool) -> list[Any]:
         """Translate what the `call` of a layer without a translation does."""
-        layer = call.operation
+        layer, bridged = call.operation, dict(bridged)
+        call = with_symbolic_constants(
+            call, lambda constant: self._constant(self._map_structure(constant, bridged)), bridged
+        )
+        self.expansions.append(call)
         self.expanded_nodes.append(nodes_of(layer))
         expansion = expand(call, bridged, is_nested=self.depth > 0)
         self.expansions.append(expansion)
@@ -403,8 +423,10 @@ class _Rebuilder:
                     "it is called with training=False in one place and without it in another. Use two layers"
                 )
         else:
-            arguments = None if self.single_layers or id(layer) in self.called_repeatedly else arguments
-            translation = self._translate(layer, arguments, name, path, frozen)
+            is_repeated = id(layer) in self.called_repeatedly
+            is_one = self.single_layers or (is_repeated and not self.splits_repeated)
+            translation = self._translate(layer, None if is_one else arguments, name, path, frozen)
+            self.split_repeated |= is_repeated and translation.call is not None
             built = BuiltLayer(path=name, translation=translation, frozen=frozen)
             self.rebuilt.by_layer[id(layer)] = (layer, built)
         self._record(name, built.translation.layers)

@@ -18,6 +18,8 @@ TOLERANCE = 1e-4
 MAX_NOISE = 1e-5
 # Number of compared examples of each kind of random data, and of provided data.
 RANDOM_EXAMPLES, PROVIDED_EXAMPLES = 2, 32
+# Layers that read masks as tensors.
+_MASKED_LAYERS = ("MaskedScores", "MaskedWeights", "MultiHeadAttention", "Softmax", "WithMask")
 # Unknown sizes in random data. The side of an image must be large enough for many strides.
 _SIDE, _LENGTH = 64, 12
 
@@ -37,7 +39,8 @@ def random_inputs(model: Any, seed: int = 0) -> list[list[NDArray]]:
 def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]:
     """Return kind of data -> inputs of a flat tf_keras model: standard normal values, and pixels in [0, 255].
 
-    An input of an Embedding or a CategoryEncoding gets valid indices.
+    An input of an Embedding or a CategoryEncoding gets valid indices. An integer mask gets zeros and ones, because for
+    other numbers the softmax of each Keras version computes something else.
     """
     rng = np.random.default_rng(seed)
     return {
@@ -54,6 +57,8 @@ def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
         return rng.integers(0, 2, shape).astype(dtype)
     if rows is not None:
         return rng.integers(0, rows, shape).astype(dtype)
+    if np.issubdtype(dtype, np.integer) and _is_mask(tensor):
+        return rng.integers(0, 2, shape).astype(dtype)
     if kind == "pixels" or not np.issubdtype(dtype, np.floating):
         return rng.integers(0, 128 if dtype is np.int8 else 256, shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
@@ -61,21 +66,36 @@ def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
 
 def _num_rows(tensor: Any) -> int | None:
     """Return the smallest number of rows of the tables that the input indexes; None if it indexes none."""
-    result, stack, seen = [], list(layer_of(tensor).outbound_nodes), set()
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
+    result = []
+    for node in _readers(tensor):
         layer = node.layer
         rows = getattr(layer, "input_dim", None) or getattr(layer, "num_tokens", None)
         if type(layer).__name__ in ("Embedding", "CategoryEncoding"):
             result.append(int(rows or 2))
         elif getattr(layer, "operation", "") == "numpy.Take" and node.keras_inputs[-1].dtype.is_integer:
             result.append(int(node.keras_inputs[0].shape[0] or 2))
-        elif not layer.weights:
-            stack.extend(layer.outbound_nodes)
     return min(result) if result else None
+
+
+def _is_mask(tensor: Any) -> bool:
+    """Check whether a layer that masks reads the input."""
+    return any(type(node.layer).__name__ in _MASKED_LAYERS for node in _readers(tensor))
+
+
+def _readers(tensor: Any) -> list[Any]:
+    """Return the calls that read the input, directly or after layers without weights and tables."""
+    result, stack, seen = [], list(layer_of(tensor).outbound_nodes), set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        result.append(node)
+        layer = node.layer
+        is_table = type(layer).__name__ == "CategoryEncoding" or getattr(layer, "operation", "") == "numpy.Take"
+        if not (layer.weights or is_table):
+            stack.extend(layer.outbound_nodes)
+    return result
 
 
 def provided_inputs(model: Any, data: Any) -> list[NDArray]:

@@ -63,6 +63,16 @@ def remove_unused_operator_codes(model: Any) -> None:
             op.opcodeIndex = used.index(op.opcodeIndex)
 
 
+def remove_min_runtime_version(model: Any) -> bool:
+    """Remove the minimum runtime version, in place; return whether there was one.
+
+    TensorFlow computes it from the op versions, so it is wrong after they have changed.
+    """
+    entries = model.metadata or []
+    model.metadata = [entry for entry in entries if entry.name != b"min_runtime_version"]
+    return len(model.metadata) != len(entries)
+
+
 def remove_unused_constants(model: Any) -> None:
     """Empty the buffers that no tensor and no metadata entry uses, in place."""
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}

@@ -43,7 +43,7 @@ def translated_config(
         )
     if getattr(layer, "lora_rank", None):
         raise Untranslatable("it has LoRA weights. Merge them into the kernels first")
-    config = layer.get_config()
+    config = _config_of(layer)
     known, defaults = _parameters(tf_keras_class) | UNDOCUMENTED_OPTIONS | set(passed_through), _defaults(type(layer))
     if getattr(layer, "activity_regularizer", None) is not None:
         # The config of Keras 3.15's Dense does not contain it.
@@ -60,6 +60,21 @@ def translated_config(
             raise Untranslatable(f"its option {key}={value!r} has no equivalent in tf_keras. Use its default")
         translated[key] = _translated_value(layer, key, value, note)
     return translated
+
+
+def _config_of(layer: Any) -> dict[str, Any]:
+    """Return the config of a Keras 3 layer.
+
+    Keras 3.15 cannot write that of a layer without options, such as Add or Identity, if it was created with a
+    DTypePolicy object. Such a layer has no other config than its name, dtype and `trainable`.
+    """
+    try:
+        config: dict[str, Any] = layer.get_config()
+    except NotImplementedError:
+        if _parameters(type(layer)) - _parameters(import_keras().layers.Layer):
+            raise
+        return {}
+    return config
 
 
 def dtype_of(layer: Any) -> str:
