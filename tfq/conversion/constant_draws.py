@@ -43,7 +43,7 @@ def _num_values(nodes: dict[str, Any], node: Any) -> int:
 
 
 def _constant_sources(nodes: dict[str, Any], name: str) -> set[str] | None:
-    """Return the names of the nodes that `name` is computed from, with itself; None if one of them is not a constant."""
+    """Return the names of the nodes that `name` depends on, with itself; None if one of them is not a constant."""
     result: set[str] = set()
     stack = [name]
     while stack:
