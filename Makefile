@@ -24,8 +24,10 @@ demo: .venv/.installed
 test: .venv/.installed
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
+# By default, pytest-xdist starts the files with the fewest tests last. Here these take longest.
 slow: .venv/.installed
-	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile $$(grep -rlE --include='test_*.py' 'mark\.slow' tests)
+	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		tests/integration/test_workflows_killed.py $$(grep -rlE --include='test_*.py' 'mark\.slow' tests | sort)
 
 clients: .venv/.clients
 	@$(BIN)/python -m pytest -m clients tests/clients
@@ -61,11 +63,11 @@ arm: .venv/.installed
 	@touch $@
 
 .venv/.clients: .venv/.installed
-	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[micro,npu]'
+	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[micro,npu]'
 	@touch $@
 
 .venv/.docs: .venv/.installed
-	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[docs]'
+	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -58,16 +58,18 @@ def test_a_registered_calibration_method_chooses_the_ranges_in_python(golden, sa
     assert caught.value.got == "three_sigma"
 
 
-def test_a_plugin_adds_a_calibration_method_to_the_command_line(golden, samples, tmp_path, tfq_cli):
+def test_a_plugin_adds_a_calibration_method_to_the_command_line(golden, samples, tmp_path, tfq_here):
     (tmp_path / "three_sigma.py").write_text(PLUGIN)
     np.savez(tmp_path / "examples.npz", x_train=samples, y_train=np.zeros(len(samples), np.int64))
     plugin = f"--plugin={tmp_path / 'three_sigma.py'}"
     arguments = [f"--model={golden / 'digits_float32.tflite'}", f"--data=npz:{tmp_path / 'examples.npz'}", plugin]
-    done = tfq_cli("convert", *arguments, "--calibration.method=three_sigma", f"--out={tmp_path}", "--format=json")
+    with registry.temporary():
+        done = tfq_here("convert", *arguments, "--calibration.method=three_sigma", f"--out={tmp_path}", "--format=json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert [plugin["source"] for plugin in record["plugins"]] == ["three_sigma.py"]
     ranges = json.loads((tmp_path / "digits_float32_int8_ranges.json").read_text())
     assert "three_sigma" in json.dumps(ranges)
-    assert "three_sigma" in tfq_cli("convert", plugin, "--help").stdout
-    assert tfq_cli("convert", *arguments[:2], "--calibration.method=three_sigma", f"--out={tmp_path}").returncode == 2
+    with registry.temporary():
+        assert "three_sigma" in tfq_here("convert", plugin, "--help").stdout
+    assert tfq_here("convert", *arguments[:2], "--calibration.method=three_sigma", f"--out={tmp_path}").returncode == 2
