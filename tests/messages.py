@@ -26,6 +26,7 @@ def refused(
     expected: object = ANYTHING,
     got: object = ANYTHING,
     word: str | None = None,
+    limit: object = ANYTHING,
 ) -> Iterator[pytest.ExceptionInfo]:
     """Check that the block raises `error`.
 
@@ -35,13 +36,14 @@ def refused(
         expected: What its `expected` must equal.
         got: What its `got` must equal.
         word: One word or name that the message must contain: a layer, a value, a file.
+        limit: What its `limit` must equal: the name of a row in docs/not_supported.md.
 
     Yields:
         What `pytest.raises` yields.
     """
     with pytest.raises(error) as caught:
         yield caught
-    requirements = {"field": field, "expected": expected, "got": got}
+    requirements = {"field": field, "expected": expected, "got": got, "limit": limit}
     requirements = {name: value for name, value in requirements.items() if value is not ANYTHING}
     fields = {name: getattr(caught.value, name) for name in requirements}
     assert fields == requirements, f"the error is {caught.value!r}"

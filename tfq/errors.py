@@ -25,6 +25,7 @@ class TfqError(Exception):
         field: The config path or the argument that the error is about, or None.
         expected: What would have been accepted: a value, a tuple of choices, or a short phrase.
         got: The value that was passed instead.
+        limit: If tfq does not support this kind of model, data or set-up: the name of its row in docs/not_supported.md.
 
     Attributes:
         exit_code: The exit code of a command that fails with this error.
@@ -32,10 +33,18 @@ class TfqError(Exception):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, field: str | None = None, expected: object = None, got: object = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        expected: object = None,
+        got: object = None,
+        limit: str | None = None,
+    ) -> None:
         """Create an error with a message and optional details."""
         super().__init__(message)
-        self.field, self.expected, self.got = field, expected, got
+        self.field, self.expected, self.got, self.limit = field, expected, got, limit
 
 
 class InputError(TfqError):

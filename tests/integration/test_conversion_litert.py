@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter
-from messages import refused
+from messages import refused, warned
 from sklearn.datasets import load_digits
 
 import tfq
 from tfq import tflite
+from tfq.auditing import audit_model, float_source
 from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import convert_with_record
 from tfq.isolation import trust
@@ -176,3 +177,34 @@ def test_old_files_break_without_operator_codes_in_both_fields(monkeypatch):
     assert findings & {"bias_type", "weight_zero_point", "bias_scale"}
     with pytest.raises(RuntimeError):
         Interpreter(model_content=built).allocate_tensors()
+
+
+def test_weights_with_a_scale_for_each_block_become_float32():
+    import tensorflow as tf
+    from litert_quantizer import qtyping, quantizer
+
+    generator = np.random.default_rng(0)
+    # The second block has 50 times larger values, so that swapped scales would show.
+    kernel = np.repeat([1.0, 50.0], 32)[:, None] * generator.normal(size=(64, 4))
+    dense = tf.function(lambda x: tf.matmul(x, kernel.astype(np.float32)))
+    traced = dense.get_concrete_function(tf.TensorSpec((1, 64), tf.float32))
+    floating = tf.lite.TFLiteConverter.from_concrete_functions([traced], dense).convert()
+    weights = qtyping.TensorQuantizationConfig(num_bits=4, granularity=qtyping.QuantGranularity.BLOCKWISE_32)
+    recipe = quantizer.Quantizer(bytearray(floating))
+    recipe.update_quantization_recipe(
+        ".*",
+        qtyping.TFLOperationName.FULLY_CONNECTED,
+        qtyping.OpQuantizationConfig(
+            weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.INTEGER, explicit_dequantize=False
+        ),
+    )
+    blocks = bytes(recipe.quantize().quantized_model)
+    with warned("int4"):
+        source = float_source(blocks)
+    assert audit_model(source).scheme == "float32"
+    inputs = (generator.normal(size=(20, 64)).astype(np.float32),)
+    result, theirs, exact = (
+        LocalBackend().assess(RunRequest(model=model, inputs=inputs)).outputs[0] for model in (source, blocks, floating)
+    )
+    # Only the file rounds its activations; 4 bits of the weights are a larger error.
+    assert np.abs(result - theirs).max() < 0.3 * np.abs(theirs - exact).max()

@@ -188,14 +188,67 @@ def test_float16_activations_are_refused_with_the_op():
         float_source(changed(golden("digits_float32"), half))
 
 
-def test_a_scale_for_each_block_is_refused():
-    def blocks(model):
-        weight = next(tensor for tensor in model.subgraphs[0].tensors if tensor.type == generated.TensorType.INT8)
-        weight.quantization.detailsType = generated.QuantizationDetails.BlockwiseQuantization
-        weight.quantization.details = generated.BlockwiseQuantizationT()
+def with_blocks(edit=lambda details, scales: None):
+    """Return a dynamic-range file of which one weight has float16 scales for blocks of 4, that weight and them."""
+    kept = {}
 
-    with refused(InputError, word="block"):
-        float_source(changed(golden("digits_dynamic_range"), blocks))
+    def blocks(model):
+        graph = model.subgraphs[0]
+        int8 = [tensor for tensor in graph.tensors if tensor.type == generated.TensorType.INT8]
+        weight = next(tensor for tensor in int8 if tensor.shape[-1] % 4 == 0)
+        scales = np.random.default_rng(1).uniform(0.01, 0.05, (*weight.shape[:-1], weight.shape[-1] // 4))
+        scales = scales.astype(np.float16)
+        kept.update(weight=model.buffers[weight.buffer].data.view(np.int8).reshape(weight.shape), scales=scales)
+        buffer, tensor = generated.BufferT(), generated.TensorT()
+        buffer.data = np.frombuffer(scales.tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        tensor.name, tensor.shape, tensor.type = b"scales", scales.shape, generated.TensorType.FLOAT16
+        tensor.buffer = len(model.buffers) - 1
+        graph.tensors.append(tensor)
+        details = generated.BlockwiseQuantizationT()
+        details.scales, details.zeroPoints, details.blockSize = len(graph.tensors) - 1, -1, 4
+        edit(details, tensor)
+        weight.quantization.scale = weight.quantization.zeroPoint = None
+        weight.quantization.detailsType = generated.QuantizationDetails.BlockwiseQuantization
+        weight.quantization.details = details
+
+    return changed(golden("digits_dynamic_range"), blocks), kept["weight"], kept["scales"]
+
+
+def test_each_block_of_a_weight_is_multiplied_by_its_scale():
+    model, weight, scales = with_blocks()
+    expected = np.zeros(weight.shape, np.float32)
+    for (*rest, last), value in np.ndenumerate(weight):
+        expected[(*rest, last)] = float(value) * float(scales[(*rest, last // 4)])
+    with warned("int8"):
+        buffers = [buffer.data for buffer in unpacked(float_source(model)).buffers]
+    assert expected.tobytes() in [bytes(data) for data in buffers if data is not None]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda details, scales: setattr(details, "blockSize", 3),
+        lambda details, scales: setattr(details, "blockSize", 0),
+        lambda details, scales: setattr(details, "blockSize", 2),
+        lambda details, scales: setattr(details, "scales", 1 << 20),
+        lambda details, scales: setattr(details, "zeroPoints", details.scales),
+        lambda details, scales: setattr(scales, "type", generated.TensorType.INT32),
+    ],
+)
+def test_block_scales_that_do_not_fit_their_weight_are_refused(edit):
+    with refused(FlatbufferError):
+        float_source(with_blocks(edit)[0])
+
+
+def test_a_custom_quantization_is_refused():
+    def custom(model):
+        weight = next(tensor for tensor in model.subgraphs[0].tensors if tensor.type == generated.TensorType.INT8)
+        weight.quantization.detailsType = generated.QuantizationDetails.CustomQuantization
+        weight.quantization.details = generated.CustomQuantizationT()
+
+    with refused(InputError, field="model", limit="custom-quantization"):
+        float_source(changed(golden("digits_dynamic_range"), custom))
 
 
 def test_a_constant_of_several_ops_is_stored_once():

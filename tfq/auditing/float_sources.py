@@ -53,6 +53,7 @@ def float_source(model: bytes, field: str = "model") -> bytes:
             field=field,
             expected="float32",
             got=scheme,
+            limit="integer-tflite",
         )
     _warn(constants.stored, constants.hybrid_ops)
     return constants.content

@@ -241,7 +241,9 @@ def _memory_limit(model: TimedModel) -> int:
     try:
         return memory_limit(tflite.read(model.model))
     except ModelError as error:
-        raise ModelError(f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got) from error
+        raise ModelError(
+            f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got, limit=error.limit
+        ) from error
 
 
 def _write(directory: Path, position: int, model: TimedModel) -> dict[str, Any]:

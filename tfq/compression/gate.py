@@ -135,6 +135,7 @@ def in_float32(model: Any, step: str) -> Any:
             field="model",
             expected="float32",
             got=model.name,
+            limit="float64-casts",
         ) from error
     keep_class(model, copy, {id(old): new for old, new in pairs}, step)
     with compute_in_float32(model):

@@ -30,6 +30,7 @@ def require_graph_model(model: Any, context: str) -> None:
             field="model",
             expected="a built model",
             got=model.name,
+            limit="no-graph",
         )
     raise InputError(
         f"{context} supports functional and sequential models, but {model.name!r} is a subclassed model "
@@ -37,6 +38,7 @@ def require_graph_model(model: Any, context: str) -> None:
         field="model",
         expected="a functional or sequential model",
         got=type(model).__name__,
+        limit="no-graph",
     )
 
 

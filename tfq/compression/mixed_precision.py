@@ -67,6 +67,7 @@ def trained_in(model: Any, policy: str) -> Iterator[dict[str, Any]]:
             field="training.dtype_policy",
             expected=FLOAT32,
             got=policy,
+            limit="policy-constants",
         ) from error
     finally:
         # They were traced in the policy.

@@ -130,6 +130,7 @@ def _refuse_open_loops(traced: Trace, graph_def: Any) -> None:
             field="model",
             expected="a model without loops of open shapes",
             got=tuple(names),
+            limit="saved-model-loop",
         )
 
 
@@ -182,6 +183,7 @@ def _convert(converter: Any) -> bytes:
             "TensorFlow's converter rejects the model. Replace the layers whose ops TFLite does not support. It "
             f"says: {_reason(stderr.add_to(str(error)))}",
             field="model",
+            limit="no-tflite-op",
         ) from error
     return with_fused_lstms(content) if converter.allow_custom_ops else content
 

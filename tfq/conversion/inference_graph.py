@@ -110,6 +110,7 @@ def _check_random(nodes: dict[str, str], state: set[str], variables: Mapping[str
             field="model",
             expected="outputs that are not random in inference",
             got=tuple(random_layers),
+            limit="random-outputs",
         )
     if state:
         listed = ", ".join(sorted(str(variables[name]) for name in state))
@@ -119,6 +120,7 @@ def _check_random(nodes: dict[str, str], state: set[str], variables: Mapping[str
             field="model",
             expected="a model without a state",
             got=tuple(sorted(variables[name].name for name in state)),
+            limit="state",
         )
     if in_file:
         listed = ", ".join(sorted({owner_of(name, layers) or name for name in in_file}))

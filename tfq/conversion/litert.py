@@ -70,6 +70,7 @@ def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
                 field="conversion.quantizer",
                 expected="tensorflow",
                 got="litert",
+                limit="qat-scheme",
             )
         if not config.needs_ranges:
             raise InputError(
@@ -148,6 +149,7 @@ def quantize_by_litert(
             "litert-quantizer rejects the float model. Keep the layers that it names in float "
             f"(conversion.float_layers), or use the default quantizer. It says: {error}",
             field="model",
+            limit="quantizer-rejects",
         ) from error
     return bytes(built.quantized_model)
 
@@ -211,6 +213,7 @@ def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]
                 field="conversion.quantizer",
                 expected="tensorflow",
                 got="litert",
+                limit="equal-tensor-names",
             )
         shape = (1,) * len(tensor.shape)
         minimum, maximum = (np.full(shape, end, np.float32) for end in ends)

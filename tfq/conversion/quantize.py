@@ -293,6 +293,7 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[list
             field="representative_dataset",
             expected="real examples",
             got=None,
+            limit="no-ranges",
         )
     result = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
     for warning in result.warnings:
@@ -352,7 +353,7 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
             "TensorFlow's quantizer rejects the float model. Keep the layers that it names in float "
             f"(conversion.float_layers), or try conversion.quantizer=litert. It says: {error}"
         )
-        raise InputError(stderr.add_to(message), field="model") from error
+        raise InputError(stderr.add_to(message), field="model", limit="quantizer-rejects") from error
 
 
 @isolated("TensorFlow's quantizer", advice=QUANTIZER_ADVICE)
@@ -417,6 +418,7 @@ def _reject_per_tensor_depthwise(model: bytes) -> None:
             field="conversion.per_channel",
             expected=True,
             got=False,
+            limit="int16-per-tensor",
         )
 
 

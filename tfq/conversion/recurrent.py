@@ -81,6 +81,7 @@ def _reject_missing_ops(names: Sequence[str]) -> None:
             field="model",
             expected="ops of TFLite",
             got=tuple(missing),
+            limit="no-tflite-op",
         )
 
 
@@ -248,6 +249,7 @@ def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
             field="conversion.scheme",
             expected="int8",
             got="int16x8",
+            limit="int16-recurrent",
         )
     floats = [op for op in ops if op.name in _FLOAT_ONLY or config.quantizer == "litert"]
     if floats:

@@ -100,6 +100,7 @@ def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
             "assigned to it. Add a signature with tfq.tflite.add_signature",
             field="model",
             expected="a signature for each subgraph",
+            limit="no-signature",
         )
     provided = dict(dataset) if isinstance(dataset, Mapping) else {}
     missing = [names[0] for names in keys.values() if provided.keys().isdisjoint(names)]

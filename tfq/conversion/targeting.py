@@ -91,6 +91,7 @@ def with_trained_granularity(trained: WeightGranularity, config: ConversionConfi
             field="conversion.per_channel",
             expected=True,
             got=False,
+            limit="qat-scheme",
         )
     if not config.per_channel_dense and trained.dense_per_channel:
         warn(

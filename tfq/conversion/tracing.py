@@ -39,6 +39,7 @@ def reject_stateful(model: Any) -> None:
             field="model",
             expected="stateful=False",
             got=tuple(names),
+            limit="stateful-rnn",
         )
 
 

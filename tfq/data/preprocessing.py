@@ -53,7 +53,10 @@ def real_units(array: NDArray, where: str) -> NDArray:
     """
     if array.dtype.kind not in "fiub":
         raise InputError(
-            f"{where} holds {array.dtype}: expected real numbers", expected="real numbers", got=str(array.dtype)
+            f"{where} holds {array.dtype}: expected real numbers",
+            expected="real numbers",
+            got=str(array.dtype),
+            limit="not-real-numbers",
         )
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.ndim <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -176,6 +176,7 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
             field="data",
             expected="a Dataset that ends",
             got="an endless one",
+            limit="endless-dataset",
         )
     parts: dict[str, list[NDArray]] = {}
     is_dict, count = False, 0
@@ -234,6 +235,7 @@ def _element_form(spec: Any) -> tuple[bool, bool]:
             field="data",
             expected="x or (x, y)",
             got=len(parts),
+            limit="dataset-elements",
         )
     inputs = list(parts[0].values()) if isinstance(parts[0], Mapping) else [parts[0]]
     leaves = [
@@ -249,6 +251,7 @@ def _element_form(spec: Any) -> tuple[bool, bool]:
             field="data",
             expected="x or (x, y)",
             got=str(spec),
+            limit="dataset-elements",
         )
     firsts = [leaf.shape[0] if leaf.shape.rank else "scalar" for leaf in leaves]
     if "scalar" in firsts or len(set(firsts)) > 1:
@@ -260,5 +263,6 @@ def _element_form(spec: Any) -> tuple[bool, bool]:
             field="data",
             expected="a batched Dataset",
             got=str(spec),
+            limit="unbatched-dataset",
         )
     return len(parts) == 2, True

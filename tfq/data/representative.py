@@ -204,6 +204,7 @@ def input_specs(model: bytes) -> list[InputSpec]:
                 field="model",
                 expected="inputs of numbers",
                 got=tensor.dtype,
+                limit="text-input",
             )
     return [
         # A dimension is -1 if the flatbuffer leaves it open.
@@ -343,7 +344,9 @@ def _arrays_of(element: Any, inputs: Sequence[InputSpec], index: int) -> list[ND
             values = bind_inputs(element, names)
         except InputError as error:
             field = f"representative_dataset[{index}]"
-            raise InputError(f"{where}: {error}", field=field, expected=error.expected, got=error.got) from error
+            raise InputError(
+                f"{where}: {error}", field=field, expected=error.expected, got=error.got, limit=error.limit
+            ) from error
     elif isinstance(element, (list, tuple)):
         values = list(element)
     else:
@@ -501,6 +504,7 @@ def _to_float(array: NDArray, spec: InputSpec, index: int, casts: dict[str, str]
             field=_field(index, spec.name),
             expected="finite numbers",
             got=what,
+            limit="not-finite",
         )
     return array
 

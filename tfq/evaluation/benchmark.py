@@ -93,6 +93,7 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
             f"input {tensor.name!r} is {tensor.dtype}, which NumPy does not have, so it cannot be filled",
             field=tensor.name,
             got=tensor.dtype,
+            limit="unknown-dtypes",
         ) from error
     if dtype.kind not in "fiub":
         raise InputError(f"input {tensor.name!r} is {dtype}, expected real numbers", field=tensor.name, got=str(dtype))

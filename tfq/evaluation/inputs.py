@@ -223,6 +223,7 @@ def _check_common_batch(model: Model) -> None:
             field="model",
             expected="the same first dimension in every input",
             got=tuple(shapes),
+            limit="no-common-batch",
         )
 
 
@@ -313,4 +314,5 @@ def _numpy_dtype(name: str, tensor: Tensor) -> np.dtype:
             f"input {name!r} of the model is {tensor.dtype}, which NumPy does not have, so it cannot be filled",
             field=name,
             got=tensor.dtype,
+            limit="unknown-dtypes",
         ) from error

@@ -21,6 +21,7 @@ from tfq.keras_bridge.loading.load import load_model, load_source
 from tfq.keras_bridge.loading.saved_model import SavedModel, load_saved_model
 from tfq.keras_bridge.rebuild import UnbridgeableError
 from tfq.keras_bridge.untranslatable import Untranslatable
+from tfq.keras_bridge.walk import why_no_graph
 
 __all__ = [
     "BridgeResult",
@@ -43,4 +44,5 @@ __all__ = [
     "require_tf_keras",
     "return_weights",
     "to_tf_keras",
+    "why_no_graph",
 ]

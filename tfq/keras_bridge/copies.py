@@ -170,6 +170,7 @@ def check_own_training(model: Any, step: str) -> None:
         field="model",
         expected="training code that runs in tf_keras",
         got=str(lost_training),
+        limit="training-code",
     )
 
 
@@ -266,5 +267,6 @@ def _copied_value(value: Any, source: Any, copy: Any, layers: dict[int, Any], wh
             field="model",
             expected="attributes that a copy of the model can have",
             got=getattr(value, "name", None),
+            limit="copied-attributes",
         )
     return value

@@ -187,6 +187,7 @@ def model_kind(model: Any) -> str:
             field="model",
             expected=("tf_keras", "keras"),
             got="SavedModel",
+            limit="exported-model",
         )
     raise InputError(
         f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}",

@@ -139,6 +139,7 @@ def reject_quantized(model: Any) -> None:
             field="model",
             expected="a float model",
             got=tuple(modes),
+            limit="keras-quantized",
         )
 
 

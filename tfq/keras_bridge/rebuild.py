@@ -129,6 +129,7 @@ class UnbridgeableError(InputError):
             f"without pruning and training needs no translation: pass the Keras model itself.{listed}",
             field="model",
             got=tuple(problems),
+            limit="untranslatable-layers",
         )
         self.problems, self.classes = problems, classes
 

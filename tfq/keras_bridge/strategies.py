@@ -60,6 +60,7 @@ def strategy_scope(model: Any) -> Iterator[None]:
                 field="model",
                 expected=type(strategy).__name__,
                 got=type(current).__name__,
+                limit="other-strategy",
             )
         yield
         return
@@ -111,6 +112,7 @@ def refuse_multi_worker(model: Any) -> None:
             field="model",
             expected="a model without a strategy of several workers",
             got="MultiWorkerMirroredStrategy",
+            limit="multi-worker",
         )
 
 

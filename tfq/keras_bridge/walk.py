@@ -137,6 +137,7 @@ def graph_of(model: Any) -> Graph:
             field="model",
             expected="a built functional or Sequential model",
             got=model.name,
+            limit="no-graph",
         )
     return _keras_graph(model) if kind == "keras" else _tf_keras_graph(model)
 

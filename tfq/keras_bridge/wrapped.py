@@ -111,6 +111,7 @@ def _copied_layer(layer: Any) -> Any:
             field="model",
             expected="a model without ClusterWeightsMHA",
             got=layer.name,
+            limit="tfmot-attention",
         )
     config = inner.get_config()
     activation = getattr(inner, "activation", None)

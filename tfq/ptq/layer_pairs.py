@@ -59,6 +59,16 @@ class ModelPair:
         graph = self.quantized.main_subgraph
         read = {index for op in graph.ops for index in op.inputs} | set(graph.outputs)
         self.float_tensors = {index: other for index, other in self.float_tensors.items() if index in read}
+        if not any(tensor.is_quantized for tensor in _op_outputs(self.quantized)):
+            raise InputError(
+                "the activations of the quantized flatbuffer are float: only its weights are stored in fewer bits, so "
+                "there are no rounded activations to compare. To compare its outputs, evaluate it with the float "
+                "flatbuffer as the reference. Or pass an int8 or int16x8 flatbuffer",
+                field="quantized",
+                expected="integer activations",
+                got="float32 activations",
+                limit="float-activations",
+            )
         if not self.float_tensors:
             raise InputError(
                 "the float and the quantized flatbuffer do not belong together: no activations have the same name. "

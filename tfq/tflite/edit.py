@@ -217,6 +217,7 @@ def pack(model: Any, size: int) -> bytes:
             "smaller model",
             field="model",
             expected=_MOST_BYTES,
+            limit="large-files",
         ) from error
     return bytes(builder.Output())
 

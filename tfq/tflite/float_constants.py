@@ -5,7 +5,8 @@ Published files often store their weights in a smaller form:
 
 - DEQUANTIZE or CAST of a constant: the interpreter converts float16 or integers to float32 when it starts.
 - DENSIFY of a constant: the interpreter expands a sparse constant when it starts.
-- Hybrid ops: the op reads integer weights directly, and its other operands are float32.
+- Hybrid ops: the op reads integer weights directly, and its other operands are float32. The weights have one scale, one
+  for each channel, or one for each block of values along the last axis, which another tensor of the graph holds.
 
 The first two are replaced exactly: the new constant has the values that these ops compute. An op with float32 weights
 instead of integer ones computes without the rounding of activations that a hybrid kernel adds.
@@ -13,14 +14,15 @@ instead of integer ones computes without the rounding of activations that a hybr
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.errors import InputError
+from tfq.errors import FlatbufferError, InputError
+from tfq.tflite.binary import DAMAGED
 from tfq.tflite.edit import (
     operator_name,
     pack,
@@ -36,6 +38,8 @@ from tfq.tflite.sparse import densify
 _FLOAT32 = TENSOR_TYPES.index("float32")
 _BITS = {"int4": 4, "int2": 2, "uint4": 4}
 _STORED = ("float16", "bfloat16", "int8", "uint8", "int16", *_BITS)
+# In the schema: 0 no details, 1 custom, 2 a scale for each block, 3 for several axes.
+_BLOCKWISE = 2
 _CONVERTING = ("DEQUANTIZE", "CAST", "DENSIFY")
 # The new constants of a file may have 64 times its size, which no real file reaches.
 _LARGEST_FACTOR, _FREE_BYTES, _FLATBUFFER_BYTES = 64, 1 << 26, (1 << 31) - (1 << 20)
@@ -64,9 +68,8 @@ def with_float_constants(data: bytes) -> FloatConstants:
     returned if there is nothing to replace. Constants of integer ops stay as they are.
 
     Raises:
-        InputError: A constant has a form that is not supported (a scale for each block of values), or the float32 form
-            is too large for a flatbuffer.
-        FlatbufferError: A sparse constant is damaged.
+        InputError: A constant's quantization is not that of TFLite, or the float32 form is too large for a flatbuffer.
+        FlatbufferError: A sparse constant, or one with a scale for each block, is damaged.
     """
     edited = unpack(data)
     writer = _Writer(edited, len(data))
@@ -92,13 +95,17 @@ class _Writer:
         self.stored: collections.Counter[str] = collections.Counter()
         self.hybrid_ops: set[str] = set()
 
-    def write(self, source: Any, target: Any, target_type: int) -> None:
-        """Give `target` the values of the constant `source` as `target_type`, which is float32 or the source's type."""
+    def write(self, source: Any, target: Any, target_type: int, tensors: Sequence[Any]) -> None:
+        """Give `target` the values of the constant `source` as `target_type`, which is float32 or the source's type.
+
+        `tensors` are those of its subgraph, which may contain its scales.
+        """
         shape = tuple(int(size) for size in ([] if source.shape is None else source.shape))
         keeps_type = target_type == source.type
-        key = None if source.sparsity else (source.buffer, source.type, target_type, shape, _quantization_key(source))
+        has_own_scales = source.sparsity is None and not _has_blocks(source)
+        key = (source.buffer, source.type, target_type, shape, _quantization_key(source)) if has_own_scales else None
         if key is None or key not in self._known:
-            values = self._values(source, shape, keeps_type=keeps_type)
+            values = self._values(source, shape, tensors, keeps_type=keeps_type)
             self.written += values.nbytes
             buffer = type(self._edited.buffers[source.buffer])()
             buffer.data = np.frombuffer(values.tobytes(), np.uint8)
@@ -109,7 +116,7 @@ class _Writer:
         target.buffer, target.type, target.sparsity = self._known[key], target_type, None
         target.shape, target.quantization = source.shape, quantization
 
-    def _values(self, source: Any, shape: tuple[int, ...], *, keeps_type: bool) -> NDArray:
+    def _values(self, source: Any, shape: tuple[int, ...], tensors: Sequence[Any], *, keeps_type: bool) -> NDArray:
         name, dtype = _name(source), TENSOR_TYPES[source.type]
         size = math.prod(shape) * (np.dtype(dtype).itemsize if keeps_type else 4)
         if self.written + size > self._most:
@@ -119,6 +126,7 @@ class _Writer:
                 field="model",
                 expected=self._most,
                 got=self.written + size,
+                limit="large-files",
             )
         content = np.asarray(self._edited.buffers[source.buffer].data, np.uint8)
         values = _unpacked(content, dtype)
@@ -132,7 +140,40 @@ class _Writer:
                 got=values.size,
             )
         values = values.reshape(-1)[: math.prod(shape)].reshape(shape)
-        return values if keeps_type else _as_float32(values, source, dtype, name)
+        if keeps_type:
+            return values
+        if _has_blocks(source):
+            return (values * self._block_scales(source, shape, tensors)).astype(np.float32)
+        return _as_float32(values, source, dtype, name)
+
+    def _block_scales(self, source: Any, shape: tuple[int, ...], tensors: Sequence[Any]) -> NDArray[np.float64]:
+        """Return the scale of each value of a constant with one for each block of its last axis."""
+        details = source.quantization.details
+        size, index = details.blockSize, details.scales
+        scales, zero_points = (tensors[at] if 0 <= at < len(tensors) else None for at in (index, details.zeroPoints))
+        expected = (*shape[:-1], shape[-1] // size) if shape and size > 0 and shape[-1] % size == 0 else None
+        dtype = TENSOR_TYPES[scales.type] if scales is not None else None
+        content = np.asarray([] if scales is None else self._edited.buffers[scales.buffer].data, np.uint8)
+        # The default index of the zero points is 0, which is an input of the model in files without them.
+        if zero_points is not None and self._edited.buffers[zero_points.buffer].data is not None:
+            expected = None
+        if expected is None or dtype not in ("float16", "float32"):
+            raise FlatbufferError(
+                f"tensor {_name(source)!r} of shape {list(shape)} has blocks of {size} values, whose scales are tensor "
+                f"{index} ({dtype}): expected blocks that divide the last axis, float16 or float32 scales, and no zero "
+                f"points: {DAMAGED}",
+                field=_name(source),
+            )
+        values = _unpacked(content, dtype)
+        if values.size != math.prod(expected):
+            raise FlatbufferError(
+                f"tensor {_name(source)!r} has {values.size} scales, expected {math.prod(expected)}, one for each "
+                f"block of {size} values: {DAMAGED}",
+                field=_name(source),
+                expected=math.prod(expected),
+                got=values.size,
+            )
+        return np.repeat(values.astype(np.float64).reshape(expected), size, axis=-1)
 
 
 def _unpacked(content: NDArray, dtype: str) -> NDArray:
@@ -184,7 +225,7 @@ class _Graph:
         graph.operators = [op for op in graph.operators or [] if not self._folded(op)]
         for tensor in tensors:
             if tensor.sparsity is not None and self._is_constant(tensor):
-                self._writer.write(tensor, tensor, tensor.type)
+                self._writer.write(tensor, tensor, tensor.type, tensors)
         readers = collections.defaultdict(list)
         for op in graph.operators:
             for slot, index in enumerate([] if op.inputs is None else op.inputs):
@@ -202,13 +243,13 @@ class _Graph:
         if not self._is_constant(source):
             return False
         if name == "DENSIFY":
-            self._writer.write(source, target, source.type)
+            self._writer.write(source, target, source.type, self._graph.tensors)
             return True
         kind = TENSOR_TYPES[source.type]
         is_float = kind in ("float16", "bfloat16")
         if target.type != _FLOAT32 or not (is_float or (name == "DEQUANTIZE" and self._is_quantized(source))):
             return False
-        self._writer.write(source, target, _FLOAT32)
+        self._writer.write(source, target, _FLOAT32, self._graph.tensors)
         return True
 
     def _replace_operand(self, index: int, read: list[tuple[Any, int]], readers: Mapping[int, list]) -> None:
@@ -230,7 +271,8 @@ class _Graph:
                 return
             lookups.append((op, converters))
         self._writer.hybrid_ops.update(hybrid)
-        self._writer.write(self._graph.tensors[index], self._graph.tensors[index], _FLOAT32)
+        tensors = self._graph.tensors
+        self._writer.write(tensors[index], tensors[index], _FLOAT32, tensors)
         for op, converters in lookups:
             self._skip(op, converters)
 
@@ -272,24 +314,30 @@ class _Graph:
         return self._is_constant(tensor) and TENSOR_TYPES[tensor.type] in _STORED[2:] and _has_scale(tensor)
 
 
+def _has_blocks(tensor: Any) -> bool:
+    """Check whether a tensor has a scale for each block of its values."""
+    return tensor.quantization is not None and tensor.quantization.detailsType == _BLOCKWISE
+
+
 def _has_scale(tensor: Any) -> bool:
     """Check whether a tensor has a scale.
 
     Raises:
-        InputError: It has a scale for each block of its values.
+        InputError: It has scales in a form that TFLite's converters do not write.
     """
     quantization = tensor.quantization
     if quantization is None:
         return False
-    if quantization.detailsType:
+    if quantization.detailsType not in (0, _BLOCKWISE):
         raise InputError(
-            f"tensor {_name(tensor)!r} has a scale for each block of its values, which tfq does not support as the "
-            "source of a conversion. Pass the float model",
+            f"tensor {_name(tensor)!r} has a custom quantization, or one along several axes, which tfq does not "
+            "support as the source of a conversion. Pass the float model",
             field="model",
-            expected="one scale, or one for each channel",
+            expected="one scale, or one for each channel or block",
             got=_name(tensor),
+            limit="custom-quantization",
         )
-    return quantization.scale is not None and len(quantization.scale) > 0
+    return _has_blocks(tensor) or (quantization.scale is not None and len(quantization.scale) > 0)
 
 
 def _name(tensor: Any) -> str:

@@ -228,7 +228,8 @@ def _read_tensor(table: Table, index: int, buffers: Sequence[_Span]) -> Tensor:
         _fail(f"{where}: type", f"a type from 0 to {len(schema.TENSOR_TYPES) - 1}", kind)
     if table.u32(TensorSlot.EXTERNAL_BUFFER, "external_buffer"):
         raise FlatbufferError(
-            f"{where}: expected its data in this file, got a reference to another file: export the model as one file"
+            f"{where}: expected its data in this file, got a reference to another file: export the model as one file",
+            limit="external-data",
         )
     buffer = table.u32(TensorSlot.BUFFER, "buffer")
     # A file without constants may have no buffers.

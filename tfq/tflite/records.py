@@ -228,6 +228,7 @@ def constant_values(data: bytes, tensor: Tensor) -> NDArray:
             f"tensor {tensor.name!r} is {tensor.dtype}, which NumPy does not support",
             field=tensor.name,
             got=tensor.dtype,
+            limit="unknown-dtypes",
         ) from error
     expected = math.prod(tensor.shape) * dtype.itemsize
     if not tensor.is_constant or tensor.is_sparse or dtype.hasobject or tensor.buffer_bytes != expected:

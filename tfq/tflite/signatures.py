@@ -63,6 +63,7 @@ def extract_subgraph(data: bytes, index: int) -> bytes:
             field="model",
             expected="no control flow",
             got=tuple(calling),
+            limit="control-flow",
         )
     model.subgraphs = [graph]
     model.signatureDefs = [item for item in model.signatureDefs or [] if item.subgraphIndex == index]

@@ -135,6 +135,7 @@ def _copied(model: Any, index: int, op: Any, inner: Any) -> list[Any]:
                 field="model",
                 expected="composites without state",
                 got=_text(tensor.name),
+                limit="composite-state",
             )
         if number not in place:
             place[number] = len(graph.tensors)

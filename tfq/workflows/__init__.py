@@ -9,6 +9,7 @@ from tfq.workflows.compression import (
     is_compressed,
     preflight,
     preflight_with_flatbuffer,
+    why_no_layers,
 )
 from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
 from tfq.workflows.evaluation import Evaluated, evaluate
@@ -56,4 +57,5 @@ __all__ = [
     "trace_once",
     "train",
     "trained_stem",
+    "why_no_layers",
 ]

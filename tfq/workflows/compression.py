@@ -35,6 +35,7 @@ def preflight(model: Any, config: RunConfig) -> Any:
             field="model",
             expected="a Keras model",
             got=config.model,
+            limit="tflite-training",
         )
     return compression.preflight(model, config.compression)
 
@@ -132,9 +133,20 @@ def check_compressible(model: Any, config: RunConfig) -> None:
     Raises:
         InputError: A layer does not; the message is the table of `preflight`.
     """
-    if isinstance(model, bytes) or not is_compressed(config):
-        return
-    _compressible(model, config)
+    if is_compressed(config) and not why_no_layers(model):
+        _compressible(model, config)
+
+
+def why_no_layers(model: Any) -> str:
+    """Return why a model that can be converted has no layers that could be trained; "" if it has layers."""
+    from tfq.keras_bridge import SavedModel, why_no_graph
+
+    if isinstance(model, bytes):
+        return "a .tflite cannot be trained: pruning and QAT need the Keras model"
+    if isinstance(model, SavedModel):
+        return "an exported SavedModel has no layers: pruning and QAT need the Keras model that it was exported from"
+    reason = why_no_graph(model)
+    return f"pruning and QAT need the graph of the model, but it {reason}" if reason else ""
 
 
 def _compressible(model: Any, config: RunConfig) -> Any:

@@ -162,12 +162,14 @@ def read_tflite(config: RunConfig) -> bytes:
     """Return the bytes of the file in config.model.
 
     Raises:
-        InputError: There is no such file, or it is a Keras model.
+        InputError: There is no such file, or it is a Keras model or a SavedModel.
     """
     model_name(config)
-    if config.model.endswith((".keras", ".h5", ".hdf5")):
+    is_saved_model = os.path.isfile(os.path.join(config.model, "saved_model.pb"))
+    if is_saved_model or config.model.endswith((".keras", ".h5", ".hdf5")):
         raise InputError(
-            f"model={config.model} is a Keras model, expected a .tflite file. Convert it with tfq convert first",
+            f"model={config.model} is a {'SavedModel' if is_saved_model else 'Keras model'}, expected a .tflite file. "
+            "Convert it with tfq convert first",
             field="model",
             expected="a .tflite file",
             got=config.model,

@@ -12,7 +12,7 @@ from typing import Any
 from tfq import artifacts, auditing, data, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
 from tfq.config import ConversionConfig, CostRequireConfig, RunConfig
-from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings
+from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
@@ -92,11 +92,16 @@ class Run:
 
 
 class Loaded:
-    """A model of the run, loaded and traced once, when a stage needs it."""
+    """A model of the run, loaded and traced once, when a stage needs it.
+
+    Attributes:
+        no_layers: Why the model cannot be compressed by training; "" if it can.
+    """
 
     def __init__(self, config: RunConfig, *, allow_code: bool = False) -> None:
         """Load nothing yet; see `workflows.load` for the arguments."""
         self._config, self._allow_code = config, allow_code
+        self.no_layers = ""
 
     @functools.cached_property
     def model(self) -> Any:
@@ -112,11 +117,6 @@ class Loaded:
     def sha256(self) -> str:
         """The hash of the model's file."""
         return artifacts.sha256_path(self._config.model)
-
-    @property
-    def is_flatbuffer(self) -> bool:
-        """Whether the model is a .tflite."""
-        return self._config.model.endswith(".tflite")
 
 
 def _trained(run: Run) -> Loaded:
@@ -134,9 +134,9 @@ def _trained(run: Run) -> Loaded:
 
         def check(directory: Path) -> dict[str, Any]:
             workflows.check_compressible(loaded.model, config)
-            return {}
+            return {"no_layers": workflows.why_no_layers(loaded.model)}
 
-        run.stage("load", inputs, check)
+        loaded.no_layers = run.details("load", inputs, check)["no_layers"]
         return loaded
 
     def make(directory: Path) -> dict[str, Any]:
@@ -191,8 +191,9 @@ def make_flatbuffers(run: Run) -> tuple[list[Built], dict[str, float]]:
     if not workflows.is_compressed(config):
         run.skip("compress", "no step of compression is enabled")
         return built, {}
-    if model.is_flatbuffer:
-        run.skip("compress", "a .tflite cannot be trained: pruning and QAT need the Keras model")
+    if model.no_layers:
+        run.skip("compress", model.no_layers)
+        warn(f"the compress stage is skipped: {model.no_layers}")
         return built, {}
     compressed, result = _compressed(run, model)
     name = f"{workflows.compression_suffix(config)}_{scheme}"

@@ -105,6 +105,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
             field="model",
             expected="a layer that can be clustered",
             got=model.name,
+            limit="nothing-to-compress",
         )
     for pattern in config.layers:
         check_fits(f"cluster: the pattern {pattern!r} in layers", pattern, reasons, field="compression.cluster.layers")

@@ -260,6 +260,7 @@ def _traced(model: Any) -> Trace:
             field="qat_model",
             expected="no batch size",
             got=built_in,
+            limit="parity-batch",
         )
     return trace(model, 0)
 

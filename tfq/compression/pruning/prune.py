@@ -181,6 +181,7 @@ def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None
             field="model",
             expected="a Dense or a convolution",
             got=model.name,
+            limit="nothing-to-compress",
         )
     form = "sparsity_m_by_n" if config.sparsity_m_by_n else "block_size"
     unstructured = layer_reasons(model, PruneConfig())

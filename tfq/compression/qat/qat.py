@@ -74,6 +74,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             field="model",
             expected="a layer for quantization-aware training",
             got=model.name,
+            limit="nothing-to-compress",
         )
     with _scope(clone), tfmot_fixes.fixed_transforms(), _translate_errors(model):
         avoid = [layer.name for layer in clone.layers]
@@ -109,6 +110,7 @@ def _check_no_added_terms(model: Any) -> None:
             field="model",
             expected="no terms added by model.add_loss or model.add_metric",
             got=tuple(added),
+            limit="added-losses",
         )
 
 
@@ -161,7 +163,10 @@ def _translate_errors(model: Any) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"tfmot cannot prepare {model.name!r} for QAT: {error}", field="model", got=model.name
+            f"tfmot cannot prepare {model.name!r} for QAT: {error}",
+            field="model",
+            got=model.name,
+            limit="tfmot-rejects",
         ) from error
 
 

@@ -35,6 +35,7 @@ def is_quantization_aware(model: Any) -> bool:
             field="model",
             expected="a model with one kind of wrapper",
             got=tuple(sorted(kinds)),
+            limit="qat-resume",
         )
     if is_cluster_preserving(model):
         raise InputError(
@@ -43,6 +44,7 @@ def is_quantization_aware(model: Any) -> bool:
             field="model",
             expected="a model without tfmot's cluster preserving quantization",
             got=model.name,
+            limit="qat-resume",
         )
     return True
 

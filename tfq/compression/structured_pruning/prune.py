@@ -251,6 +251,7 @@ def prune_structured(
             field="model",
             expected="a layer that can lose filters",
             got=model.name,
+            limit="nothing-to-compress",
         )
     before = _macs(trace)
     removed_roots, after = select_channels(

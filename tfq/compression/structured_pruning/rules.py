@@ -157,6 +157,7 @@ def _num_positions(layer: Any, shape: Shape) -> int:
             field="model",
             expected="a fixed shape",
             got=layer.name,
+            limit="open-sizes-macs",
         )
     return math.prod(size for size in shape[1:-1] if size is not None)
 

@@ -266,6 +266,7 @@ def with_batch_size(name: str, shape: Shape, batch_size: int, *, declared: bool)
             field="conversion.batch_size",
             expected=shape[0],
             got=batch_size,
+            limit="batch-size",
         )
     return (batch_size or None, *shape[1:])
 
@@ -350,6 +351,7 @@ def _unknown_size(item: SourceInput) -> InputError:
         field=FIELD,
         expected="a fixed shape",
         got=item.shape,
+        limit="open-sizes",
     )
 
 

@@ -151,6 +151,7 @@ def _tensor(value: Any, name: str) -> Any:
             field="model",
             expected="a tensor",
             got=type(value).__name__,
+            limit="output-not-dense",
         ) from error
 
 

@@ -123,6 +123,7 @@ def _input(name: str, tensor: Any) -> SourceInput:
             field="model",
             expected="numbers",
             got=dtype.name,
+            limit="text-input",
         )
     shape = tf.TensorShape(tensor.tensor_shape)
     sizes = None if shape.rank is None else tuple(shape.as_list())

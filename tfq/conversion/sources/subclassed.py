@@ -122,6 +122,7 @@ class SubclassedModel(KerasSource):
                 field=FIELD,
                 expected="the shape of each input",
                 got=tuple(unknown),
+                limit="unknown-inputs",
             )
         return arguments
 
@@ -165,6 +166,7 @@ def _parameters(model: Any) -> list[_Parameter]:
             field="model",
             expected="a named argument",
             got=str(inspect.signature(model.call)),
+            limit="unnamed-arguments",
         )
     return parameters
 

@@ -106,6 +106,7 @@ def image_pieces(
                 field="data.resize" if not is_color else "data.source",
                 expected=expected_shape,
                 got=images.shape[1:],
+                limit="image-sizes",
             )
         count += len(images)
         # Images of different sizes arrive one at a time.
@@ -341,6 +342,7 @@ def _find_files(folders: Sequence[Path]) -> _Files:
                         field="data.source",
                         expected=("JPEG", "PNG"),
                         got=suffix,
+                        limit="image-formats",
                     )
                 (images if suffix in _IMAGES else result.unused).append(path)
     return result

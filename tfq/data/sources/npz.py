@@ -59,6 +59,7 @@ class Member:
                 "one shape for every example",
                 field=self.key,
                 got="object",
+                limit="object-arrays",
             )
         if not self.shape:
             raise InputError(

@@ -73,6 +73,7 @@ def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]
             f"{path} is compressed with gzip, expected an uncompressed TFRecord file. Run gunzip on it",
             field="data.source",
             got=str(path),
+            limit="compressed-tfrecord",
         )
     start, index = 0, 0
     while start < size:

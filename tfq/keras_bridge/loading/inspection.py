@@ -71,6 +71,7 @@ def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
             field="model",
             expected="no code",
             got=tuple(finding.layer for finding in findings),
+            limit="code-in-files",
         )
 
 

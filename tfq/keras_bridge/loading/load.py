@@ -156,6 +156,7 @@ def _refuse_lost_masks(file: ModelFile, model: Any) -> None:
             field="model",
             expected="a model without wrappers",
             got=tuple(names),
+            limit="tfmot-masks",
         )
 
 
@@ -211,6 +212,7 @@ def _build_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code:
             field="model",
             expected="an input shape",
             got=str(file.path),
+            limit="never-built",
         )
     # The checkpoint must contain each variable of the model. Other variables (an optimizer's) are ignored.
     model.load_weights(prefix).assert_existing_objects_matched()
@@ -232,6 +234,7 @@ def _check_checkpoint(file: ModelFile, prefix: str) -> None:
             field="model",
             expected=MAX_FILE_BYTES,
             got=declared,
+            limit="large-files",
         )
 
 

@@ -106,12 +106,14 @@ def _read_file(path: Path) -> ModelFile:
             f"{path} is a Python pickle, which runs code when it is read. Expected {EXPECTED_FILE}",
             field="model",
             expected=EXPECTED_FILE,
+            limit="pickles",
         )
     if content[4:8] == b"TFL3":
         raise InputError(
             f"{path} is a TFLite flatbuffer. Expected {EXPECTED_FILE}: conversion starts from the Keras model",
             field="model",
             expected=EXPECTED_FILE,
+            limit="tflite-training",
         )
     raise InputError(
         f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}). Expected {EXPECTED_FILE}",
@@ -196,6 +198,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
         raise InputError(
             f"{path} is too large when unpacked. tfq loads at most {MAX_MEMBERS} members and {MAX_FILE_BYTES} bytes",
             field="model",
+            limit="large-files",
         )
     if len(set(names)) != len(names):
         raise InputError(
@@ -220,7 +223,9 @@ def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
             header = member.read(_NPY_HEADER_BYTES).replace(b'"', b"'")
         if b"'|O'" in header or b"'O'" in header:
             raise InputError(
-                f"{path}: {name} in model.weights.npz is a pickle, which runs code when it is read", field="model"
+                f"{path}: {name} in model.weights.npz is a pickle, which runs code when it is read",
+                field="model",
+                limit="pickles",
             )
 
 
@@ -236,6 +241,7 @@ def _json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
             f"{path}: {what} has {len(value)} bytes. tfq reads at most {MAX_JSON_BYTES}",
             field="model",
             expected=MAX_JSON_BYTES,
+            limit="large-files",
         )
     try:
         config = json.loads(value)
@@ -287,6 +293,7 @@ def _from_saved_model(path: Path) -> ModelFile:
             f"the model that it was exported from. Expected {_EXPECTED_DIRECTORY}",
             field="model",
             expected=_EXPECTED_DIRECTORY,
+            limit="exported-model",
         )
     if not _is_graph_network(metadata):
         raise InputError(
@@ -295,6 +302,7 @@ def _from_saved_model(path: Path) -> ModelFile:
             "compress the model by training, build it with the functional API where its class is available, and save "
             "that",
             field="model",
+            limit="no-graph",
         )
     members = _variables(path)
     version = metadata.get("keras_version", "")
@@ -370,6 +378,7 @@ def _variables(path: Path) -> dict[str, bytes]:
                 f"{path}/variables is too large. tfq loads at most {MAX_FILE_BYTES} bytes",
                 field="model",
                 expected=MAX_FILE_BYTES,
+                limit="large-files",
             )
     return members
 
@@ -386,7 +395,11 @@ def _member(path: Path, name: str) -> bytes:
             expected=_EXPECTED_DIRECTORY,
         ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
-        raise InputError(f"{file} is a symbolic link or inside of one. tfq does not load such a model", field="model")
+        raise InputError(
+            f"{file} is a symbolic link or inside of one. tfq does not load such a model",
+            field="model",
+            limit="external-data",
+        )
     return artifacts.read_bytes(file, _EXPECTED_DIRECTORY, field="model", max_bytes=MAX_FILE_BYTES)
 
 

@@ -178,6 +178,7 @@ def load_saved_model(path: str | os.PathLike[str], *, allow_code: bool = False) 
             field="model",
             expected="a signature",
             got=str(path),
+            limit="no-signature",
         )
     return SavedModel(
         path=path, signatures=signatures, allow_code=allow_code, meta_graph=graphs[0], checkpoint=checkpoint
@@ -197,6 +198,7 @@ def _signature(model: SavedModel, name: str) -> Signature:
                     field="model",
                     expected="a dense tensor",
                     got=key,
+                    limit="sparse-signature",
                 )
     nodes = {node.name: node for node in _meta_graph(model).graph_def.node}
     places = {node_of(tensor.name) for tensor in inputs.values()}
@@ -294,6 +296,7 @@ def _refuse_ops(model: SavedModel, signature: str, bodies: Iterable[tuple[str, I
                 field="model",
                 expected="ops that only compute",
                 got=tuple(ops),
+                limit="saved-model-ops",
             )
 
 
@@ -364,6 +367,7 @@ def _values_of(model: SavedModel, signature: str, call: Any, handles: list[str])
             field="model",
             expected="a SavedModel of TensorFlow 2",
             got=str(model.path),
+            limit="tensorflow-1",
         )
     bound = list(functions[name].bound_inputs)
     captured = [node_of(tensor) for tensor in call.input if not tensor.startswith("^")]

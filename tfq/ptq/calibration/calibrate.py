@@ -251,6 +251,7 @@ def check_custom_ops(model: bytes) -> None:
             field="model",
             expected="ops with a kernel",
             got=tuple(op.custom_code for op in ops),
+            limit="custom-ops",
         )
 
 
@@ -265,6 +266,7 @@ def check_no_control_flow(model: bytes) -> None:
             field="model",
             expected="no variables",
             got=("CALL_ONCE",),
+            limit="tflite-state",
         )
     loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
     if loops:
@@ -275,4 +277,5 @@ def check_no_control_flow(model: bytes) -> None:
             field="model",
             expected="no control flow",
             got=tuple(loops),
+            limit="control-flow",
         )
