@@ -25,7 +25,8 @@ class TfqError(Exception):
         field: The config path or the argument that the error is about, or None.
         expected: What would have been accepted: a value, a tuple of choices, or a short phrase.
         got: The value that was passed instead.
-        limit: If tfq does not support this kind of model, data or set-up: the name of its row in docs/not_supported.md.
+        limit: The name of the row in docs/not_supported.md if tfq does not support this kind of model, data or set-up.
+            None if tfq supports it, but the value is wrong.
 
     Attributes:
         exit_code: The exit code of a command that fails with this error.

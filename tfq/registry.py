@@ -20,12 +20,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from tfq import progress
 from tfq.artifacts import read_bytes
 from tfq.errors import InputError
 
@@ -65,6 +66,7 @@ T = TypeVar("T", bound=Registered)
 _classes: dict[type, str] = {}
 _entries: dict[str, dict[str, Any]] = {}
 _plugins: dict[str, Plugin] = {}
+_IMPORTS_TENSORFLOW = re.compile(rb"^\s*(import|from)\s+(tensorflow|tf_keras|keras)\b", re.MULTILINE)
 
 
 def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
@@ -257,6 +259,10 @@ def load_plugin(path: str) -> Plugin:
     name = f"tfq_plugin_{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}"
     if name in _plugins:
         return _plugins[name]
+    if _IMPORTS_TENSORFLOW.search(content):
+        # Otherwise the plugin's import would write TensorFlow's log to stderr.
+        with suppress(ImportError):
+            progress.import_tensorflow()
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None and specification.loader is not None  # of a path that ends in .py
     module = importlib.util.module_from_spec(specification)

@@ -38,7 +38,7 @@ try:
     tfq.convert(result)
     refused = None
 except tfq.InputError as error:
-    refused = error.got
+    refused = error.limit
 result.save(sys.argv[1])
 sums = [float(abs(weight).sum()) for weight in result.get_weights()]
 print(json.dumps({"refused": refused, "sums": sums, "sparsity": tfq.compression.measure_sparsity(result)}))

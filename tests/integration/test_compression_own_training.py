@@ -128,7 +128,7 @@ class OfKeras3(keras3.Model):
 def test_training_code_of_keras_3_is_refused_before_training(step):
     bridged = tfq.to_tf_keras(OfKeras3(**ends(keras3)))
     assert any("train_step" in note for note in bridged.notes)
-    with refused(InputError, field="model", got="OfKeras3.train_step", word="to_tf_keras"):
+    with refused(InputError, field="model", got="OfKeras3.train_step", word="to_tf_keras", limit="training-code"):
         step(bridged.model, lambda model, callbacks: pytest.fail("trained"))
 
 
@@ -151,7 +151,7 @@ def test_attributes_are_copied_or_refused_by_name():
     assert copy.scale is not model.scale and float(copy.scale) == 2.0 and copy.options == {"rates": [0.1, 0.2]}
     assert [metric.name for metric in copy.metrics] == ["tracked"] and copy.optimizer is None
     model.teacher = keras.layers.Dense(2, name="foreign")
-    with refused(InputError, field="model", got="foreign", word="Counting.teacher"):
+    with refused(InputError, field="model", got="foreign", word="Counting.teacher", limit="copied-attributes"):
         qat(model, fit)
 
 
@@ -190,5 +190,5 @@ def test_added_losses_are_kept_by_pruning_and_refused_by_qat():
     pruned = prune(model, fit)
     pruned(IMAGES)
     assert len(pruned.losses) == 1
-    with refused(InputError, field="model", got=("add_loss",)):
+    with refused(InputError, field="model", got=("add_loss",), limit="added-losses"):
         qat(model, fit)

@@ -251,15 +251,15 @@ def test_models_that_cannot_be_walked_are_refused():
     keras = import_tf_keras()
     with refused(InputError, field="model", word="pruning"):
         prune_model(small_model(import_keras()), fit_for(1))
-    with refused(InputError, field="model", expected="a built model"):
+    with refused(InputError, field="model", expected="a built model", limit="never-built"):
         prune_model(keras.Sequential([keras.layers.Dense(1)]), fit_for(1))
 
     class Own(keras.Model):
         pass
 
-    with refused(InputError, field="model", got="Own"):
+    with refused(InputError, field="model", got="Own", limit="no-graph"):
         prune_model(Own(), fit_for(1))
-    with refused(InputError, field="model", expected="a Dense or a convolution"):
+    with refused(InputError, field="model", expected="a Dense or a convolution", limit="nothing-to-compress"):
         prune_model(keras.Sequential([keras.layers.ReLU(input_shape=(2,))]), fit_for(1))
 
 

@@ -182,7 +182,7 @@ def test_callbacks_export_the_current_weights_of_a_pruned_model():
 
 
 def test_what_cannot_be_resumed_is_refused_with_a_remedy(models):
-    with refused(InputError, field="model", word="tfq.cluster"):
+    with refused(InputError, field="model", word="tfq.cluster", limit="qat-resume"):
         tfq.qat(cluster_preserving(), fit)
     config = tfq.QATConfig(distillation=tfq.DistillationConfig(enabled=True))
     with refused(InputError, field="teacher"):
@@ -201,7 +201,7 @@ def test_clusters_that_preserve_sparsity_cannot_be_loaded(tmp_path):
     linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
     options = {"number_of_clusters": 4, "cluster_centroids_init": linear, "preserve_sparsity": True}
     module.cluster_weights(float_model(), **options).save(tmp_path / "model.h5")
-    with refused(InputError, field="model", word="strip_clustering"):
+    with refused(InputError, field="model", word="strip_clustering", limit="tfmot-masks"):
         tfq.load_model(tmp_path / "model.h5")
     cluster_preserving().save(tmp_path / "qat.h5")
     with refused(InputError, field="model", word="SavedModel"):

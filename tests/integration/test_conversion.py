@@ -283,11 +283,11 @@ def test_loops_and_stateful_layers_are_refused_by_name():
     keras = import_tf_keras()
     layers = keras.layers
     volume = keras.Sequential([keras.Input((4, 6, 6, 2)), layers.ConvLSTM2D(3, 3, name="memory")])
-    with refused(tfq.InputError, field="model", word="(memory)"):
+    with refused(tfq.InputError, field="model", word="(memory)", limit="control-flow"):
         tfq.convert(volume, np.ones((8, 4, 6, 6, 2), np.float32))
     stateful = keras.Sequential([keras.Input((4, 3), batch_size=1), layers.GRU(5, stateful=True, name="memory")])
     for scheme in ("int8", "dynamic_range"):
-        with refused(tfq.InputError, field="model", expected="stateful=False", got=("memory",)):
+        with refused(tfq.InputError, field="model", expected="stateful=False", got=("memory",), limit="stateful-rnn"):
             tfq.convert(stateful, np.ones((8, 4, 3), np.float32), tfq.ConversionConfig(scheme=scheme))
 
 
@@ -356,7 +356,7 @@ def test_too_few_or_constant_samples_warn(samples):
 def test_another_batch_size_than_that_of_the_model_is_refused():
     tf_keras = import_tf_keras()
     batched = tf_keras.Sequential([tf_keras.Input((3,), batch_size=4), tf_keras.layers.Dense(2)])
-    with refused(tfq.InputError, field="conversion.batch_size", expected=4, got=1):
+    with refused(tfq.InputError, field="conversion.batch_size", expected=4, got=1, limit="batch-size"):
         tfq.convert(batched, np.zeros((8, 3)))
 
 

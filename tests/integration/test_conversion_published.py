@@ -161,11 +161,15 @@ def text_input(edited, graph):
 
 
 @pytest.mark.parametrize(
-    ("change", "word", "got"),
-    [(unknown_op, "Unknown", ("Unknown",)), (variables, "CALL_ONCE", ("CALL_ONCE",)), (text_input, "string", "string")],
+    ("change", "word", "got", "row"),
+    [
+        (unknown_op, "Unknown", ("Unknown",), {"limit": "custom-ops"}),
+        (variables, "CALL_ONCE", ("CALL_ONCE",), {"limit": "tflite-state"}),
+        (text_input, "string", "string", {"limit": "text-input"}),
+    ],
 )
-def test_what_cannot_be_calibrated_is_refused_by_name(change, word, got):
-    with refused(tfq.InputError, field="model", word=word, got=got):
+def test_what_cannot_be_calibrated_is_refused_by_name(change, word, got, row):
+    with refused(tfq.InputError, field="model", word=word, got=got, **row):
         tfq.convert(changed(change), IMAGES, config())
 
 

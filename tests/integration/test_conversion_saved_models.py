@@ -124,9 +124,9 @@ def test_several_signatures_without_a_default_are_listed(several):
 
 
 def test_another_batch_size_and_unknown_sizes_of_a_signature_are_refused(several):
-    with refused(tfq.InputError, field="conversion.batch_size", expected=2, got=1):
+    with refused(tfq.InputError, field="conversion.batch_size", expected=2, got=1, limit="batch-size"):
         tfq.convert(several, None, tfq.ConversionConfig(scheme="float32", signature="fixed"))
-    with refused(tfq.InputError, field="conversion.input_shapes", word="image=NxNx3"):
+    with refused(tfq.InputError, field="conversion.input_shapes", word="image=NxNx3", limit="open-sizes"):
         tfq.convert(several, None, tfq.ConversionConfig(scheme="float32", signature="pooled"))
 
 
@@ -151,7 +151,7 @@ def test_ops_that_reach_the_host_are_refused_before_anything_runs(tmp_path):
     (tmp_path / "secret").write_text("password")
     path = saved(tmp_path, call)
     target.unlink(missing_ok=True)
-    with refused(tfq.InputError, field="model", word="WriteFile") as caught:
+    with refused(tfq.InputError, field="model", word="WriteFile", limit="saved-model-ops") as caught:
         tfq.convert(path, ROWS)
     assert set(caught.value.got) == {"WriteFile", "ReadFile", "PyFunc"}
     assert not target.exists()
@@ -179,10 +179,10 @@ def test_an_initializer_of_a_saved_model_does_not_run(tmp_path):
 def test_lookup_tables_and_text_are_refused(tmp_path):
     table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([1, 2], [10.0, 20.0], tf.int64), -1.0)
     path = saved(tmp_path / "a", table.lookup, tf.TensorSpec((None, 3), tf.int64, name="ids"), table=table)
-    with refused(tfq.InputError, field="model", word="LookupTableFindV2"):
+    with refused(tfq.InputError, field="model", word="LookupTableFindV2", limit="saved-model-ops"):
         tfq.convert(path, np.ones((16, 3), "int64"))
     text = saved(tmp_path / "b", tf.strings.length, tf.TensorSpec((None,), tf.string, name="text"))
-    with refused(tfq.InputError, field="model", expected="numbers", got="string"):
+    with refused(tfq.InputError, field="model", expected="numbers", got="string", limit="text-input"):
         tfq.convert(text, None, FLOAT)
 
 
@@ -193,7 +193,7 @@ def test_a_state_that_the_outputs_depend_on_is_refused(tmp_path):
         counter.assign_add(1.0)
         return row * counter
 
-    with refused(tfq.InputError, field="model", word="counter"):
+    with refused(tfq.InputError, field="model", word="counter", limit="state"):
         tfq.convert(saved(tmp_path, call, counter=counter), None, FLOAT)
 
 
@@ -216,9 +216,9 @@ def test_damaged_and_foreign_directories_are_refused(several, tmp_path):
 
 
 def test_training_and_load_model_refuse_an_exported_model(several):
-    with refused(tfq.InputError, field="model", word="tfq.load_saved_model"):
+    with refused(tfq.InputError, field="model", word="tfq.load_saved_model", limit="exported-model"):
         tfq.load_model(several)
-    with refused(tfq.InputError, field="model", got="SavedModel"):
+    with refused(tfq.InputError, field="model", got="SavedModel", limit="exported-model"):
         tfq.to_tf_keras(tfq.load_saved_model(several))
 
 
@@ -251,7 +251,7 @@ def test_a_subclassed_model_is_converted_from_its_files(tmp_path):
         (spec,) = tfq.data.input_specs(content)
         (output,) = outputs_by_name(content, {spec.name: ROWS}).values()
         np.testing.assert_allclose(output, expected, atol=1e-5)
-    with refused(tfq.InputError, field="model", expected="no code"):
+    with refused(tfq.InputError, field="model", expected="no code", limit="code-in-files"):
         tfq.load_model(tmp_path / "model.keras")
 
 
@@ -272,5 +272,7 @@ def test_a_recurrent_layer_in_a_saved_model_is_refused_with_the_remedy(tmp_path)
     keras = import_keras()
     inputs = keras.Input((6, 4))
     keras.Model(inputs, keras.layers.GRU(3)(inputs)).export(str(tmp_path / "saved"), verbose=False)
-    with refused(tfq.InputError, field="model", expected="a model without loops of open shapes"):
+    with refused(
+        tfq.InputError, field="model", expected="a model without loops of open shapes", limit="saved-model-loop"
+    ):
         tfq.convert(tmp_path / "saved", None, FLOAT)

@@ -207,7 +207,9 @@ def test_xnnpack_takes_every_op_of_the_schemes_with_float_activations(scheme, st
 @pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic_range", "weight_only_int8"])
 def test_granularity_is_as_asked_and_computes_the_same(scheme, settings, granularity, dense, models, traces, samples):
     if scheme == "int16x8" and not settings.get("per_channel", True):
-        with refused(tfq.InputError, field="conversion.per_channel", expected=True, word="depthwise"):
+        with refused(
+            tfq.InputError, field="conversion.per_channel", expected=True, word="depthwise", limit="int16-per-tensor"
+        ):
             convert(traces["tf_keras"], samples, scheme=scheme, **settings)
         return
     content = convert(traces["tf_keras"], samples, scheme=scheme, **settings)
@@ -267,14 +269,14 @@ def aware(samples):
 
 @pytest.mark.parametrize("scheme", ["int16x8", "dynamic_range", "float16", "weight_only_int8"])
 def test_a_quantization_aware_model_is_int8_alone(scheme, aware, samples):
-    with refused(tfq.InputError, field="conversion.scheme", expected="int8", got=scheme):
+    with refused(tfq.InputError, field="conversion.scheme", expected="int8", got=scheme, limit="qat-scheme"):
         convert(aware, samples, scheme=scheme)
 
 
 def test_fake_quantization_decides_the_granularity(aware):
     report = tfq.audit(tfq.convert(aware, config=tfq.ConversionConfig(per_channel_dense=False)))
     assert (report.granularity, report.dense_granularity) == ("mixed", "per_tensor")
-    with refused(tfq.InputError, field="conversion.per_channel", expected=True, got=False):
+    with refused(tfq.InputError, field="conversion.per_channel", expected=True, got=False, limit="qat-scheme"):
         tfq.convert(aware, config=tfq.ConversionConfig(per_channel=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)

@@ -43,7 +43,7 @@ def test_a_dataset_of_pairs_is_collected_batched_or_not(dataset):
 
 def test_a_dataset_of_inputs_alone_must_say_that_it_is_batched():
     assert np.array_equal(as_split(sliced(X).batch(3)).inputs["x"], X)
-    with refused(InputError, field="data", expected="a batched Dataset"):
+    with refused(InputError, field="data", expected="a batched Dataset", limit="unbatched-dataset"):
         as_split(sliced(X))
 
 
@@ -73,6 +73,13 @@ def test_a_dataset_of_named_inputs_keeps_their_names():
 def test_an_unusable_dataset_is_reported(dataset, field, expected):
     with refused(InputError, field=field, expected=expected):
         as_split(dataset)
+
+
+def test_endless_datasets_and_those_with_sample_weights_are_unsupported():
+    with refused(InputError, field="data", limit="endless-dataset"):
+        as_split(sliced(X, Y).repeat())
+    with refused(InputError, field="data", limit="dataset-elements"):
+        as_split(tf.data.Dataset.from_tensor_slices(((X, X), Y)).batch(2))
 
 
 def test_an_endless_dataset_is_taken_with_a_limit():

@@ -165,7 +165,8 @@ def test_damaged_files_are_refused(tmp_path):
     }
     for word, content in damaged.items():
         (tmp_path / "test").write_bytes(content)
-        with refused(InputError, field="data.source", word=word):
+        limit = "compressed-tfrecord" if word == "gzip" else None
+        with refused(InputError, field="data.source", word=word, limit=limit):
             load_split(config_of(tmp_path), "test")
 
 

@@ -73,7 +73,7 @@ def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
     marker, tf_keras = tmp_path / "marker", import_tf_keras()
     lambda_model(tf_keras, marker).save(tmp_path / "lambda", save_format="tf")
     marker.unlink(missing_ok=True)
-    with refused(InputError, field="model", expected="no code", word="Lambda"):
+    with refused(InputError, field="model", expected="no code", word="Lambda", limit="code-in-files"):
         load_model(tmp_path / "lambda")
 
     class Module(tf.Module):
@@ -90,7 +90,7 @@ def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
 
 def test_a_keras_3_export_is_distinguished_from_a_prunable_model(tmp_path):
     small_model(import_keras()).export(tmp_path / "exported", verbose=False)
-    with refused(InputError, field="model", word="serving"):
+    with refused(InputError, field="model", word="serving", limit="exported-model"):
         load_model(tmp_path / "exported")
 
 
@@ -129,7 +129,7 @@ def test_custom_objects_of_a_file_are_found_and_without_them_refused(tmp_path, k
     x = keras.layers.Activation(objects["shifted"], name="act")(objects["Tripled"](name="tripled")(inputs))
     path = tmp_path / (f"m.{suffix}" if suffix != "saved" else "saved")
     keras.Model(inputs, x).save(path, **({"save_format": "tf"} if suffix == "saved" else {}))
-    with refused(InputError, field="model", expected="no code", word="plugin"):
+    with refused(InputError, field="model", expected="no code", word="plugin", limit="code-in-files"):
         load_model(path)
     np.testing.assert_array_equal(load_model(path, custom_objects=objects)(np.ones((1, 2), "float32")), [[4, 4]])
 

@@ -385,7 +385,7 @@ def test_what_cannot_be_done_is_refused_with_what_to_do():
         prune_structured(model, config=config(target_macs=1.0))
     with refused(InputError, field="compression.structured_pruning.target_macs", got=0.01, word="head"):
         prune_structured(model, config=config(target_macs=0.01))
-    with refused(InputError, field="model", got="small", word="conv0"):
+    with refused(InputError, field="model", got="small", word="conv0", limit="nothing-to-compress"):
         prune_structured(model, config=config(channel_multiple=16))
     with refused(InputError, field="compression.structured_pruning.layers", got="con0", word="'conv0'"):
         prune_structured(model, config=config(layers=("con0",)))
@@ -394,7 +394,7 @@ def test_what_cannot_be_done_is_refused_with_what_to_do():
         image = keras.Input((4, 4, 3))
         prune_structured(keras.Model(image, keras.layers.Conv2D(8, 1)(image)))
     open_size = built(lambda layers, x: layers.Conv2D(2, 1)(layers.Conv2D(8, 1, name="conv")(x)), (None, None, 3))
-    with refused(InputError, field="model", expected="a fixed shape", got="conv"):
+    with refused(InputError, field="model", expected="a fixed shape", got="conv", limit="open-sizes-macs"):
         prune_structured(open_size, config=config())
     broken = built(residual, (8, 8, 3))
     broken.get_layer("head").set_weights([np.full((8, 3), np.nan), np.zeros(3)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from golden_models import changed, golden
+from messages import refused
 from test_ptq_techniques import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
 
 import tfq
@@ -440,6 +441,12 @@ def test_the_record_is_json_and_the_table_lists_every_op():
 def test_flatbuffers_that_do_not_belong_together_are_refused(pair):
     with pytest.raises(InputError):
         analysis.analyze(*pair, IMAGES)
+
+
+@pytest.mark.parametrize("name", ["digits_dynamic_range", "digits_float16"])
+def test_files_with_float_activations_have_no_errors_of_ops(name):
+    with refused(InputError, field="quantized", limit="float-activations"):
+        analysis.analyze(golden(name), FLOATING, IMAGES)
 
 
 def test_sensitivity_counts_changed_classes_of_class_outputs_only():

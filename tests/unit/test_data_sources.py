@@ -235,6 +235,20 @@ def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, field, got)
         load_split(npz(**arrays), "test")
 
 
+@pytest.mark.parametrize(
+    ("array", "limit"),
+    [
+        (np.array([1j]), "not-real-numbers"),
+        (np.array(["a"]), "not-real-numbers"),
+        (np.array([[1], [2, 3]], dtype=object), "object-arrays"),
+        (nan_at_two(), None),
+    ],
+)
+def test_only_kinds_of_arrays_that_npz_cannot_hold_are_unsupported(npz, array, limit):
+    with refused(InputError, limit=limit):
+        load_split(npz(x_test=array), "test")
+
+
 def test_files_that_are_not_npz_are_refused(tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "text.npz").write_text("not an archive")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated parts of the documentation agree with registries, tests, the commands' help and the public names."""
 
+import ast
 import importlib.util
 import re
 
@@ -115,3 +116,25 @@ def test_a_help_page_lists_every_flag_below_its_heading(generate, command):
     page = generate.help_of(command)
     lines = [line for line in page.splitlines() if line.startswith("- `--")]
     assert lines and not [line for line in lines if re.search(r"default[^()]*\)\s+\S", line)]
+
+
+def limits_in(code):
+    """Return the values of the argument `limit` of all errors in Python code; those that are not literals as None."""
+    calls = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    errors = (call for call in calls if ast.unparse(call.func).endswith(("Error", "super().__init__")))
+    values = (keyword.value for call in errors for keyword in call.keywords if keyword.arg == "limit")
+    return {value.value if isinstance(value, ast.Constant) else None for value in values}
+
+
+def test_limits_of_errors_are_read_from_code():
+    code = "raise InputError('no', limit='a')\nraise ModelError('no', limit=error.limit)\nrun(limit='c')"
+    assert limits_in(code) == {"a", None}
+
+
+def test_every_unsupported_kind_of_input_is_documented_and_tested(root):
+    code = [path.read_text() for folder in ("tfq", "pipelines", "models") for path in (root / folder).rglob("*.py")]
+    limits = set().union(*map(limits_in, code)) - {None}
+    rows = re.findall(r'<a id="([\w-]+)"></a>', (root / "docs" / "not_supported.md").read_text())
+    assert len(rows) == len(set(rows)) and set(rows) == limits
+    tests = "".join(path.read_text() for path in (root / "tests").rglob("*.py"))
+    assert {limit for limit in limits if f'"{limit}"' not in tests} == set()

@@ -107,6 +107,18 @@ def test_a_plugin_runs_once_and_its_hash_is_known(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "line", ["import keras", "from tensorflow import math", "import tf_keras as keras", "import re"]
+)
+def test_tensorflow_is_imported_silently_before_a_plugin_that_uses_it(line, tmp_path, monkeypatch):
+    imports = []
+    monkeypatch.setattr("tfq.progress.import_tensorflow", lambda: imports.append(line))
+    (tmp_path / "mine.py").write_text(f"if False:\n    {line}\n")
+    with registry.temporary():
+        registry.load_plugin(str(tmp_path / "mine.py"))
+    assert bool(imports) == (line != "import re")
+
+
+@pytest.mark.parametrize(
     ("source", "got", "line"),
     [
         ("x = 1\n1 / 0\n", "ZeroDivisionError", "line 2 of mine.py"),

@@ -53,9 +53,9 @@ def put(tmp_path, content, name="m.keras"):
     return path
 
 
-def refuses(path, word):
+def refuses(path, word, limit=None):
     """Check that the file is refused with its path and, elsewhere in the message, `word`."""
-    with refused(InputError, field="model", word=str(path)) as caught:
+    with refused(InputError, field="model", word=str(path), limit=limit) as caught:
         read_model_file(path)
     assert key_word(word) in str(caught.value).replace(str(path), "")
 
@@ -107,14 +107,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_text_and_a_flatbuffer_are_distinguished(tmp_path):
     refuses(put(tmp_path, b"once upon a time"), "HDF5")
-    refuses(put(tmp_path, b"\x1c\0\0\0TFL3....", "m.h5"), "TFLite")
+    refuses(put(tmp_path, b"\x1c\0\0\0TFL3....", "m.h5"), "TFLite", limit="tflite-training")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickle_is_called_that_and_never_read(tmp_path, protocol):
     content = pickle.dumps(Trap(str(tmp_path / "marker")), protocol=protocol)
     for suffix in ("h5", "keras"):
-        refuses(put(tmp_path, content, f"m.{suffix}"), "pickle")
+        refuses(put(tmp_path, content, f"m.{suffix}"), "pickle", limit="pickles")
     assert not (tmp_path / "marker").exists()
     # Check that the trap works.
     pickle.loads(content)
@@ -138,8 +138,8 @@ def test_pickled_arrays_in_npz_weights_are_refused_and_numbers_taken(tmp_path):
     marker = tmp_path / "marker"
     trap = np.empty(1, object)
     trap[0] = Trap(str(marker))
-    refuses(put(tmp_path, zip_bytes(npz(kernel=trap))), "pickle")
-    refuses(put(tmp_path, zip_bytes(npz(kernel=np.zeros(1, [("a", object)])))), "pickle")
+    refuses(put(tmp_path, zip_bytes(npz(kernel=trap))), "pickle", limit="pickles")
+    refuses(put(tmp_path, zip_bytes(npz(kernel=np.zeros(1, [("a", object)])))), "pickle", limit="pickles")
     assert not marker.exists()
     assert read_model_file(put(tmp_path, zip_bytes(npz(kernel=np.ones(3))))).kind == "keras"
 
@@ -169,7 +169,7 @@ def test_weights_alone_are_called_that(tmp_path):
         del file.attrs["model_config"]
         file.attrs["layer_names"] = [b"dense"]
 
-    refuses(put(tmp_path, h5_bytes(change)), "only")
+    refuses(put(tmp_path, h5_bytes(change)), "only", limit="weights-only")
 
 
 def test_other_h5_files_are_not_keras_models(tmp_path):
@@ -254,8 +254,8 @@ def test_an_h5_link_to_another_file_is_refused_in_both_containers(tmp_path):
     def change(file):
         file["model_weights"]["leak"] = h5py.ExternalLink("/etc/passwd", "/x")
 
-    refuses(put(tmp_path, h5_bytes(change)), "link")
-    refuses(put(tmp_path, zip_bytes({"model.weights.h5": h5_bytes(change)})), "link")
+    refuses(put(tmp_path, h5_bytes(change)), "link", limit="external-data")
+    refuses(put(tmp_path, zip_bytes({"model.weights.h5": h5_bytes(change)})), "link", limit="external-data")
 
 
 def test_h5_data_that_lies_in_another_file_is_refused(tmp_path):
@@ -273,7 +273,7 @@ def test_h5_data_that_lies_in_another_file_is_refused(tmp_path):
         path = tmp_path / "made.h5"
         with h5py.File(path, "w") as file:
             change(file)
-        refuses(path, "another")
+        refuses(path, "another", limit="external-data")
 
 
 def test_an_h5_data_set_declared_larger_than_the_limit_is_refused(tmp_path):
@@ -282,7 +282,7 @@ def test_an_h5_data_set_declared_larger_than_the_limit_is_refused(tmp_path):
 
     content = h5_bytes(change)
     assert len(content) < 1 << 20
-    refuses(put(tmp_path, content), "most")
+    refuses(put(tmp_path, content), "most", limit="large-files")
 
 
 def test_soft_links_that_run_in_circles_end(tmp_path):

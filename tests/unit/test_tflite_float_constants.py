@@ -175,7 +175,9 @@ def test_a_float32_file_is_returned_unchanged():
 
 @pytest.mark.parametrize("name", ["digits_int8", "digits_int8_float_io", "digits_int16x8", "float_island"])
 def test_a_file_with_integer_activations_is_refused(name):
-    with refused(InputError, field="model", expected="float32", got=audit_model(golden(name)).scheme):
+    with refused(
+        InputError, field="model", expected="float32", limit="integer-tflite", got=audit_model(golden(name)).scheme
+    ):
         float_source(golden(name))
 
 
@@ -331,6 +333,15 @@ def test_composites_are_inlined_bit_exactly(nested):
         op.name for op in tflite.read(golden("digits_float32")).main_subgraph.ops
     ]
     np.testing.assert_array_equal(outputs(result)[0], outputs(source)[0])
+
+
+def test_a_composite_with_a_state_is_refused():
+    def stateful(model):
+        composite(model, 1, 3)
+        model.subgraphs[-1].tensors[int(model.subgraphs[-1].operators[0].outputs[0])].isVariable = True
+
+    with refused(InputError, field="model", limit="composite-state"):
+        float_source(changed(golden("digits_float32"), stateful))
 
 
 def test_a_composite_of_itself_is_refused():

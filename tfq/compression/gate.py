@@ -11,6 +11,7 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import model_kind
 from tfq.keras_bridge.copies import keep_class
 from tfq.keras_bridge.precision import compute_in_float32, warn_of_float32
+from tfq.keras_bridge.untranslatable import reason_of
 
 _INCOMPLETE = "layers are copied by get_config() and their weights, so get_config() of custom layers must be complete"
 NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"
@@ -126,20 +127,22 @@ def in_float32(model: Any, step: str) -> Any:
     """
     if model_kind(model) != "tf_keras" or not tfmot_symbols.is_graph_model(model) or not warn_of_float32(model):
         return model
+    import tensorflow as tf
+
     try:
         copy, pairs = cloned(model, float32=True)
-    except (TypeError, ValueError) as error:
+        keep_class(model, copy, {id(old): new for old, new in pairs}, step)
+        with compute_in_float32(model):
+            check_same_function(model, copy, 1e-4, context=f"{step}: the copy in float32", advice=_INCOMPLETE)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         raise InputError(
-            f"{step}: the model {model.name!r} cannot be copied in float32 ({error}). Remove casts and constants of "
-            "other float types from it, or build it with the dtype policy float32",
+            f"{step}: the model {model.name!r} cannot be copied in float32 ({reason_of(error)}). Remove casts and "
+            "constants of other float types from it, or build it with the dtype policy float32",
             field="model",
             expected="float32",
             got=model.name,
             limit="float64-casts",
         ) from error
-    keep_class(model, copy, {id(old): new for old, new in pairs}, step)
-    with compute_in_float32(model):
-        check_same_function(model, copy, 1e-4, context=f"{step}: the copy in float32", advice=_INCOMPLETE)
     return copy
 
 

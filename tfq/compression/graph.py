@@ -30,7 +30,7 @@ def require_graph_model(model: Any, context: str) -> None:
             field="model",
             expected="a built model",
             got=model.name,
-            limit="no-graph",
+            limit="never-built",
         )
     raise InputError(
         f"{context} supports functional and sequential models, but {model.name!r} is a subclassed model "

@@ -191,6 +191,7 @@ def _convert(converter: Any) -> bytes:
 def _reason(message: str) -> str:
     """Return the lines of a converter error that say what is wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if "TF Select" not in line]  # the advice to use ops that tfq does not accept
     relevant = [line for line in lines if "error:" in line or "not supported" in line or "Custom ops" in line]
     return " ".join((relevant or lines)[:4])
 

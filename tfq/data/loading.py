@@ -207,7 +207,6 @@ def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ..
                 field=name,
                 expected=expected,
                 got=array.shape[1:],
-                limit="ragged-examples",
             )
 
 

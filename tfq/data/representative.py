@@ -504,7 +504,6 @@ def _to_float(array: NDArray, spec: InputSpec, index: int, casts: dict[str, str]
             field=_field(index, spec.name),
             expected="finite numbers",
             got=what,
-            limit="not-finite",
         )
     return array
 

@@ -246,13 +246,7 @@ def prune_structured(
     targets = parse_targets(config.targets, "structured_pruning", "fraction", 1)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
-        raise InputError(
-            f"structured_pruning: no layer of {model.name!r} can lose filters: {_format_reasons(skipped)}",
-            field="model",
-            expected="a layer that can lose filters",
-            got=model.name,
-            limit="nothing-to-compress",
-        )
+        raise _nothing_to_prune(model, skipped)
     before = _macs(trace)
     removed_roots, after = select_channels(
         trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
@@ -285,6 +279,16 @@ def prune_structured(
         uncounted=tuple(trace.uncounted),
         max_difference=difference,
         refit=refit_errors,
+    )
+
+
+def _nothing_to_prune(model: Any, skipped: dict[str, str]) -> InputError:
+    return InputError(
+        f"structured_pruning: no layer of {model.name!r} can lose filters: {_format_reasons(skipped)}",
+        field="model",
+        expected="a layer that can lose filters",
+        got=model.name,
+        limit="nothing-to-compress",
     )
 
 

@@ -251,6 +251,24 @@ def written_by_name(written: Sequence[InputShape], names: Sequence[str]) -> dict
     return {item.name: item for item in written}
 
 
+def numeric(name: str, dtype: str) -> str:
+    """Return the dtype of an input.
+
+    Raises:
+        InputError: It is not a type of numbers.
+    """
+    if dtype in ("string", "resource", "variant"):
+        raise InputError(
+            f"input {name!r} of the model is {dtype}, expected numbers. Do the preparation of text in the data "
+            "pipeline, and pass the model without it",
+            field="model",
+            expected="numbers",
+            got=dtype,
+            limit="text-input",
+        )
+    return dtype
+
+
 def with_batch_size(name: str, shape: Shape, batch_size: int, *, declared: bool) -> Shape:
     """Return a shape with the fixed batch dimension, or None in its place if `batch_size` is 0.
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfq.conversion.sources.inputs import FixedInput, SourceInput
+from tfq.conversion.sources.inputs import FixedInput, SourceInput, numeric
 from tfq.conversion.sources.structures import leaves_of, output_names
 from tfq.errors import InputError
 from tfq.keras_bridge import copies, model_kind, precision
@@ -120,7 +120,12 @@ class FunctionalModel(KerasSource):
         super().__init__(
             model,
             [
-                SourceInput(name=name, shape=tuple(tensor.shape), dtype=tf.as_dtype(tensor.dtype).name, declared=True)
+                SourceInput(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    dtype=numeric(name, tf.as_dtype(tensor.dtype).name),
+                    declared=True,
+                )
                 for name, tensor in zip(names, tensors, strict=True)
             ],
         )

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tfq.conversion.sources.inputs import FixedInput, SourceInput
+from tfq.conversion.sources.inputs import FixedInput, SourceInput, numeric
 from tfq.conversion.sources.keras_models import float32_for_floats, identifier
 from tfq.errors import InputError
 from tfq.keras_bridge import SavedModel
@@ -115,16 +115,7 @@ def _shared_start(paths: Sequence[list[str]]) -> list[str]:
 def _input(name: str, tensor: Any) -> SourceInput:
     import tensorflow as tf
 
-    dtype = tf.as_dtype(tensor.dtype)
-    if dtype in (tf.string, tf.resource, tf.variant):
-        raise InputError(
-            f"input {name!r} of the SavedModel is {dtype.name}, expected numbers. Do the preparation of text in the "
-            "data pipeline, and export the model without it",
-            field="model",
-            expected="numbers",
-            got=dtype.name,
-            limit="text-input",
-        )
+    dtype = numeric(name, tf.as_dtype(tensor.dtype).name)
     shape = tf.TensorShape(tensor.tensor_shape)
     sizes = None if shape.rank is None else tuple(shape.as_list())
-    return SourceInput(name=name, shape=sizes, dtype=dtype.name, declared=True)
+    return SourceInput(name=name, shape=sizes, dtype=dtype, declared=True)
