@@ -215,6 +215,12 @@ def test_an_unknown_flag_suggests_the_nearest_flag_as_it_is_typed():
         parsed("--outt=x")
 
 
+@pytest.mark.parametrize("flag", ["--compression.qat.enabled=False", "--nocompression.qat.enabled"])
+def test_the_key_of_a_switch_suggests_the_flag_of_its_section(flag):
+    with refused(InputError, word="--nocompression.qat"):
+        parsed(flag, section=None)
+
+
 def test_text_where_a_number_is_expected_is_refused_with_the_flag():
     with refused(InputError, word="--data.scale:"):
         parsed("--data.scale=1/255")

@@ -331,6 +331,10 @@ def _plain(setting: Setting, value: Any) -> Any:
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
+        # A config has the key `enabled`; its flag has the name of the section.
+        section = error.flagname.removeprefix("no").removesuffix(".enabled")
+        if error.flagname.endswith(".enabled") and section in values:
+            return f"unknown flag --{error.flagname}: use --{section} or --no{section}"
         flags_of_command = [f"--{name}" for name in values]
         return f"unknown flag --{error.flagname}: {did_you_mean(f'--{error.flagname}', flags_of_command)}"
     message = str(error).removesuffix(".")
