@@ -225,7 +225,7 @@ def test_labels_that_do_not_fit_are_refused(labels, expected, got):
 
 def test_data_that_does_not_fit_is_refused():
     model = dense(import_tf_keras(), 3)
-    with refused(InputError, field="data", expected="labels"):
+    with refused(InputError, field="data", expected="labels", limit="training-labels"):
         train_model(model, Split(name="train", inputs={"x": np.zeros((3, 4))}, labels=None, source="arrays"))
     with refused(InputError, field="data", expected=(4,), got=(5,)):
         train_model(model, split([0, 1, 2], np.zeros((3, 5), "float32")))

@@ -367,7 +367,12 @@ class OutputLosses:
     def _labels(self, split: Split, where: str) -> dict[str, NDArray]:
         """Return {output with a loss: its labels}. Raises InputError if one has no labels."""
         if split.labels is None:
-            raise InputError(f"{where}: training needs labels, but the data have none", field="data", expected="labels")
+            raise InputError(
+                f"{where}: training needs labels, but the data have none",
+                field="data",
+                expected="labels",
+                limit="training-labels",
+            )
         named = labeled_outputs(split.labels)
         if not named and len(self._trained) > 1:
             raise InputError(
