@@ -157,6 +157,7 @@ def _check_objects(where: str, file: Any, file_bytes: int) -> list[Any]:
                 raise InputError(
                     f"{place} is a link to another file ({link.filename!r}). tfq does not load such a model",
                     field="model",
+                    limit="external-data",
                 )
             if not isinstance(link, h5py.HardLink):
                 continue
@@ -167,7 +168,9 @@ def _check_objects(where: str, file: Any, file_bytes: int) -> list[Any]:
             seen.add(address)
             if len(seen) > MAX_OBJECTS:
                 raise InputError(
-                    f"{where} has more than {MAX_OBJECTS} HDF5 objects, the most that tfq loads", field="model"
+                    f"{where} has more than {MAX_OBJECTS} HDF5 objects, the most that tfq loads",
+                    field="model",
+                    limit="large-files",
                 )
             _read_attributes(place, item, file_bytes)
             if isinstance(item, h5py.Group):
@@ -181,13 +184,18 @@ def _check_objects(where: str, file: Any, file_bytes: int) -> list[Any]:
 def _check_dataset(where: str, dataset: Any, declared: int) -> int:
     """Return the bytes of a data set. Raise InputError if it is too large, or stored in another file."""
     if dataset.external or dataset.is_virtual:
-        raise InputError(f"{where} has its data in another file. tfq does not load such a model", field="model")
+        raise InputError(
+            f"{where} has its data in another file. tfq does not load such a model",
+            field="model",
+            limit="external-data",
+        )
     size = _declared_bytes(dataset)
     if declared + size > artifacts.MAX_FILE_BYTES:
         raise InputError(
             f"{where}: the data sets up to this one declare {declared + size} bytes. tfq loads at most "
             f"{artifacts.MAX_FILE_BYTES}",
             field="model",
+            limit="large-files",
         )
     # A data set without stored bytes reads as its fill value.
     artifacts.check_expansion(f"{where}: the data set", dataset.id.get_storage_size(), size)

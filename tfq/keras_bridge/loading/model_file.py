@@ -133,6 +133,7 @@ def _from_h5(path: Path, content: bytes) -> ModelFile:
             "complete model (model.save, not save_weights)",
             field="model",
             expected=EXPECTED_FILE,
+            limit="weights-only",
         )
     if "model_weights" not in file.members:
         raise InputError(
