@@ -16,11 +16,11 @@ With --out it writes benchmark.json.
 
 from collections.abc import Sequence
 
-from tfq import artifacts, data, evaluation, tflite, workflows
+from tfq import artifacts, data, evaluation, workflows
 from tfq.backends import make_backend
 from tfq.cli import flags, process
 from tfq.config import DataConfig
-from tfq.errors import FlatbufferError, warn
+from tfq.errors import warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 
 
@@ -28,14 +28,9 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     contents = [workflows.read_tflite(config)]
-    contents += [artifacts.read_bytes(path, "a .tflite file in --against") for path in config.benchmark.against]
+    contents += [workflows.read_flatbuffer(path, "benchmark.against") for path in config.benchmark.against]
     names = evaluation.model_names([config.model, *config.benchmark.against])
     models = dict(zip(names, contents, strict=True))
-    for name, content in models.items():
-        try:
-            tflite.read(content)
-        except FlatbufferError as error:
-            raise FlatbufferError(f"{name}: {error}") from error
     make_backend(config.benchmark.backend, field="benchmark.backend")  # report an unknown backend before loading data
     examples = load_examples(config.data)
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)

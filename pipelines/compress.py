@@ -20,18 +20,25 @@ from collections.abc import Sequence
 
 from tfq import artifacts, workflows
 from tfq.cli import flags, process
-from tfq.errors import RequirementError
+from tfq.errors import InputError, RequirementError
 
 
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
+    if config.model.endswith(".tflite"):
+        raise InputError(
+            f"model={config.model} is a .tflite file, which cannot be trained: expected the Keras model that it was "
+            "converted from",
+            field="model",
+            expected="a Keras model",
+            got=config.model,
+        )
     if invocation.preflight:
         preflight(invocation)
         return
     workflows.check_named(config, "train")
     workflows.compression_suffix(config)
-    workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:

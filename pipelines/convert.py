@@ -30,7 +30,6 @@ def main(invocation: flags.Invocation) -> None:
     # A quantization-aware trained model (.h5) needs no data; whether it is one is known after it is loaded.
     if workflows.needs_data(config.conversion) and (config.data.source or not config.model.endswith((".h5", ".hdf5"))):
         workflows.check_named(config, "train")
-    workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:

@@ -29,7 +29,6 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_named(config, "train")
-    workflows.check_model_file(config)
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:

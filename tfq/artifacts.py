@@ -2,6 +2,7 @@
 """Files: reading those of the user, atomic writes, hashes, locks, the cache directory."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tfq.errors import InputError, TfqError, warn
+from tfq.progress import printable
 from tfq.typing import PathOrBytes
 
 
@@ -165,7 +167,7 @@ def open_file(path: str | os.PathLike[str], expected: str, *, field: str | None 
         os.close(descriptor)
     where = f"{field}: " if field else ""
     raise InputError(
-        f"{where}{_shown(path)} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
+        f"{where}{shown(path)} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
     ) from cause
 
 
@@ -178,9 +180,9 @@ _KINDS = (
 )
 
 
-def _shown(path: str | os.PathLike[str]) -> str:
-    """Return a path for a message: a very long one is cut."""
-    text = os.fspath(path)
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message: line breaks and control characters are escaped, and a very long one is cut."""
+    text = printable(os.fspath(path)).replace("\n", "\\n").replace("\t", "\\t")
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text):,} characters)"
 
 
@@ -224,7 +226,9 @@ def read_bytes(
             return content
     where = f"{field}: " if field else ""
     problem = f"has {size:,} bytes, and tfq reads at most {max_bytes:,}" if size else "is empty"
-    raise InputError(f"{where}{path} {problem}: expected {expected}", field=field, expected=expected, got=str(path))
+    raise InputError(
+        f"{where}{shown(path)} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
+    )
 
 
 @contextlib.contextmanager
@@ -246,13 +250,18 @@ def decoding(path: str | os.PathLike[str], expected: str, *, field: str | None =
     except TfqError:
         raise
     except Exception as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:_MAX_SHOWN]
         raise InputError(
-            f"{path} is damaged or of another format ({type(error).__name__}: {reason}). Expected {expected}",
+            f"{shown(path)} is damaged or of another format ({type(error).__name__}: {reason(error)}). Expected "
+            f"{expected}",
             field=field,
             expected=expected,
             got=str(path),
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return the message of a decoder's exception for another message: on one line, and not too long."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:_MAX_SHOWN]
 
 
 def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file") -> bytes:
@@ -278,23 +287,44 @@ def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file"
     )
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], *, field: str | None = None) -> Any:
     """Return the value in a JSON file.
+
+    Args:
+        path: The file.
+        field: The argument or config path that named the file, for the errors.
 
     Raises:
         InputError: The file cannot be read, it is not JSON (the message has the line and the column), it is nested too
-            deeply, or it has a number or a text that Python cannot represent.
+            deeply, it has a key twice in an object, or it has a number or a text that Python cannot represent.
     """
-    content = read_bytes(path, "a JSON file", max_bytes=MAX_JSON_BYTES)
+    content = read_bytes(path, "a JSON file", field=field, max_bytes=MAX_JSON_BYTES)
     try:
-        value = json.loads(content)
-        # Half of a surrogate pair ("\\ud800") is accepted by the parser, but cannot be printed or written.
-        json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(content, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        # Half of a surrogate pair ("\\ud800") is accepted by the parser, but cannot be printed or written. The other
+        # half (from "\\udc80") stands for a byte of a path that is not UTF-8.
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
         return value
     except RecursionError as error:
-        raise InputError(f"{path} is not JSON that tfq reads: it is nested too deeply", got=str(path)) from error
+        problem, cause = "it is nested too deeply", cast(Exception, error)
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}", got=str(path)) from error
+        problem, cause = str(error)[:_MAX_SHOWN], error
+    raise InputError(
+        f"{shown(path)} is not JSON that tfq reads: {problem}. Correct the file", field=field, got=str(path)
+    ) from cause
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some pairs. With a key twice, it would be a matter of chance which value counts."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in an object")
+    return value
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 MAX_JSON_BYTES = 64 << 20
@@ -313,7 +343,7 @@ def check_out_is_set(path: str | os.PathLike[str]) -> None:
 
 
 def check_out_dir(path: str | os.PathLike[str]) -> None:
-    """Check that an output directory exists and is writable, or can be created. Nothing is created.
+    """Check that an output directory exists and is writable, or can be created. Nothing remains of the check.
 
     Raises:
         InputError: The path is empty, a file is in the way, or the directory or its first existing parent is not
@@ -322,20 +352,42 @@ def check_out_dir(path: str | os.PathLike[str]) -> None:
     check_out_is_set(path)
     place = Path(path)
     try:
-        while not _exists(place) and place != place.parent:
+        # A link to nothing is in the way.
+        while not _exists(place) and not place.is_symlink() and place != place.parent:
             place = place.parent
         if not place.is_dir():
             raise InputError(
-                f"out={path} cannot be used because {place} is not a directory: choose another directory",
+                f"out={shown(path)} cannot be used because {shown(place)} is not a directory: choose another directory",
                 field="out",
                 expected="a directory",
                 got=str(path),
             )
     except (OSError, ValueError) as error:  # the path is too long, or contains a null character
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"out={path} cannot be used: {reason}", field="out", got=str(path)) from error
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"out={path}: {place} is not writable", field="out", got=str(path))
+        raise InputError(
+            f"out={shown(path)} cannot be used: {reason}. Choose another directory", field="out", got=str(path)
+        ) from error
+    if problem := _why_not_writable(place):
+        raise InputError(
+            f"out={shown(path)}: {shown(place)} is not writable ({problem}). Choose another directory, or change its "
+            "permissions",
+            field="out",
+            expected="a writable directory",
+            got=str(path),
+        )
+
+
+def _why_not_writable(directory: Path) -> str:
+    """Return why no file can be created and listed in a directory; "" if it can. A full disk is found later."""
+    probe = directory / f"{_temporary_prefix()}{secrets.token_hex(8)}"
+    try:
+        # Permissions do not show everything: the file system may be read-only, or one of the system, such as /proc.
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        probe.unlink()
+        os.close(os.open(directory, os.O_RDONLY))
+    except OSError as error:
+        return "" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    return ""
 
 
 def _exists(path: Path) -> bool:
@@ -351,23 +403,20 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
     """Create the directory at `path` with its parents, and return it.
 
     Raises:
-        InputError: The path is empty, a file is in the way, or the directory is not writable.
+        InputError: As in `check_out_dir`, or the directory cannot be created.
     """
-    check_out_is_set(path)
-    path = Path(path)
+    check_out_dir(path)
+    directory = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise InputError(
-            f"out={path} cannot be created because a file is in the way: choose another directory",
+            f"out={shown(path)} cannot be created: {error.strerror}. Choose another directory",
             field="out",
+            expected="a directory",
             got=str(path),
         ) from error
-    except OSError as error:
-        raise InputError(f"out={path} cannot be created: {error.strerror}", field="out", got=str(path)) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"out={path} is not writable", field="out", got=str(path))
-    return path
+    return directory
 
 
 def sha256(content: bytes) -> str:
@@ -385,7 +434,7 @@ def sha256_file(path: str | os.PathLike[str], *, field: str | None = None) -> st
     Raises:
         InputError: The file cannot be read; see `open_file`.
     """
-    with open_file(path, "a file", field=field) as file:
+    with open_file(path, "a file", field=field) as file, decoding(path, "a file that can be read", field=field):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

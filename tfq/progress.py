@@ -16,6 +16,7 @@ import contextlib
 import functools
 import importlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -59,7 +60,7 @@ class _Display:
             is_part = self.prints_parts and len(self.stages) == 1
             if self.command_start is not None and (is_outermost or is_part):
                 indent = "  " if is_part else ""
-                _write(f"[{time.monotonic() - self.command_start:5.1f} s] {indent}{name}\n")
+                _write(f"[{time.monotonic() - self.command_start:5.1f} s] {indent}{_one_line(name)}\n")
             self.thread = threading.get_ident()
             self.stages.append((name, time.monotonic()))
         if is_outermost and _is_live():
@@ -91,7 +92,7 @@ class _Display:
                 name, start = stages[-1]
                 secs = time.monotonic() - start
                 if secs >= _DELAY_SECS and not self.hidden and not _is_delayed():
-                    line = f"{name} {secs:.0f} s"[: shutil.get_terminal_size().columns - 1]
+                    line = f"{_one_line(name)} {secs:.0f} s"[: shutil.get_terminal_size().columns - 1]
                     _write(f"\r{line.ljust(self._width)}")
                     self._width = len(line)
 
@@ -164,7 +165,7 @@ def note(line: str) -> None:
     """Print a line about the progress of a command; nothing outside of a command."""
     if _is_enabled() and _display.command_start is not None:
         clear()
-        _write(f"{line}\n")
+        _write(f"{printable(line)}\n")
 
 
 def clear() -> None:
@@ -216,6 +217,27 @@ def _is_delayed() -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # the stream has no file descriptor
         return is_captured() and sys.stderr.fileno() == 2
     return False
+
+
+def _one_line(name: str) -> str:
+    """Return the name of a stage as it is shown: on one line, and not longer than a path usually is."""
+    text = printable(name).replace("\n", "\\n")
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
+
+
+_MAX_NAME = 300
+# A path has at most 4,096 bytes.
+_LONG_WORD = re.compile(r"(\S{500})\S{3597,}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters escaped, except line breaks and tabs, and its longest words cut.
+
+    A file name may contain escape sequences, which would change what a terminal shows, and a key may be a megabyte.
+    """
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _LONG_WORD.sub(lambda match: f"{match[1]}... ({len(match[0]):,} characters)", text)
 
 
 def _write(text: str) -> None:

@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tfq import progress
-from tfq.artifacts import read_bytes
+from tfq.artifacts import read_bytes, shown
 from tfq.errors import InputError
 
 # Extension point -> the module that registers tfq's own objects when it is imported.
@@ -248,7 +248,7 @@ def load_plugin(path: str) -> Plugin:
     file = Path(path)
     if file.suffix != ".py":
         raise InputError(
-            f"plugin: {path[:200]} is not a Python file: expected a path that ends in .py",
+            f"plugin: {shown(path)} is not a Python file: expected a path that ends in .py",
             field="plugin",
             expected="a .py file",
             got=path,
@@ -271,7 +271,8 @@ def load_plugin(path: str) -> Plugin:
         specification.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if not isinstance(error, Exception):
+        # A plugin that exits (SystemExit) must not decide the exit code of the command.
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise _failed(path, error) from error
     _plugins[name] = Plugin(module, file.name, hashlib.sha256(content).hexdigest())
@@ -318,10 +319,16 @@ def _filled(kind: str) -> dict[str, Any]:
     return _entries[kind]
 
 
-def _failed(source: str, error: Exception) -> InputError:
+def _failed(source: str, error: BaseException) -> InputError:
     frames = list(traceback.extract_tb(error.__traceback__))
     frames = [frame for frame in frames if Path(frame.filename).name == Path(source).name] or frames
     where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    reason = " ".join(str(error).split())[:_MAX_REASON]
     return InputError(
-        f"plugin: {source} failed: {type(error).__name__}: {error}{where}", field="plugin", got=type(error).__name__
+        f"plugin: {shown(source)} failed: {type(error).__name__}: {reason}{where}. Correct the plugin",
+        field="plugin",
+        got=type(error).__name__,
     )
+
+
+_MAX_REASON = 500

@@ -3,7 +3,6 @@
 
 import io
 import json
-import os
 import resource
 import struct
 import zipfile
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from container_mutations import container_mutant, container_mutants
+from hostile_files import PATHS, as_ordinary_user
 from messages import refused
 
 from tfq import artifacts, hdf5
@@ -29,25 +29,20 @@ TESTS = Path(__file__).resolve().parent.parent
 HOSTILE, CONTAINERS = TESTS / "hostile", TESTS / "containers"
 
 
+KINDS = (
+    "named pipe", "device", "socket", "directory", "link to /", "dangling link", "link to itself", "link to memory",
+    "unreadable", "unreadable directory", "below a file", "missing", "not UTF-8, missing", "long name", "long path",
+    "null",
+)  # fmt: skip
+
+
 def hostile_paths(directory):
     """Return {kind: path} of things that are not regular files or cannot be opened."""
-    os.mkfifo(directory / "fifo.py")
-    (directory / "zero.py").symlink_to("/dev/zero")
-    (directory / "root.py").symlink_to("/")
-    (directory / "loop.py").symlink_to(directory / "loop.py")
-    (directory / "directory.py").mkdir()
-    return {
-        "fifo": directory / "fifo.py",
-        "device": directory / "zero.py",
-        "link to /": directory / "root.py",
-        "loop": directory / "loop.py",
-        "directory": directory / "directory.py",
-        "long name": directory / ("x" * 5000 + ".py"),
-        "long path": "a/" * 3000 + "x.py",
-        "null": "a\0b.py",
-        "surrogate": "\ud800.py",
-        "not UTF-8": os.fsdecode(os.fsencode(directory) + b"/\xff\xfe.py"),
-    }
+    paths = {"surrogate": "\ud800.py"}
+    for number, kind in enumerate(KINDS):
+        (directory / str(number)).mkdir()
+        paths[kind] = PATHS[kind](directory / str(number), ".py")
+    return paths
 
 
 READERS = {
@@ -66,15 +61,15 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 def test_a_path_that_is_not_a_file_is_an_input_error(reader, tmp_path):
     for kind, path in hostile_paths(tmp_path).items():
-        with pytest.raises(InputError):
+        with as_ordinary_user(), pytest.raises(InputError):
             READERS[reader](path)
             pytest.fail(f"{kind} was read")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '"\\ud800"', "\0", "\udcff"],
-    ids=["deep list", "deep object", "digits", "surrogate", "null", "not UTF-8"],
+    ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '"\\ud800"', "\0", "\udcff", '{"a": 1, "a": 2}', "[NaN]"],
+    ids=["deep list", "deep object", "digits", "surrogate", "null", "not UTF-8", "duplicate key", "NaN"],
 )
 def test_json_that_python_cannot_represent_is_an_input_error(text, tmp_path):
     path = tmp_path / "config.json"

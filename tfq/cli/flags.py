@@ -173,6 +173,8 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
     _load_plugins(values["plugin"].value or tree.get("plugin", []))
+    if tree:
+        _check_config(tree, values["config"].value)
     if values["help"].value:
         raise HelpRequested(_help(command, section, description, settings, values))
     for setting in settings:
@@ -367,7 +369,7 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
     The file contains a full config, or a record with one, or only the fields of the command's own section and the
     common fields.
     """
-    tree = artifacts.read_json(path)
+    tree = artifacts.read_json(path, field="config")
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
         version = tree["schema_version"]
         if version != SCHEMA_VERSION:
@@ -392,6 +394,16 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
         return tree
     common = {key: value for key, value in tree.items() if key in COMMON}
     return common | {section: {key: value for key, value in tree.items() if key not in COMMON}}
+
+
+def _check_config(tree: dict[str, Any], path: str) -> None:
+    """Raise InputError if the settings of --config are not valid, whatever the flags are."""
+    try:
+        config.RunConfig.from_dict(tree)
+    except InputError as error:
+        raise InputError(
+            f"--config={path}: {error}", field=error.field, expected=error.expected, got=error.got
+        ) from error
 
 
 _OTHERS = ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help")

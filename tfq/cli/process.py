@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfq import artifacts, progress
+from tfq import artifacts, progress, workflows
 from tfq.cli import flags, streams
 from tfq.errors import TfqError, TfqWarning, warn
+from tfq.progress import printable
 from tfq.provenance import record_of
 
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ def _exit_code(
         output = _with_log_level("0") if verbose else _quiet()
         with output, _shown_warnings(section), _stdout_for_records(invocation.format), progress.printed_lines():
             _check_outputs(invocation)
+            _check_inputs(invocation)
             main(invocation)
         return 0
     except KeyboardInterrupt:
@@ -75,8 +77,8 @@ def _exit_code(
             traceback.print_exc()
         if interrupts:
             return _interrupted(command)
-        message = flags.with_flags(str(error), section, field=error.field)
-        print(f"tfq {command}: error: {message}", file=sys.stderr)
+        message = flags.with_flags(_with_shown_paths(str(error), arguments), section, field=error.field)
+        print(f"tfq {command}: error: {printable(message)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Only where standard output was replaced: `streams.prepare` drops output that nobody reads.
@@ -86,9 +88,19 @@ def _exit_code(
             traceback.print_exc()
         if interrupts:
             return _interrupted(command)
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        text = printable(f"{type(error).__name__}: {error}".splitlines()[0])
         print(f"tfq {command}: failed: {text} (-v=1 shows where)", file=sys.stderr)
         return TfqError.exit_code
+
+
+def _with_shown_paths(message: str, arguments: Sequence[str]) -> str:
+    """Return an error message in which paths of the command line are short, and have no line breaks."""
+    for argument in arguments[1:]:
+        value = argument.partition("=")[2]
+        for path in (value, value.partition(":")[2]):
+            if path and artifacts.shown(path) != path:
+                message = message.replace(path, artifacts.shown(path))
+    return message
 
 
 def _interrupted(command: str) -> int:
@@ -159,6 +171,19 @@ def _check_outputs(invocation: flags.Invocation) -> None:
         warn("standard output is closed and out is not set: only the exit code will show the result")
 
 
+def _check_inputs(invocation: flags.Invocation) -> None:
+    """Check before the work that the files that flags name can be read; `plugin` has been read already."""
+    for setting in flags.settings_of(invocation.section):
+        path_of = setting.field.metadata["path_of"]
+        if path_of in ("model", "flatbuffer", "ranges"):
+            value: Any = invocation.config
+            for name in setting.path:
+                value = getattr(value, name)
+            for path in (value,) if isinstance(value, str) else value:
+                if path:
+                    workflows.check_path(path, path_of, ".".join(setting.path))
+
+
 def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[str, Any]:
     """Return the record of a command with its config and results: see `provenance.record_of`."""
     return record_of(command, invocation.config, **results)
@@ -179,7 +204,7 @@ def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str
         print(
             json.dumps(command_record, indent=2, allow_nan=False)
             if as_json
-            else flags.with_flags(text, invocation.section),
+            else printable(flags.with_flags(text, invocation.section)),
             file=sys.__stdout__ if as_json else sys.stdout,
             flush=True,
         )
@@ -218,7 +243,7 @@ def _shown_warnings(section: str | None) -> Iterator[None]:
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         if issubclass(category, TfqWarning) and str(message) not in messages:
             messages.add(str(message))
-            print(f"warning: {flags.with_flags(str(message), section)}", file=sys.stderr)
+            print(f"warning: {printable(flags.with_flags(str(message), section))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -47,7 +47,9 @@ class AnalysisRequireConfig(Config):
 class AnalysisConfig(Config):
     """Settings of the op-by-op comparison of an int8 flatbuffer with the float one."""
 
-    reference: str = setting("", "float .tflite, Keras model or SavedModel that the int8 model was converted from")
+    reference: str = setting(
+        "", "float .tflite, Keras model or SavedModel that the int8 model was converted from", path_of="model"
+    )
     limit: int = setting(64, "number of examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "also measure how much quantizing each op alone changes the outputs")
     histograms: bool = setting(True, "store the distribution of each op's output and weights, for the HTML page")

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import textwrap
 import types
 import typing
@@ -31,6 +32,7 @@ def setting(
     names_section: bool = False,
     repeatable: bool = False,
     keyed: bool = False,
+    path_of: str = "",
 ) -> Any:
     """Declare a config field.
 
@@ -47,6 +49,8 @@ def setting(
             and so does `{"data": "digits"}` in JSON.
         repeatable: Whether the flag may occur several times, with one value each, instead of a list with commas.
         keyed: Whether a value may also be KEY=CHOICE, where KEY is anything.
+        path_of: What the value is the path of: "model", "flatbuffer", "ranges", "python" or "directory"; "" if it is
+            not a path.
     """
     metadata = {
         "help": help,
@@ -57,6 +61,7 @@ def setting(
         "names_section": names_section,
         "repeatable": repeatable,
         "keyed": keyed,
+        "path_of": path_of,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -229,6 +234,8 @@ def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field)
         raise InputError(
             f"{path}: expected a finite number, got {value!r}", field=path, expected="a finite number", got=value
         )
+    if isinstance(value, str):
+        _check_text(path, value)
     _check_choice(path, value, field)
     minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
     if minimum is not None and value < minimum:
@@ -240,6 +247,19 @@ def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field)
             f"{path}: expected at most {maximum:g}, got {value!r}", field=path, expected=maximum, got=value
         )
     return value
+
+
+def _check_text(path: str, value: str) -> None:
+    """Raise InputError for text that no file name, layer name or metric contains, and that no system call accepts."""
+    try:
+        os.fsencode(value)
+        problem = "a null character" if "\0" in value else ""
+    except UnicodeEncodeError as error:
+        problem = f"the character {value[error.start]!a}, which {error.encoding} cannot encode"
+    if problem:
+        raise InputError(
+            f"{path} contains {problem}: {ascii(value)[:200]}. Remove it", field=path, expected="text", got=value
+        )
 
 
 # A larger loss of accuracy is probably meant in percentage points instead of as a fraction.

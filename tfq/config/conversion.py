@@ -44,7 +44,9 @@ class CalibrationConfig(Config):
         "PATTERN=METHOD: layers that use another method; patterns as in float_layers; the last matching pattern "
         "applies",
     )
-    ranges: str = setting("", "JSON file of ranges from an earlier conversion, used instead of calibrating")
+    ranges: str = setting(
+        "", "JSON file of ranges from an earlier conversion, used instead of calibrating", path_of="ranges"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class RequireConfig(CostRequireConfig):
 class EvaluationConfig(Config):
     """Settings of an evaluation: backend, metric, reference, number of examples and of timed runs."""
 
-    reference: str = setting("", "float .tflite, Keras model or SavedModel to compare with")
+    reference: str = setting("", "float .tflite, Keras model or SavedModel to compare with", path_of="model")
     backend: str = setting("local", "where the model runs", choices_of="backend")
     backends: tuple[str, ...] = setting(
         (),
@@ -106,7 +106,9 @@ class BenchmarkConfig(Config):
     """Settings of a benchmark of one or more models."""
 
     against: tuple[str, ...] = setting(
-        (), "other .tflite files to time alternately with the model; ratios are relative to the model"
+        (),
+        "other .tflite files to time alternately with the model; ratios are relative to the model",
+        path_of="flatbuffer",
     )
     backend: str = setting(
         "local", "where the models run; an emulator counts instructions and measures no time", choices_of="backend"

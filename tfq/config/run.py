@@ -17,14 +17,17 @@ from tfq.config.search import SearchConfig
 class RunConfig(Config):
     """All settings. Each command reads its own section, and the fields that `cli.flags.COMMANDS` lists for it."""
 
-    model: str = setting("", "a .keras, .h5 or .tflite file, a SavedModel directory, or the name of a model")
+    model: str = setting(
+        "", "a .keras, .h5 or .tflite file, a SavedModel directory, or the name of a model", path_of="model"
+    )
     data: DataConfig = section(DataConfig, "source and preprocessing of the examples")
-    out: str = setting("", "output directory")
+    out: str = setting("", "output directory", path_of="directory")
     plugin: tuple[str, ...] = setting(
         (),
         "Python file to run first; it may register metrics, data sources, backends, targets and more, and define "
         "the custom classes of the model",
         repeatable=True,
+        path_of="python",
     )
     seed: int = setting(0, "seed of initial weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
     training: TrainingConfig = section(TrainingConfig, "training of a model that tfq builds by name")

@@ -7,7 +7,7 @@ from typing import Any
 from tfq import artifacts, data, evaluation, progress, tflite
 from tfq.backends import place_of
 from tfq.config import RunConfig
-from tfq.errors import FlatbufferError, InputError
+from tfq.errors import InputError
 from tfq.evaluation import EvaluationRecord, PortabilityTable
 from tfq.workflows.models import load_flatbuffer, load_split
 
@@ -48,17 +48,7 @@ def _read_reference(config: RunConfig, *, allow_code: bool) -> bytes | None:
     """
     settings = config.evaluation
     if settings.reference:
-        content = load_flatbuffer(settings.reference, config, field="evaluation.reference", allow_code=allow_code)
-        try:
-            tflite.read(content)
-        except FlatbufferError as error:
-            raise FlatbufferError(
-                f"evaluation.reference={settings.reference}: {error}",
-                field="evaluation.reference",
-                expected=error.expected,
-                got=error.got,
-            ) from error
-        return content
+        return load_flatbuffer(settings.reference, config, field="evaluation.reference", allow_code=allow_code)
     for name in ("max_accuracy_drop", "min_agreement", "min_sqnr_db"):
         bound = getattr(settings.require, name)
         if bound is not None:

@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, data, evaluation, progress, registry
+from tfq import artifacts, data, evaluation, progress, registry, tflite
 from tfq.config import ConversionConfig, DataConfig, RunConfig
-from tfq.errors import InputError, warn
+from tfq.errors import FlatbufferError, InputError, warn
 from tfq.models import file_stem
 
 MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
@@ -50,20 +50,55 @@ def check_named(config: RunConfig, split: str = "") -> None:
     data.check_readable(config.data, split)
 
 
-def check_model_file(config: RunConfig) -> None:
-    """Check that config.model exists if it is a file.
+def check_path(path: str, path_of: str, field: str) -> None:
+    """Check, before the work, that a path of the user names a file or directory that can be read.
+
+    Args:
+        path: The path. The name of a model that tfq builds is accepted as a model.
+        path_of: What it is the path of, as in `tfq.config.base.setting`.
+        field: The config path that names it, for the errors.
 
     Raises:
-        InputError: There is no such file.
+        InputError: It does not exist, is not a regular file, cannot be read, or is a directory without a model.
     """
-    if is_file(config.model) and not os.path.exists(config.model):
+    if path_of == "model" and not is_file(path):
+        return
+    if path_of == "model" and os.path.isdir(path):
+        if not any(os.path.lexists(os.path.join(path, name)) for name in ("saved_model.pb", "config.json")):
+            raise InputError(
+                f"{field}={artifacts.shown(path)} is a directory without saved_model.pb or config.json: expected "
+                f"{_MODEL}",
+                field=field,
+                expected=_MODEL,
+                got=path,
+            )
+        return
+    if path_of == "ranges":
+        from tfq.ptq.calibration import Ranges
+
+        Ranges.load(path)
+        return
+    expected = _MODEL if path_of == "model" else "a .tflite file"
+    with artifacts.open_file(path, expected, field=field) as file, artifacts.decoding(path, expected, field=field):
+        is_empty = not file.read(1)
+    if is_empty:
         raise InputError(
-            f"model={config.model} does not exist: expected a .keras, .h5 or .tflite file, a SavedModel directory, or "
-            "the name of a model",
-            field="model",
-            expected="a file",
-            got=config.model,
+            f"{field}: {artifacts.shown(path)} is empty: expected {expected}", field=field, expected=expected, got=path
         )
+
+
+_MODEL = "a .keras, .h5 or .tflite file, a SavedModel directory, or the name of a model"
+
+
+def check_model_file(config: RunConfig) -> None:
+    """Check that config.model can be read if it is a file, and the file of config.conversion.calibration.ranges.
+
+    Raises:
+        InputError: As in `check_path`.
+    """
+    check_path(config.model, "model", "model")
+    if ranges := config.conversion.calibration.ranges:
+        check_path(ranges, "ranges", "conversion.calibration.ranges")
 
 
 def check_tensorflow(config: RunConfig) -> None:
@@ -133,7 +168,7 @@ def load_flatbuffer(path: str, config: RunConfig, *, field: str, allow_code: boo
     """
     is_keras = path.endswith((".keras", ".h5", ".hdf5")) or Path(path).is_dir()
     if not is_keras:
-        return artifacts.read_bytes(path, "a .tflite file", field=field)
+        return read_flatbuffer(path, field)
     if not Path(path).exists():
         return artifacts.read_bytes(path, "a model", field=field)
     content = float_flatbuffer(_load_file(path, config, allow_code=allow_code), config)
@@ -175,7 +210,23 @@ def read_tflite(config: RunConfig) -> bytes:
             got=config.model,
         )
     with progress.stage(f"reading {config.model}"):
-        return artifacts.read_bytes(config.model, "a .tflite file")
+        return read_flatbuffer(config.model, "model")
+
+
+def read_flatbuffer(path: str, field: str) -> bytes:
+    """Return the bytes of a .tflite. Its structure is checked here, so that the error names the file.
+
+    Raises:
+        InputError: There is no such file, or it is not a flatbuffer.
+    """
+    content = artifacts.read_bytes(path, "a .tflite file", field=field)
+    try:
+        tflite.read(content)
+    except FlatbufferError as error:
+        raise FlatbufferError(
+            f"{artifacts.shown(path)}: {error}", field=field, expected=error.expected, got=error.got
+        ) from error
+    return content
 
 
 def save_keras(model: Any, path: Path) -> Path:

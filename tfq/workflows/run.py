@@ -318,8 +318,6 @@ def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
 
 def _check(config: RunConfig) -> None:
     """Raise InputError, before any work, for settings that a run ignores, and for missing models and backends."""
-    workflows.check_named(config, "train")
-    workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError(
             "conversion.scheme=float32: a run always converts to float32; choose the scheme of the other flatbuffer",
@@ -364,6 +362,8 @@ def _check(config: RunConfig) -> None:
             expected=CostRequireConfig(),
             got=config.benchmark.require,
         )
+    workflows.check_named(config, "train")
+    workflows.check_model_file(config)
     evaluation.check_backends(config.evaluation, needs_outputs="a run")
     evaluation.check_metric(config.evaluation)
 

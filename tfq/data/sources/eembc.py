@@ -73,13 +73,6 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     Raises:
         InputError: A file is missing or cannot be read.
     """
-    if not address:
-        raise InputError(
-            f"data.source=eembc has no directory: expected eembc:DIR, with the .bin files and {LABELS_FILE} in DIR",
-            field="data.source",
-            expected="eembc:DIR",
-            got="eembc",
-        )
     table = _table(address)
     lines = _lines(table)
     sizes = _sizes(table.parent, lines, table)
@@ -99,6 +92,13 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
 
 
 def _table(address: str) -> Path:
+    if not address:
+        raise InputError(
+            f"data.source=eembc has no directory: expected eembc:DIR, with the .bin files and {LABELS_FILE} in DIR",
+            field="data.source",
+            expected="eembc:DIR",
+            got="eembc",
+        )
     path = Path(os.path.expanduser(address))
     return path if path.suffix == ".csv" else path / LABELS_FILE
 
@@ -141,7 +141,7 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
             got=len(row),
         )
     line = _Line(number=number, name=row[0].strip(), classes=values[0], label=values[1])
-    if not line.name or Path(line.name).name != line.name:
+    if not line.name or "\0" in line.name or Path(line.name).name != line.name:
         raise InputError(
             f"{where}: expected the name of a file in the directory of {table.name}, got {line.name!r}",
             field="data.source",
@@ -266,6 +266,11 @@ def _notes(table: Path, lines: Sequence[_Line], layout: _Layout, count: int) -> 
     return notes
 
 
+def _check(address: str, split: str) -> None:
+    table = _table(address)
+    _sizes(table.parent, _lines(table), table)
+
+
 def _fingerprint(address: str, config: DataConfig) -> object:
     table = _table(address)
     return file_fingerprint([table, *sorted(table.parent.glob("*.bin"))], table.parent)
@@ -279,6 +284,7 @@ register(
         address="DIR",
         read=read_eembc,
         fingerprint=_fingerprint,
+        check=_check,
         splits=("test",),
         looks_like=r"y_labels\w*\.csv$",
     )

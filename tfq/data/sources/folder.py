@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.artifacts import open_file
+from tfq.artifacts import open_file, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.preprocessing import resize_bilinear, resize_of
@@ -185,6 +185,8 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _OTHER_SIGNATURES = ((b"BM", "BMP"), (b"GIF8", "GIF"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
 # How many files are opened before TensorFlow is imported.
 _CHECKED_FILES = 1000
+# Their files are views of the system, and there is no end to them.
+_SYSTEM_FOLDERS = ("/dev", "/proc", "/sys")
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")
 _LAYOUT = "Expected images in DIR/CLASS/, or in DIR/train/CLASS/, DIR/val/CLASS/ and DIR/test/CLASS/"
 
@@ -250,9 +252,17 @@ def _root(address: str) -> Path:
     if not os.path.isdir(root):
         problem = "is a file, not a directory" if os.path.exists(root) else "does not exist"
         raise InputError(
-            f"data.source=folder:{address}: {root} {problem}. {_LAYOUT}",
+            f"data.source=folder:{shown(address)}: {shown(root)} {problem}. {_LAYOUT}",
             field="data.source",
             expected="a directory",
+            got=f"folder:{address}",
+        )
+    if root.resolve() == Path("/"):
+        raise InputError(
+            f"data.source=folder:{shown(address)} is the root of the file system. Name the directory of the images. "
+            f"{_LAYOUT}",
+            field="data.source",
+            expected="a directory with images",
             got=f"folder:{address}",
         )
     return root
@@ -313,11 +323,25 @@ def _check(address: str, split: str) -> None:
 
 def _subfolders(path: Path) -> list[Path]:
     try:
-        return sorted(item for item in path.iterdir() if item.is_dir() and not _is_hidden(item))
+        folders = sorted(item for item in path.iterdir() if item.is_dir() and not _is_hidden(item))
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}. {_LAYOUT}", field="data.source", expected=_LAYOUT, got=str(path)
+            f"{shown(path)} cannot be read: {error.strerror}. {_LAYOUT}",
+            field="data.source",
+            expected=_LAYOUT,
+            got=str(path),
         ) from error
+    for folder in filter(Path.is_symlink, folders):
+        target = folder.resolve()
+        if path.resolve().is_relative_to(target) or any(map(target.is_relative_to, _SYSTEM_FOLDERS)):
+            raise InputError(
+                f"{shown(folder)} is a link to {shown(target)}, which contains this folder or files of the system. "
+                "Remove the link",
+                field="data.source",
+                expected="class folders",
+                got=str(folder),
+            )
+    return folders
 
 
 def _is_hidden(path: Path) -> bool:
@@ -393,7 +417,7 @@ def _examples(
 def _in_order(root: Path, result: _Files) -> list[tuple[Path, str]]:
     """Return (file, class) of all images in the order of the examples."""
     pairs = [(path, name) for name, images in result.images.items() for path in images]
-    return sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].relative_to(root).as_posix().encode()).digest())
+    return sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[0].relative_to(root))).digest())
 
 
 def _check_formats(paths: Sequence[Path]) -> None:
@@ -430,7 +454,9 @@ def _encoded(paths: Sequence[str], labels: Sequence[int], start: int, stop: int)
     """Return a tf.data.Dataset of (content of the file, label) for the files start..stop-1."""
     tf = import_tensorflow()
 
-    files = tf.data.Dataset.from_tensor_slices((list(paths[start:stop]), list(labels[start:stop])))
+    files = tf.data.Dataset.from_tensor_slices(
+        ([os.fsencode(path) for path in paths[start:stop]], list(labels[start:stop]))
+    )
     return files.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=2, deterministic=True)
 
 
@@ -440,22 +466,27 @@ def _explained(path: Path, image_format: str = "", *, too_large: bool = False) -
         with open(path, "rb"):
             pass
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
+        return f"{shown(path)} cannot be read: {error.strerror}"
     if image_format:
-        return f"{path} is {image_format}, and tfq reads JPEG and PNG. Convert it, or move it to another directory"
+        return (
+            f"{shown(path)} is {image_format}, and tfq reads JPEG and PNG. Convert it, or move it to another directory"
+        )
     if too_large:
-        return f"{path} {TOO_LARGE} ({size:,} bytes). Make it smaller, or move it to another directory"
+        return f"{shown(path)} {TOO_LARGE} ({size:,} bytes). Make it smaller, or move it to another directory"
     message = (
         "is empty (0 bytes)"
         if not size
         else f"cannot be decoded as JPEG or PNG ({size:,} bytes): it is damaged or has another format"
     )
-    return f"{path} {message}. Replace it, or move it to another directory"
+    return f"{shown(path)} {message}. Replace it, or move it to another directory"
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
     root = _root(address)
-    return file_fingerprint(sorted(path for path in root.rglob("*") if path.is_file()), root)
+    splits, _ = _splits(root)
+    found = [_find_files(folders) for folders in splits.values()]
+    images = [path for item in found for paths in item.images.values() for path in paths]
+    return [sorted(splits), *file_fingerprint(sorted(images), root)]
 
 
 register(

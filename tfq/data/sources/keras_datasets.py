@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.artifacts import sha256_file
+from tfq.artifacts import reason, sha256_file
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, class_labels
@@ -140,7 +140,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
         raise
     except Exception as error:  # decompressors raise exceptions of many types
         raise InputError(
-            f"{path} is damaged or cannot be read ({error}). Delete it, or copy it again",
+            f"{path} is damaged or cannot be read ({reason(error)}). Delete it, or copy it again",
             field="data.source",
             got=str(path),
         ) from error

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tfq.artifacts import BOMB_FLOOR_BYTES, MAX_EXPANSION, open_file, read_bytes
+from tfq.artifacts import BOMB_FLOOR_BYTES, MAX_EXPANSION, open_file, read_bytes, reason, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.output_labels import join_labels
@@ -96,7 +96,8 @@ class Member:
         except Exception as error:
             # NumPy and the decompressors raise exceptions of many types.
             raise InputError(
-                f"{self.path} {self.key} cannot be read, because the archive is damaged: {error}. Save it again",
+                f"{self.path} {self.key} cannot be read, because the archive is damaged: {reason(error)}. Save it "
+                "again",
                 field=self.key,
                 got=str(self.path),
             ) from error
@@ -165,7 +166,7 @@ def read_members(path: Path, expected: str) -> dict[str, Member]:
                 got=str(path),
             ) from error
         raise InputError(
-            f"{path} is damaged or not an .npz archive ({error}). Expected {expected}",
+            f"{path} is damaged or not an .npz archive ({reason(error)}). Expected {expected}",
             field="data.source",
             got=str(path),
         ) from error
@@ -213,14 +214,7 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
         MissingSplitError: The archive does not contain the split.
         InputError: The archive cannot be read, or its arrays do not fit together.
     """
-    if not address:
-        raise InputError(
-            "data.source=npz has no path: expected npz:PATH, the path of an .npz file",
-            field="data.source",
-            expected="npz:PATH",
-            got="npz",
-        )
-    path = Path(os.path.expanduser(address))
+    path = _path(address)
     members = read_members(path, _EXPECTED)
     notes = [
         f"{path}: {key!r} is not used, because it is not called x_SPLIT or y_SPLIT"
@@ -233,13 +227,24 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     if not keys:
         raise MissingSplitError(
             f"{path} has no {split} split: expected x_{split} or x_{split}.INPUT, and y_{split} for labels. "
-            f"It contains {', '.join(sorted(members)) or 'nothing'}",
+            f"It contains {', '.join(shown(key)[:60] for key in sorted(members)[:20]) or 'nothing'}",
             field="split",
             expected=tuple(sorted(members)),
             got=split,
         )
     examples = _examples(members, keys, path, stored_in, tuple(notes))
     return hold_out_val(examples, split, str(path)) if stored_in == "train" and not has_val else examples
+
+
+def _path(address: str) -> Path:
+    if not address:
+        raise InputError(
+            "data.source=npz has no path: expected npz:PATH, the path of an .npz file",
+            field="data.source",
+            expected="npz:PATH",
+            got="npz",
+        )
+    return Path(os.path.expanduser(address))
 
 
 def _input_keys(keys: Sequence[str], split: str) -> list[str]:
@@ -313,8 +318,12 @@ def _labels_of(member: Member, path: Path) -> NDArray:
     return labels if labels.dtype.kind == "f" or is_map else class_labels(labels, f"{path} {member.key}")
 
 
+def _check(address: str, split: str) -> None:
+    read_members(_path(address), _EXPECTED)
+
+
 def _fingerprint(address: str, config: DataConfig) -> object:
-    path = Path(os.path.expanduser(address))
+    path = _path(address)
     return file_fingerprint([path], path.parent)
 
 
@@ -326,6 +335,7 @@ register(
         address="PATH",
         read=read_npz,
         fingerprint=_fingerprint,
+        check=_check,
         looks_like=r"\.npz$",
     )
 )

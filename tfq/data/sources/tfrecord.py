@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfq.artifacts import open_file
+from tfq.artifacts import decoding, open_file, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hold_out_val
 from tfq.data.sources.folder import TOO_LARGE, image_pieces, locate
@@ -194,7 +194,9 @@ def matched_files(address: str) -> list[Path]:
             if paths
             else "matches no file. Check the path, and put quotes around a pattern"
         )
-        raise InputError(f"data.source=tfrecord:{address} {what}", field="data.source", got=f"tfrecord:{address}")
+        raise InputError(
+            f"data.source=tfrecord:{shown(address)} {what}", field="data.source", got=f"tfrecord:{address}"
+        )
     return files
 
 
@@ -273,7 +275,7 @@ def _encoded(files: Sequence[RecordFile], config: DataConfig, start: int, stop: 
 
     # Skip the files before the first example.
     number, skipped = locate([file.num_records for file in files], start)
-    records = tf.data.TFRecordDataset([str(file.path) for file in files[number:]])
+    records = tf.data.TFRecordDataset([os.fsencode(file.path) for file in files[number:]])
     return records.skip(skipped).take(stop - start).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
@@ -286,6 +288,17 @@ def _place(files: Sequence[RecordFile], index: int) -> tuple[Path, int]:
     """Return the file of example `index`, and its record number there."""
     number, record = locate([file.num_records for file in files], index)
     return files[number].path, record
+
+
+def _check(address: str, split: str) -> None:
+    for path in matched_files(address)[:_CHECKED_FILES]:
+        expected = "a TFRecord file"
+        with open_file(path, expected, field="data.source") as file, decoding(path, expected, field="data.source"):
+            file.read(1)
+
+
+# How many files are opened before TensorFlow is imported.
+_CHECKED_FILES = 1000
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
@@ -301,6 +314,7 @@ register(
         address="GLOB",
         read=read_tfrecord,
         fingerprint=_fingerprint,
+        check=_check,
         looks_like="tfrecord",
     )
 )

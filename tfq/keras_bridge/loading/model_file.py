@@ -33,6 +33,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 MAX_FILE_BYTES = artifacts.MAX_FILE_BYTES
 MAX_JSON_BYTES = artifacts.MAX_JSON_BYTES
 MAX_MEMBERS = 100_000
+# Keras unpacks the members into files.
+_MAX_NAME_BYTES = 255
 # An array in an .npz begins with a header that contains its dtype within this many bytes.
 _NPY_HEADER_BYTES = 4096
 
@@ -211,6 +213,10 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
         if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
             raise InputError(
                 f"{path}: the zip member {member.filename!r} has a path outside of the archive", field="model"
+            )
+        if max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
+            raise InputError(
+                f"{path}: a zip member has a name that no file can have: {member.filename[:100]!r}...", field="model"
             )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{path}: the zip member {member.filename!r} is a symbolic link", field="model")

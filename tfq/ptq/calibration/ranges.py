@@ -105,7 +105,7 @@ class Ranges:
         Raises:
             InputError: The file has other content, or was written by another version of tfq.
         """
-        values = read_json(path)
+        values = read_json(path, field="conversion.calibration.ranges")
         try:
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"expected schema_version {SCHEMA_VERSION}, got {values['schema_version']}")
