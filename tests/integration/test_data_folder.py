@@ -2,9 +2,11 @@
 """The source folder:DIR. Oracle of decoding: Pillow."""
 
 import io
+import os
 
 import numpy as np
 import pytest
+from hostile_files import png
 from messages import refused
 from PIL import Image
 
@@ -182,3 +184,15 @@ def test_the_fingerprint_follows_names_and_content(tmp_path):
     changed = source_fingerprint(config)
     (tmp_path / "b" / "2.png").rename(tmp_path / "a" / "2.png")
     assert len({before, changed, source_fingerprint(config)}) == 3
+
+
+def test_images_whose_names_are_not_utf8_are_read(tmp_path):
+    write(tmp_path, {"a/x.png": picture(7)})
+    os.rename(tmp_path / "a" / "x.png", os.fsencode(tmp_path) + b"/a/\xff\xfe.png")
+    assert values(load_split(config_of(tmp_path), "test")) == {7: 0}
+
+
+def test_an_image_that_declares_too_many_pixels_is_refused(tmp_path):
+    write(tmp_path, {"a/x.png": png(2**31, 2)})
+    with refused(InputError, field="data.source", word="x.png"):
+        load_split(config_of(tmp_path), "test")
