@@ -48,7 +48,7 @@ def record_of(command: str, config: RunConfig, **results: Any) -> dict[str, Any]
     return {
         **provenance(),
         "command": command,
-        "config": config.to_dict(),
+        "config": config.to_record(),
         "config_hash": config.config_hash(),
         "seed": config.seed,
         "plugins": [{"source": plugin.source, "sha256": plugin.sha256} for plugin in registry.plugins()],

@@ -218,6 +218,12 @@ def spellings_of(entry: Registered) -> tuple[str, ...]:
     return choices() if choices else (f"{entry.name}:{address}" if address else entry.name,)
 
 
+def public_name(kind: str, name: str) -> str:
+    """Return a name of an extension point for records: without its address, if that identifies a machine or a user."""
+    entry = _filled(kind).get(name.partition(":")[0])
+    return entry.name if entry is not None and getattr(entry, "private_address", False) else name
+
+
 def entries_of(kind: str) -> tuple[Registered, ...]:
     """Return every registered object of an extension point, tfq's own first."""
     return tuple(_filled(kind).values())

@@ -50,9 +50,18 @@ def test_a_request_that_no_model_could_take_is_refused(change, field, got):
 
 
 def test_every_backend_is_what_its_name_says():
-    # "[:ADDRESS]" describes an optional address.
+    # "[:ADDRESS]" describes an optional address, "ssh:[user@]host" a required one.
     names = [choice.partition("[")[0] for choice in backend_choices()]
-    assert {"local", "qemu:cortex-a53", "qemu:cortex-a76", "tflm", "ethos-u55-128", "ethos-u85-2048"} <= set(names)
+    names = [f"{name}host" if name.endswith(":") else name for name in names]
+    assert {
+        "local",
+        "qemu:cortex-a53",
+        "qemu:cortex-a76",
+        "tflm",
+        "ssh:host",
+        "ethos-u55-128",
+        "ethos-u85-2048",
+    } <= set(names)
     for name in names:
         backend = make_backend(name)
         assert isinstance(backend, Backend)
@@ -69,7 +78,7 @@ def test_a_kind_declares_what_it_can_do():
     assert (qemu.how, qemu.times, qemu.counts_instructions, qemu.emulated) == ("emulated", False, True, True)
     with pytest.raises(BackendError) as caught:
         timing_backend(make_backend("qemu:cortex-a76"))
-    assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("local",))
+    assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("local", "ssh"))
 
 
 @pytest.mark.parametrize("name", ["qemu:cortex-a35", "qemu", "qemu:", "gpu", "local:", "local:here", ""])

@@ -13,9 +13,11 @@ from tfq.backends.protocol import (
     find_kind,
     kind_of,
     make_backend,
+    public_names,
     timing_backend,
 )
 from tfq.backends.qemu.backend import QemuBackend
+from tfq.backends.ssh import SshBackend
 from tfq.backends.tflm import TflmBackend
 from tfq.backends.vela.backend import EthosUBackend
 
@@ -30,12 +32,14 @@ __all__ = [
     "LocalBackend",
     "QemuBackend",
     "RunRequest",
+    "SshBackend",
     "TflmBackend",
     "backend_choices",
     "find_kind",
     "kind_of",
     "make_backend",
     "place_of",
+    "public_names",
     "timing_backend",
 ]
 

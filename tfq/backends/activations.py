@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import progress, tflite
-from tfq.backends.child import Child, run_child
+from tfq.backends.child import Child, Launch, run_child
 from tfq.backends.forks import start_fork
 from tfq.backends.limits import choose_deadline, memory_limit
 from tfq.backends.local import LocalBackend
@@ -178,8 +178,8 @@ class _Pool(Generic[Result]):
                 return
             next_task.future.set_exception(failure)
 
-    def _start(self, *arguments: Any, **named: Any) -> Child:
-        child = start_fork(*arguments, **named)
+    def _start(self, launch: Launch) -> Child:
+        child = start_fork(launch)
         self._children.append(child)
         if self.stopped:
             child.kill()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the target code in a child process: feed it, watch its progress, stop it, and turn a crash into an error."""
+"""Run the target code in a child: feed it, watch its progress, stop it, and turn a crash into an error.
+
+A child is a process on this machine, or one on a board that a connection of the package `relay` stands for.
+"""
 
 import json
 import os
@@ -42,17 +45,71 @@ class Deadline:
     cpu_secs: float = float("inf")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How to start a child.
+
+    Args:
+        command: Starts Python on this machine.
+        directory: Holds the files of the run. The child writes its own files there, and result.json.
+        request: The content of request.json.
+        stdin: Whether the child needs a pipe to its stdin.
+        stderr: File descriptor for its stderr.
+        environment: Its environment variables; None passes on those of this process.
+    """
+
+    command: Sequence[str]
+    directory: Path
+    request: Mapping[str, Any]
+    stdin: bool
+    stderr: int
+    environment: Mapping[str, str] | None
+
+    def write_request(self, parent: int | None) -> None:
+        """Write request.json for a child that ends with the process `parent`; None: the child knows its parent.
+
+        Raises:
+            BackendError: The file cannot be written.
+        """
+        try:
+            (self.directory / "request.json").write_text(json.dumps({**self.request, "parent": parent}))
+        except OSError as error:
+            raise write_error(self.directory.parent, "a request", error) from error
+
+
 class Child(Protocol):
-    """A running process: the part of `subprocess.Popen` that is used here."""
+    """A running child.
+
+    Attributes:
+        stdin: Unbuffered file that writes to the child's stdin; None if the launch needs none.
+        stdout: Unbuffered file of the lines that the child prints.
+        place: Where the child writes its files, for messages.
+    """
 
     stdin: Any
     stdout: Any
+    place: str
 
-    def kill(self) -> None:
-        """End the process now. Has no effect if it has ended."""
+    def cpu_secs(self, pids: Sequence[int]) -> float:
+        """Return the CPU seconds that the child has used so far. `pids` are the processes that it has reported."""
 
     def wait(self) -> int:
-        """Wait for the end of the process, and return its exit code (-N for signal N)."""
+        """Wait for the end of the child, and return its exit code (-N for signal N).
+
+        Raises:
+            LostConnectionError: The connection to the child ended first.
+            BackendError: The child could not be run.
+        """
+
+    def kill(self) -> None:
+        """End the child now. Has no effect if it has ended. May be called from another thread."""
+
+    def close(self) -> None:
+        """End the child if it is running, and release everything. Never raises an error."""
+
+
+class LostConnectionError(BackendError):
+    """The connection to a board ended during a run. A new connection may succeed."""
 
 
 class Feed(Protocol):
@@ -65,26 +122,57 @@ class Feed(Protocol):
         """Handle a line of the child's stdout, split into words. Return whether the line was for this feed."""
 
 
-def start_process(
-    command: Sequence[str], *, stdin: bool, stderr: int, environment: Mapping[str, str] | None, path: Sequence[str]
-) -> Child:
-    """Start a process for `command`.
+class ProcessChild:
+    """A child that is a new process on this machine."""
 
-    Args:
-        command: The program and its arguments.
-        stdin: Whether to open a pipe to its stdin.
-        stderr: File descriptor for its stderr.
-        environment: Its environment variables; None passes on those of this process.
-        path: Not used here; other ways to start a child need the folders of NumPy and ai_edge_litert.
-    """
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=environment,
-        bufsize=0,
-    )
+    def __init__(self, launch: Launch) -> None:
+        """Start the process."""
+        launch.write_request(os.getpid())
+        self._process = subprocess.Popen(
+            [*launch.command, str(TARGET), str(launch.directory)],
+            stdin=subprocess.PIPE if launch.stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=launch.stderr,
+            env=launch.environment,
+            bufsize=0,
+        )
+        self.stdin, self.stdout, self.place = self._process.stdin, self._process.stdout, str(launch.directory.parent)
+
+    def cpu_secs(self, pids: Sequence[int]) -> float:
+        """Return the CPU seconds of the processes."""
+        return local_cpu_secs(pids)
+
+    def wait(self) -> int:
+        """Wait for the end of the process, and return its exit code (-N for signal N)."""
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End the process now. Has no effect if it has ended."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process, and close its pipes."""
+        self.kill()
+        self.wait()
+        close_files(self.stdin, self.stdout)
+
+
+def start_process(launch: Launch) -> Child:
+    """Start a child as a new process."""
+    return ProcessChild(launch)
+
+
+def close_files(*files: Any) -> None:
+    """Close files; None is ignored, and so are errors."""
+    for file in files:
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+
+
+def local_cpu_secs(pids: Sequence[int]) -> float:
+    """Return the CPU seconds that all threads of some processes of this machine have used so far."""
+    return sum(map(_cpu_secs, pids))
 
 
 def run_child(
@@ -98,9 +186,9 @@ def run_child(
     unit: str = "ex",
     deadline: Deadline | float | None = None,
     feed: Feed | None = None,
-    start: Callable[..., Child] = start_process,
+    start: Callable[[Launch], Child] = start_process,
 ) -> dict[str, Any]:
-    """Run `command` + [the target's folder, `directory`] and return its result.
+    """Run the target on the files in `directory`, and return its result.
 
     The child never outlives this call.
 
@@ -114,7 +202,7 @@ def run_child(
         unit: Unit of the progress bar.
         deadline: Limit without progress, in seconds of wall-clock time or as a `Deadline`; None sets no limit.
         feed: Messages for the child's stdin. Its exceptions are passed on.
-        start: Starts the process.
+        start: Starts the child.
 
     Returns:
         The content of result.json.
@@ -122,22 +210,24 @@ def run_child(
     Raises:
         InputError: The model does not accept its inputs.
         ModelError: The model fails, crashes or does not finish.
+        LostConnectionError: The connection to the child ended.
         BackendError: Anything else went wrong.
     """
-    command = [*command, str(TARGET), str(directory)]
-    try:
-        (directory / "request.json").write_text(json.dumps({**request, "parent": os.getpid()}))
-    except OSError as error:
-        raise write_error(directory.parent, "a request", error) from error
     if isinstance(deadline, (int, float)):
         deadline = Deadline(wall_secs=deadline)
     # In memory, because it is needed only if the child fails, and a full disk may be the reason.
     stderr = os.memfd_create("stderr")
     try:
+        launch = Launch(
+            command=command,
+            directory=directory,
+            request=request,
+            stdin=feed is not None,
+            stderr=stderr,
+            environment=environment,
+        )
         try:
-            child = start(
-                command, stdin=feed is not None, stderr=stderr, environment=environment, path=request.get("path", ())
-            )
+            child = start(launch)
         except OSError as error:
             raise BackendError(
                 f"{backend}: cannot start {command[0]}: {error.strerror or error}", got=command[0]
@@ -147,12 +237,7 @@ def run_child(
             monitor.run(total, unit)
             status = child.wait()
         finally:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with suppress(OSError):
-                        stream.close()
+            child.close()
         return _result(directory, backend, status, monitor, _last_lines(stderr))
     finally:
         os.close(stderr)
@@ -212,7 +297,7 @@ class _Monitor:
         self._last_progress, self._cpu_at_progress = time.monotonic(), None
 
     def _cpu_time(self) -> float:
-        return sum(map(_cpu_secs, self._pids))
+        return self.child.cpu_secs(self._pids)
 
     def _parse(self, output: bytes) -> Iterator[int]:
         """Parse the child's lines; after each `progress <total>` or `more <increment>`, yield the total so far."""
@@ -265,7 +350,7 @@ def _result(directory: Path, backend: str, status: int, monitor: _Monitor, stder
     try:
         result = json.loads((directory / "result.json").read_text())
     except FileNotFoundError:
-        raise _crash(directory, backend, status, monitor, stderr) from None
+        raise _crash(backend, status, monitor, stderr) from None
     error = result.get("error")
     if error is None:
         return result
@@ -278,13 +363,13 @@ def _result(directory: Path, backend: str, status: int, monitor: _Monitor, stder
     )
 
 
-def _crash(directory: Path, backend: str, status: int, monitor: _Monitor, stderr: str) -> Exception:
+def _crash(backend: str, status: int, monitor: _Monitor, stderr: str) -> Exception:
     """Return the error for a child that ended without a result."""
     details = f": {stderr}" if stderr else ""
     if status == WRITE_FAILED:
         return BackendError(
-            f"{backend}: cannot write the outputs below {directory.parent}: {monitor.write_failure}. Free disk space "
-            "there, or set TMPDIR to a directory with more space",
+            f"{backend}: cannot write the outputs below {monitor.child.place}: {monitor.write_failure}. Free disk "
+            "space there, or set TMPDIR to a directory with more space",
             got=monitor.write_failure,
         )
     if status >= 0:

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-from tfq.backends.child import TARGET, Child, start_process
+from tfq.backends import child
+from tfq.backends.child import TARGET, Child, Launch, close_files, local_cpu_secs, start_process
 
 # A copy, because tests replace `child.TARGET`: the server can only run its own target.
 _TARGET = str(TARGET)
@@ -27,20 +27,16 @@ _server: "tuple[subprocess.Popen, socket.socket] | None" = None
 
 
 class ForkedChild:
-    """A child that the server forks, with the interface of `subprocess.Popen` that `Child` describes."""
+    """A child that the server forks."""
 
-    def __init__(self, directory: str, path: Sequence[str], stdin: bool, stderr: int) -> None:
-        """Ask the server for a child that runs the target in `directory`.
-
-        Args:
-            directory: Holds the files of the run.
-            path: Folders of NumPy and ai_edge_litert, for a new server.
-            stdin: Whether to open a pipe to the child's stdin.
-            stderr: File descriptor for the child's stderr.
+    def __init__(self, launch: Launch) -> None:
+        """Ask the server for a child.
 
         Raises:
             OSError: The server cannot be started.
         """
+        launch.write_request(None)  # the child ends with the server
+        stdin, self.place = launch.stdin, str(launch.directory.parent)
         with contextlib.ExitStack() as childs_ends:
             read_in, write_in = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
             childs_ends.callback(os.close, read_in)
@@ -52,13 +48,17 @@ class ForkedChild:
             self.stdout = os.fdopen(read_out, "rb", 0)
             self._status: int | None = None
             cpus = sorted(os.sched_getaffinity(0))
-            message = {"directory": directory, "environment": dict(os.environ), "cpus": cpus}
-            descriptors = [read_in, write_out, stderr, control.fileno()]
+            message = {"directory": str(launch.directory), "environment": dict(os.environ), "cpus": cpus}
+            descriptors = [read_in, write_out, launch.stderr, control.fileno()]
             try:
-                _ask(json.dumps(message).encode(), descriptors, path)
+                _ask(json.dumps(message).encode(), descriptors, launch.request.get("path", ()))
             except BaseException:
-                self._close()
+                close_files(self.stdin, self.stdout, self._control)
                 raise
+
+    def cpu_secs(self, pids: Sequence[int]) -> float:
+        """Return the CPU seconds of the processes."""
+        return local_cpu_secs(pids)
 
     def kill(self) -> None:
         """End the process now. Has no effect if it has ended."""
@@ -74,19 +74,19 @@ class ForkedChild:
             self._control.close()
         return self._status
 
-    def _close(self) -> None:
-        for stream in (self.stdin, self.stdout, self._control):
-            if stream is not None:
-                stream.close()
+    def close(self) -> None:
+        """End the process, and close its pipes."""
+        self.kill()
+        self.wait()
+        close_files(self.stdin, self.stdout)
 
 
-def start_fork(command: Sequence[str], *, stdin: bool, stderr: int, environment: Any, path: Sequence[str]) -> Child:
+def start_fork(launch: Launch) -> Child:
     """Start a child like `child.start_process`, as a fork of the server if target and environment are the server's."""
-    *_, target, directory = command
-    if target == _TARGET and environment is None:
+    if str(child.TARGET) == _TARGET and launch.environment is None:
         with contextlib.suppress(OSError):
-            return ForkedChild(directory, path, stdin, stderr)
-    return start_process(command, stdin=stdin, stderr=stderr, environment=environment, path=path)
+            return ForkedChild(launch)
+    return start_process(launch)
 
 
 def start_server(path: Sequence[str]) -> None:

@@ -4,6 +4,7 @@
 import math
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tfq.backends.child import Deadline
 from tfq.errors import ModelError
@@ -24,6 +25,24 @@ TENSOR_FACTOR = 8
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
 BASE_OUTPUT_BYTES, INPUT_FACTOR = 256 << 20, 4096
 _ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a machine offers to a run.
+
+    Args:
+        cores: Cores that a process may use.
+        memory_bytes: Memory of the machine, or of the control group if that is less.
+    """
+
+    cores: int
+    memory_bytes: int
+
+
+def local_resources() -> Resources:
+    """Return the resources of this machine."""
+    return Resources(cores=len(os.sched_getaffinity(0)), memory_bytes=_memory())
 
 
 def choose_deadline(model: Model, timeout_secs: float, num_workers: int, *, emulated: bool) -> Deadline:
@@ -47,20 +66,25 @@ def count_operations(model: Model) -> int:
     return sum(_count_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
 
 
-def memory_limit(model: Model) -> int:
+def memory_limit(model: Model, available: int | None = None) -> int:
     """Return a generous limit on the bytes of one interpreter.
 
+    Args:
+        model: The model.
+        available: Bytes of memory of the machine that runs it; None for this machine.
+
     Raises:
-        ModelError: The tensors need more memory than this machine has, or a tensor is far larger than its op's inputs
+        ModelError: The tensors need more memory than the machine has, or a tensor is far larger than its op's inputs
             explain, so the model is damaged.
     """
     for graph in model.subgraphs:
         _check_sizes(model, graph)
     tensors = sum(_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
-    available = _memory()
+    if available is None:
+        available = _memory()
     if tensors + model.model_bytes > available:
         raise ModelError(
-            f"the model's tensors need {tensors:,} bytes, but this machine has {available:,}. The model may be "
+            f"the model's tensors need {tensors:,} bytes, but the machine has {available:,}. The model may be "
             "damaged, or made for a larger machine",
             field="model",
             expected=available,

@@ -5,7 +5,7 @@ A backend runs a flatbuffer or estimates its cost: on this machine, in an emulat
 chip. To add one, register a `BackendKind` whose `open` returns an object with `assess`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
@@ -307,6 +307,7 @@ class BackendKind:
         address: Description of the part after the colon, such as "[user@]host[:port]"; "" if there is none.
         addresses: All valid addresses, if they are a fixed list.
         needs_address: Whether an address is required; ignored if `addresses` is a fixed list, which requires one.
+        private_address: Whether an address names a machine, a user or a serial number. Records leave it out then.
         unavailable: () -> the reason why no backend of this kind can be used here and what to do, or None. Must be
             cheap.
     """
@@ -324,6 +325,7 @@ class BackendKind:
     address: str = ""
     addresses: tuple[str, ...] = ()
     needs_address: bool = False
+    private_address: bool = False
     unavailable: Callable[[], str | None] = _available
 
     def __post_init__(self) -> None:
@@ -389,6 +391,19 @@ class BackendKind:
 def backend_choices() -> tuple[str, ...]:
     """Return all valid backend names, with free addresses as placeholders."""
     return tuple(choice for kind in registry.entries(BackendKind).values() for choice in kind.choices())
+
+
+def public_names(names: Iterable[str]) -> dict[str, str]:
+    """Return {name of a backend: its name in a record}.
+
+    A private address is left out, or replaced by a number if several backends differ only in it: "ssh", "ssh:2".
+    """
+    results: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        public = registry.public_name("backend", name)
+        count = sum(other == public or other.startswith(f"{public}:") for other in results.values())
+        results[name] = f"{public}:{count + 1}" if count and public != name else public
+    return results
 
 
 def find_kind(name: str) -> BackendKind | None:

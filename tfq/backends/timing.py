@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure latencies on a target: several models in alternation in one child process, and LiteRT's per-op profile."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.backends import child
-from tfq.backends.limits import memory_limit
+from tfq.backends.limits import Resources, memory_limit
 from tfq.backends.protocol import check_arrays
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.errors import BackendError, InputError, ModelError
@@ -120,7 +120,13 @@ class OpEvent:
 
 
 def time_models(
-    command: Sequence[str], request: TimingRequest, *, backend: str, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    request: TimingRequest,
+    *,
+    backend: str,
+    environment: Mapping[str, str] | None = None,
+    start: Callable[[child.Launch], child.Child] = child.start_process,
+    resources: Resources | None = None,
 ) -> tuple[list[Timing], dict[str, Any]]:
     """Time all entries of a request in one child process.
 
@@ -129,6 +135,8 @@ def time_models(
         request: The request.
         backend: The backend's name, for messages.
         environment: The child's environment variables; None passes on those of this process.
+        start: Starts the child, as in `run_child`.
+        resources: Cores and memory of the machine that runs the child; None for this machine.
 
     Returns:
         The timing of each of `request.entries`, and the machine that they were measured on.
@@ -145,10 +153,10 @@ def time_models(
             "entries": [{**files[id(model)], "kernels": kernels} for model, kernels in request.entries],
             **_common(request),
             "seed": request.seed,
-            "memory_bytes": sum(_memory_limit(model) for model, _ in request.entries),
+            "memory_bytes": sum(_memory_limit(model, resources) for model, _ in request.entries),
         }
         try:
-            result = _run(command, directory, settings, backend, environment)
+            result = _run(command, directory, settings, backend, environment, start)
         except InputError as error:
             model, kernels = request.entries[_last_entry(directory)]
             raise type(error)(f"{model.name} on {kernels} kernels: {error}") from error
@@ -174,6 +182,8 @@ def profile_ops(
     *,
     backend: str,
     environment: Mapping[str, str] | None = None,
+    start: Callable[[child.Launch], child.Child] = child.start_process,
+    resources: Resources | None = None,
 ) -> list[OpEvent] | str:
     """Profile the ops of `model` with LiteRT's profiler, in separate inferences in a separate process.
 
@@ -184,6 +194,8 @@ def profile_ops(
         kernels: Kind of kernels, as in `RunRequest`.
         backend: The backend's name, for messages.
         environment: The child's environment variables; None passes on those of this process.
+        start: Starts the child, as in `run_child`.
+        resources: Cores and memory of the machine that runs the child; None for this machine.
 
     Returns:
         The steps of an inference in order, or the reason why they could not be profiled.
@@ -196,10 +208,10 @@ def profile_ops(
             "kernels": kernels,
             **_common(request),
             "num_runs": min(request.num_runs, PROFILED_RUNS),
-            "memory_bytes": _memory_limit(model),
+            "memory_bytes": _memory_limit(model, resources),
         }
         try:
-            result = _run(command, directory, settings, backend, environment)
+            result = _run(command, directory, settings, backend, environment, start)
         except (ModelError, BackendError) as error:
             return f"LiteRT's profiler is not available: {error}"
         if "reason" in result:
@@ -219,6 +231,7 @@ def _run(
     settings: Mapping[str, Any],
     backend: str,
     environment: Mapping[str, str] | None,
+    start: Callable[[child.Launch], child.Child],
 ) -> dict[str, Any]:
     return child.run_child(
         command,
@@ -229,6 +242,7 @@ def _run(
         total=100,
         unit="%",
         deadline=SILENT_SECS,
+        start=start,
     )
 
 
@@ -236,10 +250,10 @@ def _common(request: TimingRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ("num_threads", "warmup_runs", "num_runs", "min_secs")}
 
 
-def _memory_limit(model: TimedModel) -> int:
-    """Return the limit on the bytes of one interpreter; raise ModelError if the model cannot run on this machine."""
+def _memory_limit(model: TimedModel, resources: Resources | None) -> int:
+    """Return the limit on the bytes of one interpreter; raise ModelError if the model cannot run on the machine."""
     try:
-        return memory_limit(tflite.read(model.model))
+        return memory_limit(tflite.read(model.model), None if resources is None else resources.memory_bytes)
     except ModelError as error:
         raise ModelError(
             f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got, limit=error.limit

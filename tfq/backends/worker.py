@@ -12,8 +12,9 @@ import mmap
 import os
 import struct
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends.child import Child, run_child, start_process
-from tfq.backends.limits import choose_deadline, memory_limit
+from tfq.backends.child import Child, Launch, LostConnectionError, run_child, start_process
+from tfq.backends.limits import Resources, choose_deadline, local_resources, memory_limit
 from tfq.backends.protocol import BackendResult, InputStream, RunRequest, check_arrays
 from tfq.backends.scratch import scratch_directory, write_error
-from tfq.errors import InputError
+from tfq.errors import InputError, warn
 
 # Upper limits of a block. Small blocks keep all workers busy until the end; large ones cost less to pass on.
 BLOCK_BYTES, BLOCK_EXAMPLES, BLOCKS_PER_WORKER = 1 << 17, 64, 8
@@ -35,7 +36,10 @@ RING_BYTES = 8 << 20
 # Limit of the first examples that are kept for the timed inferences.
 TIMED_BYTES = 32 << 20
 ALIGNMENT = 64
-_MESSAGE = struct.Struct("<qqq")
+# A message: index of a block's first example, number of examples, slot.
+MESSAGE = struct.Struct("<qqq")
+# How often a run continues after its connection was lost, and the seconds to wait the first time.
+RECONNECTS, RECONNECT_SECS = 3, 1.0
 
 Arrays = tuple[NDArray, ...]
 
@@ -77,7 +81,14 @@ class Plan:
 class Feed:
     """The messages and the shared file of one run."""
 
-    def __init__(self, directory: Path, first: Arrays, pieces: Iterator[Arrays], plan: Plan) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        first: Arrays,
+        pieces: Iterator[Arrays],
+        plan: Plan,
+        completed: Collection[int] = (),
+    ) -> None:
         """Create the shared file.
 
         Args:
@@ -85,11 +96,18 @@ class Feed:
             first: The first piece of the examples, as returned by `split_first`.
             pieces: The other pieces.
             plan: How the examples are passed on.
+            completed: First examples of the blocks whose outputs an earlier run has written.
 
         Raises:
             BackendError: The file cannot be written.
         """
         self._first, self._pieces, self.plan = first, pieces, plan
+        self.completed = set(completed)
+        if self._count(self.completed) == plan.num_examples:
+            # The child must compute at least one block, because its result describes the outputs.
+            self.completed.remove(max(self.completed))
+        self.num_remaining = plan.num_examples - self._count(self.completed)
+        self._sent: dict[int, int] = {}  # slot -> first example
         sizes = [plan.block * array[:1].nbytes for array in first]
         # Slots, and each input's part of a slot, are aligned for every dtype.
         ends = list(itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
@@ -111,39 +129,49 @@ class Feed:
             "inputs": [[array.dtype.str, list(array.shape[1:])] for array in self._first],
             "offsets": self._offsets,
             "slot_bytes": self._slot_bytes,
+            "num_remaining": self.num_remaining,
         }
 
     def handle_line(self, words: list[bytes]) -> bool:
-        """Handle the child's line `free <slot>`. Return whether it was such a line."""
-        if len(words) != 2 or words[0] != b"free" or not words[1].isdigit():
+        """Handle the child's line `free <slot> <bytes> ...`. Return whether it was such a line."""
+        if words[:1] != [b"free"] or not all(word.isdigit() for word in words[1:]):
             return False
+        start = self._sent.pop(int(words[1]))
         self._free.append(int(words[1]))
+        if len(words) > 2:
+            self.completed.add(start)
         return True
+
+    def _count(self, starts: Collection[int]) -> int:
+        """Return the number of examples in the blocks that begin with the examples `starts`."""
+        return sum(min(self.plan.block, self.plan.num_examples - start) for start in starts)
 
     def messages(self) -> Iterator[bytes]:
         """Yield the messages for the child's stdin; an empty one means that no slot is free.
 
-        First come all blocks, then an empty block for each worker, then the blocks of the examples that are timed, and
-        a final empty block.
+        First come all blocks that are not completed, then an empty block for each worker, then the blocks of the
+        examples that are timed, and a final empty block.
 
         Raises:
             InputError: A stream has another number of examples than it declares, or its arrays differ in kind.
         """
         timed: list[Arrays] = []
-        sent = 0
+        sent, skipped = 0, frozenset(self.completed)
         for piece in _regroup(_check_pieces(self._first, self._pieces, self.plan.num_examples), self.plan.block):
             if sent < self.plan.timed_examples:
                 timed.append(tuple(array[: self.plan.timed_examples - sent].copy() for array in piece))
-            yield from self._send(sent, piece)
+            yield from self._send(sent, piece, skipped)
             sent += len(piece[0])
         for _ in range(self.plan.num_workers):
-            yield _MESSAGE.pack(0, 0, 0)
+            yield MESSAGE.pack(0, 0, 0)
         for piece in timed:
             yield from self._send(0, piece)
-        yield _MESSAGE.pack(0, 0, 0)
+        yield MESSAGE.pack(0, 0, 0)
 
-    def _send(self, first_example: int, arrays: Arrays) -> Iterator[bytes]:
+    def _send(self, first_example: int, arrays: Arrays, skipped: Collection[int] = ()) -> Iterator[bytes]:
         for start in range(0, len(arrays[0]), self.plan.block):
+            if first_example + start in skipped:
+                continue
             while not self._free:
                 yield b""
             slot = self._free.popleft()
@@ -151,7 +179,8 @@ class Feed:
                 part = array[start : start + self.plan.block]
                 position = slot * self._slot_bytes + offset
                 np.frombuffer(self._ring, part.dtype, part.size, position).reshape(part.shape)[...] = part
-            yield _MESSAGE.pack(first_example + start, len(part), slot)
+            self._sent[slot] = first_example + start
+            yield MESSAGE.pack(first_example + start, len(part), slot)
 
 
 def split_first(inputs: Arrays | InputStream) -> tuple[Arrays, Iterator[Arrays]]:
@@ -225,19 +254,25 @@ def run_worker(
     path: Sequence[str] = (),
     emulated: bool = False,
     interpreter: Mapping[str, Any] | None = None,
-    start: Callable[..., Child] = start_process,
+    start: Callable[[Launch], Child] = start_process,
+    resources: Resources | None = None,
+    reports_memory: bool = False,
 ) -> BackendResult:
-    """Run a request in a child process, and return its outputs and latencies.
+    """Run a request in a child, and return its outputs and latencies.
+
+    If the connection to the child is lost, the run continues on a new one with the examples that are left.
 
     Args:
-        command: Starts Python; the target's folder and a temporary directory are added.
+        command: Starts Python on this machine, if `start` starts a process here.
         request: The request.
         backend: The backend's name, for messages.
         environment: The child's environment variables; None passes on those of this process.
         path: Folders of NumPy and ai_edge_litert, if `command` does not find them.
         emulated: Whether `command` runs an emulator; then the result says so and the deadline is longer.
         interpreter: Entries of the request that choose another interpreter than LiteRT's, and configure it.
-        start: Starts the process, as in `run_child`.
+        start: Starts the child, as in `run_child`.
+        resources: Cores and memory of the machine that runs the child; None for this machine.
+        reports_memory: Whether the result has the peak memory of the process with the interpreter.
 
     Raises:
         InputError: The model does not accept the inputs.
@@ -245,16 +280,9 @@ def run_worker(
         BackendError: Anything else went wrong.
     """
     model = tflite.read(request.model)
+    resources = resources or local_resources()
     first, pieces = split_first(request.inputs)
-    tensors = model.main_subgraph.input_tensors
-    batch = max(1, tensors[0].shape[0]) if tensors and tensors[0].shape else 1
-    plan = Plan(
-        num_examples=request.num_examples,
-        batch=batch,
-        num_workers=_num_workers(request, batch),
-        timed=request.warmup_runs + request.num_runs if request.num_runs else 0,
-        example_bytes=sum(array[:1].nbytes for array in first),
-    )
+    plan = _make_plan(request, model, first, resources)
     settings = {
         "mode": "examples",
         "num_examples": request.num_examples,
@@ -264,7 +292,7 @@ def run_worker(
         "warmup_runs": request.warmup_runs,
         "num_runs": request.num_runs,
         "path": list(path),
-        "memory_bytes": memory_limit(model),
+        "memory_bytes": memory_limit(model, resources.memory_bytes),
         **(interpreter or {}),
     }
     with scratch_directory() as directory:
@@ -272,19 +300,44 @@ def run_worker(
             (directory / "model.tflite").write_bytes(request.model)
         except OSError as error:
             raise write_error(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
-        feed = Feed(directory, first, pieces, plan)
-        result = run_child(
-            command,
-            directory,
-            {**settings, **feed.request()},
-            backend=backend,
-            environment=environment,
-            total=request.num_examples,
-            deadline=choose_deadline(model, request.timeout_secs, plan.num_workers, emulated=emulated),
-            start=start,
-            feed=feed,
-        )
-        return _read_result(directory, result, request.num_examples, emulated)
+        completed: set[int] = set()
+        for attempt in itertools.count():
+            feed = Feed(directory, first, pieces, plan, completed)
+            try:
+                result = run_child(
+                    command,
+                    directory,
+                    {**settings, **feed.request()},
+                    backend=backend,
+                    environment=environment,
+                    total=feed.num_remaining,
+                    deadline=choose_deadline(model, request.timeout_secs, plan.num_workers, emulated=emulated),
+                    start=start,
+                    feed=feed,
+                )
+                break
+            except LostConnectionError as error:
+                if attempt == RECONNECTS:
+                    raise
+                time.sleep(RECONNECT_SECS * 2**attempt)
+                warn(f"{error}. Connecting again for the examples that are left")
+                completed, (first, pieces) = feed.completed, split_first(request.inputs)
+        if reports_memory:
+            result["memory_bytes"] = {"peak_rss": result["used"]["peak_kb"] << 10}
+        return _read_result(directory, result, request.num_examples, emulated, attempt)
+
+
+def _make_plan(request: RunRequest, model: tflite.Model, first: Arrays, resources: Resources) -> Plan:
+    tensors = model.main_subgraph.input_tensors
+    batch = max(1, tensors[0].shape[0]) if tensors and tensors[0].shape else 1
+    num_workers = request.num_workers or max(1, resources.cores // request.num_threads)
+    return Plan(
+        num_examples=request.num_examples,
+        batch=batch,
+        num_workers=max(1, min(num_workers, request.num_examples // batch)),
+        timed=request.warmup_runs + request.num_runs if request.num_runs else 0,
+        example_bytes=sum(array[:1].nbytes for array in first),
+    )
 
 
 def run_samples(
@@ -295,7 +348,7 @@ def run_samples(
     backend: str,
     path: Sequence[str] = (),
     kernels: str = "xnnpack",
-    start: Callable[..., Child] = start_process,
+    start: Callable[[Launch], Child] = start_process,
 ) -> list[Arrays]:
     """Run a few samples one by one in a child process.
 
@@ -355,12 +408,9 @@ def module_path() -> list[str]:
     return list(dict.fromkeys([*origins, *(entry for entry in sys.path if os.path.isabs(entry))]))
 
 
-def _num_workers(request: RunRequest, batch: int) -> int:
-    requested = request.num_workers or max(1, len(os.sched_getaffinity(0)) // request.num_threads)
-    return max(1, min(requested, request.num_examples // batch))
-
-
-def _read_result(directory: Path, result: dict[str, Any], num_examples: int, emulated: bool) -> BackendResult:
+def _read_result(
+    directory: Path, result: dict[str, Any], num_examples: int, emulated: bool, reconnects: int
+) -> BackendResult:
     timed = result["latencies_ms"] is not None
     outputs = [
         np.fromfile(directory / f"output_{index}", dtype).reshape(num_examples, *shape)
@@ -375,5 +425,5 @@ def _read_result(directory: Path, result: dict[str, Any], num_examples: int, emu
         total_ops=result["total_ops"],
         delegated_ops=result["delegated_ops"],
         machine=result["machine"],
-        notes=tuple(result["notes"]),
+        notes=(*result["notes"], *([f"the connection was lost and restored {reconnects} times"] if reconnects else [])),
     )

@@ -128,10 +128,25 @@ class Config:
                 arguments[key] = _checked(path, value, hints[key], _field(cls, key))
         return cls(**arguments)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings as JSON values for a record, without addresses that identify a machine or a user."""
+        return {name: _public(value, _field(type(self), name)) for name, value in vars(self).items()}
+
     def config_hash(self) -> str:
         """Return the SHA-256 of the config's canonical JSON without `out`, which does not affect results."""
-        values = {key: value for key, value in self.to_dict().items() if key != "out"}
+        values = {key: value for key, value in self.to_record().items() if key != "out"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _public(value: Any, field: dataclasses.Field) -> Any:
+    if isinstance(value, Config):
+        return value.to_record()
+    value, kind = json.loads(json.dumps(value)), field.metadata.get("choices_of")
+    if kind is None:
+        return value
+    if isinstance(value, list):
+        return [_public(item, field) for item in value]
+    return registry.public_name(kind, value) if isinstance(value, str) else value
 
 
 def _with_attributes(docstring: str, members: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import BackendResult, RunRequest, kind_of, make_backend
+from tfq.backends import BackendResult, RunRequest, kind_of, make_backend, public_names
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs
 from tfq.errors import warn
@@ -299,7 +299,7 @@ def _costs_of(model: bytes, result: BackendResult, config: EvaluationConfig) -> 
         "machine": dict(result.machine),
         "latency_reason": result.latency_reason,
         "num_threads": config.num_threads,
-        "backend": config.backend,
+        "backend": public_names([config.backend])[config.backend],
         "how": result.how,
         "xnnpack": config.xnnpack if kind_of(config.backend).has_cpu_kernels else None,
         "total_ops": result.total_ops,

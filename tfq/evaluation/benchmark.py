@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import Backend, RunRequest, make_backend, place_of, timing_backend
+from tfq.backends import Backend, RunRequest, make_backend, place_of, public_names, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
@@ -190,7 +190,7 @@ def benchmark_models(
             for (model, kernels), timing in zip(request.entries, timings, strict=True)
         ]
     return BenchmarkRecord(
-        backend=config.backend,
+        backend=public_names([config.backend])[config.backend],
         num_threads=config.num_threads,
         models=tuple(times),
         ratios=_ratios(request, timings),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_backend
+from tfq.backends import RunRequest, make_backend, public_names
 from tfq.data import as_split
 from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import Feed
@@ -107,7 +107,10 @@ def compare_backends(
         timeout_secs=timeout_secs,
     )
     outputs_a, outputs_b = (backend.assess(request).computed_outputs() for backend in backends)
-    return compare_outputs(parsed.output_names, outputs_a, outputs_b, backend_a=backend_a, backend_b=backend_b)
+    names = public_names([backend_a, backend_b])
+    return compare_outputs(
+        parsed.output_names, outputs_a, outputs_b, backend_a=names[backend_a], backend_b=names[backend_b]
+    )
 
 
 def compare_outputs(

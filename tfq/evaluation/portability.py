@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tfq import progress, registry, tflite
-from tfq.backends import HOST, BackendKind, BackendResult, kind_of, make_backend, place_of
+from tfq.backends import HOST, BackendKind, BackendResult, kind_of, make_backend, place_of, public_names
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split
 from tfq.errors import BackendError, InputError, ModelError, TfqError
@@ -58,13 +58,13 @@ def assess_backends(
     base = dataclasses.replace(config, limit=0, num_runs=0, xnnpack=True)
     own = _on_this_machine(model, data, base, reference)
     yardstick, yardstick_reason = _yardstick(model, data, base, own)
-    rows = []
+    rows, public = [], public_names(names)
     for name in names:
         with progress.stage(f"running {data.num_examples:,} examples on {place_of(name)}"):
             settings = dataclasses.replace(base, backend=name, xnnpack=config.xnnpack)
             times = kind_of(name).times and (evaluated is None or name != config.backend)
             settings = dataclasses.replace(settings, num_runs=config.num_runs if times else 0)
-            row = _row(model, data, settings, reference, own)
+            row = _row(model, data, settings, reference, own, public[name])
         if evaluated is not None and name == config.backend and row.evaluation is not None:
             row = dataclasses.replace(row, evaluation=_with_latency(row.evaluation, evaluated))
         rows.append(row)
@@ -129,12 +129,17 @@ def check_backends(config: EvaluationConfig, *, needs_outputs: str | None = None
 
 
 def _row(
-    model: bytes, data: AnySplit, config: EvaluationConfig, reference: ReferenceOutputs | None, own: Assessment | str
+    model: bytes,
+    data: AnySplit,
+    config: EvaluationConfig,
+    reference: ReferenceOutputs | None,
+    own: Assessment | str,
+    name: str,
 ) -> BackendRow:
-    """Return the row of `config.backend`; `own` is the assessment on this machine, or why there is none."""
+    """Return the row `name` of `config.backend`; `own` is the assessment on this machine, or why there is none."""
     backend = make_backend(config.backend)
     kind = backend.kind
-    blank = BackendRow(backend=config.backend, how=kind.how, status="not run")
+    blank = BackendRow(backend=name, how=kind.how, status="not run")
     unavailable = backend.unavailable()
     if unavailable is not None:
         return dataclasses.replace(blank, reason=f"not available: {unavailable}")
@@ -149,7 +154,7 @@ def _row(
     if kind.counts_instructions:
         kernels = "xnnpack" if config.xnnpack else "builtin"
         counts = record_of_counts(backend, result, kernels=kernels, inputs="the first example")
-    difference, difference_reason = _difference(model, own, result, config.backend)
+    difference, difference_reason = _difference(model, own, result, name)
     agreement, agreement_reason = (
         (None, own) if isinstance(own, str) else assessed.agreement_with(_real_outputs(model, own.result))
     )

@@ -223,7 +223,7 @@ TEST_SECONDS = 120
 HOST_PACKAGES = ("qemu-user",)
 ARM64_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 WHEELS = ("ai-edge-litert", "numpy", "flatbuffers", "protobuf", "typing_extensions", "tqdm", "backports.strenum")
-PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014")
 
 
 def build(directory: Path, report: Callable[[str], None]) -> None:
@@ -262,7 +262,7 @@ def build(directory: Path, report: Callable[[str], None]) -> None:
         make_cpu_prefix(tree, cpu)
     python = (sysroot / "usr/bin/python3").readlink().name.removeprefix("python")
     report(f"ARM emulator: downloading the interpreter and NumPy for arm64 Python {python} (about 40 MB)")
-    _install_wheels(tree / "site", python)
+    install_wheels(tree / "site", python)
     report("ARM emulator: testing it")
     installed = _test_cpus(Sysroot(directory=tree, qemu="", cpus=tuple(CPUS)))
     installed = add_plugin(installed, lambda: fetch_host("tcc"))
@@ -320,27 +320,35 @@ def make_cpu_prefix(tree: Path, cpu: str) -> None:
         (prefix / name).write_text(content)
 
 
-def _install_wheels(site: Path, python_version: str) -> None:
-    """Install arm64 wheels in the versions of this Python's packages.
+def install_wheels(site: Path, python_version: str, machine: str = "aarch64") -> None:
+    """Install wheels for another architecture in the versions of this Python's packages.
 
-    If these do not exist for the arm64 Python, only ai-edge-litert has the same version.
+    If these do not exist for the other Python, only ai-edge-litert has the same version.
+
+    Args:
+        site: Folder for the wheels.
+        python_version: Version of the other Python, such as "3.11".
+        machine: The architecture, as `uname -m` says it.
+
+    Raises:
+        BackendError: pip cannot download the wheels.
     """
-    versions = _versions()
+    versions = package_versions()
     pinned = [name if version is None else f"{name}=={version}" for name, version in versions.items()]
-    result = _pip(site, python_version, pinned)
+    result = _pip(site, python_version, machine, pinned)
     if result.returncode:
         shutil.rmtree(site, ignore_errors=True)
-        result = _pip(site, python_version, [pinned[0], *WHEELS[1:]])
+        result = _pip(site, python_version, machine, [pinned[0], *WHEELS[1:]])
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         raise BackendError(
-            f"pip cannot download {pinned[0]} and NumPy for arm64 Python {python_version}: {' | '.join(lines[-4:])}"
+            f"pip cannot download {pinned[0]} and NumPy for {machine} Python {python_version}: {' | '.join(lines[-4:])}"
         )
 
 
-def _pip(site: Path, python_version: str, requirements: list[str]) -> subprocess.CompletedProcess[str]:
+def _pip(site: Path, python_version: str, machine: str, requirements: list[str]) -> subprocess.CompletedProcess[str]:
     options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(site)]
-    options += ["--python-version", python_version, *(f"--platform={platform}" for platform in PLATFORMS)]
+    options += ["--python-version", python_version, *(f"--platform={name}_{machine}" for name in PLATFORMS)]
     command = [sys.executable, "-m", "pip", "install", *options, *requirements]
     return run_command(command, DOWNLOAD_SECONDS, text=True, errors="replace", env={**os.environ, "PIP_USER": "0"})
 
@@ -384,7 +392,8 @@ def _debian_architecture() -> str:
     return run_command(["dpkg", "--print-architecture"], TEST_SECONDS, text=True).stdout.strip()
 
 
-def _versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
+    """Return the installed version of each of WHEELS; None if it is not installed."""
     results: dict[str, str | None] = {}
     for name in WHEELS:
         try:
@@ -400,6 +409,6 @@ def inputs() -> dict[str, Any]:
     return {
         "recipe": RECIPE,
         "system": [release.get("ID"), release.get("VERSION_CODENAME"), platform.machine()],
-        "versions": _versions(),
+        "versions": package_versions(),
         "cpus": CPUS,
     }

@@ -2,9 +2,10 @@
 """Mode "examples": compute the outputs of all examples in several processes, then time inferences in one of them.
 
 The examples arrive in blocks, in slots of the file "ring". A message on stdin has the index of the block's first
-example, its number of examples, and its slot (8 bytes each, little-endian); the line `free <slot>` returns the slot. An
-empty block (no examples) ends one worker. After one empty block per worker, the first examples are sent again for the
-timed inferences, followed by a last empty block.
+example, its number of examples, and its slot (8 bytes each, little-endian). The line `free <slot>` returns the slot. If
+the outputs of the block have been written, the line also has the bytes of one example of each output:
+`free <slot> <bytes> ...`. An empty block (no examples) ends one worker. After one empty block per worker, the first
+examples are sent again for the timed inferences, followed by a last empty block.
 
 Each worker is a process with one interpreter; threads would wait for Python's global lock. A worker takes the next
 block and writes the outputs at their positions in the output files, so the result does not depend on which worker
@@ -27,6 +28,7 @@ PROGRESS_SECONDS = 0.2
 MESSAGE = struct.Struct("<qqq")
 STDIN, STDOUT = 0, 1
 
+Block = collections.namedtuple("Block", ["start", "arrays", "slot"])
 # Dtype and shape of arrays that have not arrived yet.
 ArraySpec = collections.namedtuple("ArraySpec", ["dtype", "shape"])
 
@@ -38,14 +40,17 @@ def run(directory, request):
     forks = [fork.Fork(lambda: work_in_fork(directory, request)) for _ in range(request["num_workers"] - 1)]
     worker = Worker(directory, request, forks)
     reports = [worker.work(), *(other.report() for other in forks)]
-    if sum(report["done"] for report in reports) != request["num_examples"]:
+    if sum(report["done"] for report in reports) != request["num_remaining"]:
         raise BrokenPipeError("the inputs end before they are complete")
     latencies = None
     if request["num_runs"]:
         for _ in range(len(reports) - sum(report["ended"] for report in reports)):
             list(worker.source.blocks())  # the empty block of a worker that could not start
-        timed = zip(*([array.copy() for array in arrays] for _, arrays in worker.source.blocks()), strict=True)
-        arrays = [np.concatenate(blocks) for blocks in timed]
+        timed = []
+        for block in worker.source.blocks():
+            timed.append([array.copy() for array in block.arrays])
+            worker.source.free(block)
+        arrays = [np.concatenate(blocks) for blocks in zip(*timed, strict=True)]
         latencies = worker.time_inferences(arrays, request["warmup_runs"], request["num_runs"])
     total, delegated, reason = session.count_ops(worker.interpreter)
     own = worker.interpreter if hasattr(worker.interpreter, "memory_bytes") else None
@@ -101,19 +106,18 @@ class Source:
         self.lock = os.open(os.path.join(directory, "request.json"), os.O_RDONLY)
 
     def blocks(self):
-        """Yield (index of the first example, arrays) of each block until an empty one; valid until the next."""
+        """Yield each block until an empty one. Its arrays are valid until it is freed."""
         while (message := self._read_message())[1]:
             start, number, slot = message
-            yield (
-                start,
-                [
-                    np.frombuffer(self.ring, dtype, number * size, slot * self.slot_bytes + offset).reshape(
-                        number, *shape
-                    )
-                    for (dtype, shape, size), offset in zip(self.inputs, self.offsets, strict=True)
-                ],
-            )
-            os.write(STDOUT, b"free %d\n" % slot)
+            arrays = [
+                np.frombuffer(self.ring, dtype, number * size, slot * self.slot_bytes + offset).reshape(number, *shape)
+                for (dtype, shape, size), offset in zip(self.inputs, self.offsets, strict=True)
+            ]
+            yield Block(start, arrays, slot)
+
+    def free(self, block, output_bytes=()):
+        """Return the slot of a block. `output_bytes`: bytes of one example of each output that has been written."""
+        os.write(STDOUT, b"free %d%s\n" % (block.slot, b"".join(b" %d" % size for size in output_bytes)))
 
     def _read_message(self):
         fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -142,14 +146,15 @@ class Worker:
         self.batch = session.prepare_inputs(self.interpreter, details, specs)
         self.inputs = [detail["index"] for detail in details]
         self.outputs = [detail["index"] for detail in self.interpreter.get_output_details()]
-        self.files, self.kinds = [], []
+        self.files, self.kinds, self.output_bytes = [], [], []
         self.done, self.reported, self.next_report = 0, 0, time.monotonic() + PROGRESS_SECONDS
 
     def work(self):
         """Compute blocks until one is empty, and return a report."""
-        for start, arrays in self.source.blocks():
-            self.store(start, self.run(arrays))
-            self.done += len(arrays[0])
+        for block in self.source.blocks():
+            self.store(block.start, self.run(block.arrays))
+            self.done += len(block.arrays[0])
+            self.source.free(block, self.output_bytes)
         return {"done": self.done, "ended": True, "outputs": self.kinds, "note": None}
 
     def run(self, arrays):
@@ -186,6 +191,7 @@ class Worker:
         """Write a block's outputs to the output files; `start` is the index of its first example."""
         if not self.files:
             self.kinds = [[value.dtype.str, list(value.shape[1:])] for value in values]
+            self.output_bytes = [value.nbytes // len(value) for value in values]
             paths = [os.path.join(self.directory, f"output_{index}") for index in range(len(values))]
             self.files = [os.open(path, os.O_CREAT | os.O_WRONLY, 0o600) for path in paths]
         for file, (_, shape), value in zip(self.files, self.kinds, values, strict=True):

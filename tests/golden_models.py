@@ -8,7 +8,7 @@ from typing import Any
 import flatbuffers
 from ai_edge_litert import schema_py_generated as generated
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+GOLDEN = Path(__file__).resolve().parent / "golden"
 NAMES = tuple(sorted(path.stem for path in GOLDEN.glob("*.tflite")))
 
 FLOAT32, INT32, UINT8, INT64, BOOL, INT16, INT8 = (

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of backends, for those that need a server or an emulator."""
+
+import sys
+
+import pytest
+from backend_contract import *  # noqa: F403
+from backend_contract import Subject
+from loopback_sshd import Sshd
+
+from tfq.backends import make_backend, ssh
+from tfq.backends.qemu import sysroot
+
+pytestmark = pytest.mark.clients
+
+
+def _ssh(request, tmp_path, monkeypatch):
+    environment = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "TFQ_TEST": "contract"}
+    server = Sshd(request.getfixturevalue("sshd_files"), tmp_path / "sshd", environment)
+    request.addfinalizer(server.stop)
+    monkeypatch.setenv(ssh.COMMAND_VARIABLE, server.ssh)
+    return Subject(
+        backend=make_backend(f"ssh:127.0.0.1:{server.port}"),
+        runs=tmp_path / ".cache/tfq/relay/runs",
+        finish=ssh.stop_masters,
+    )
+
+
+def _qemu(request, tmp_path, monkeypatch):
+    sysroot.install()
+    return Subject(backend=make_backend("qemu:cortex-a76"), max_lsb=1, limits_memory=False)
+
+
+SUBJECTS = {"ssh": _ssh, "qemu": _qemu}
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request, tmp_path, monkeypatch):
+    return SUBJECTS[request.param](request, tmp_path, monkeypatch)
