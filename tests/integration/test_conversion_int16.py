@@ -121,6 +121,12 @@ def test_without_fitting_operands_int16x8_is_wrong(name, monkeypatch):
     assert result is None or result < 30
 
 
+def test_a_constant_of_zeros_has_the_data_of_int16():
+    inputs = keras.Input(X.shape[1:])
+    content = converted(keras.Model(inputs, L.PReLU(shared_axes=[1, 2])(L.Conv2D(8, 1, activation="relu")(inputs))))
+    assert tfq.audit(content, tfq.AuditConfig(require="int16x8")).ok
+
+
 def test_scatter_in_int16_does_not_run(monkeypatch):
     monkeypatch.setattr(quantize, "float_only_ops", lambda model: [])
     model = model_of("scattered")

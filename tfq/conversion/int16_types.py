@@ -32,6 +32,7 @@ from tfq.conversion.graph_editing import (
     scale_of,
     set_input,
     set_scale,
+    sizes_of,
 )
 from tfq.quant_math import quantize
 from tfq.tflite.op_types import COPIED_SLOTS
@@ -83,6 +84,9 @@ def _set_positive_scales(edited: Any, graph: Any) -> int:
         values = constant_of(edited, graph, index, "int16")
         if values is not None and not values.any():
             set_scale(graph, index, _SCALE_OF_ZEROS, 0)
+            # It may share the int64 zeros of a bias.
+            own = add_constant(edited, graph, np.zeros(sizes_of(tensor)), np.int16)
+            tensor.buffer = graph.tensors.pop(own).buffer
             changed += 1
     return changed
 
