@@ -3,8 +3,9 @@
 """Convert, translate and quantization-aware train backbones of KerasHub in small configurations.
 
 Each model gets random weights with biases and statistics that matter, is converted to int8 with calibration and
-verified, and is translated to tf_keras. The convolutional ones are also trained for two steps with fake quantization
-and converted to full int8. The files run on LiteRT's interpreter and are compared with the Keras model. Each model runs
+verified, and is translated to tf_keras. The convolutional ones are trained before on five synthetic classes, and later
+for two steps with fake quantization, and converted to full int8. Models below 20 dB are also converted to int16x8. The
+files run on LiteRT's interpreter and are compared with the Keras model. Each model runs
 in a separate process: a crash is a result. tfq does not depend on KerasHub and keras-tcn; install them next to it:
 
     python -m venv hub && hub/bin/pip install -c constraints.txt -e . keras-hub keras-tcn
@@ -13,7 +14,7 @@ in a separate process: a crash is a result. tfq does not depend on KerasHub and 
 Each result is a file in --out, so a killed run resumes; --fresh measures everything again. The script prints a Markdown
 table and saves it in --out. The exit code is 1 if a model misses a bound: a verified conversion of at least MIN_SQNR
 dB, a translation that differs by at most MAX_DIFFERENCE of the output's range, a QAT model that computes exactly what
-the float model does if nothing is rounded, and a full int8 file of it. All models take about half an hour.
+the float model does if nothing is rounded, and a full int8 file of it. All models take about an hour.
 """
 
 import argparse
@@ -119,9 +120,10 @@ def misses(record: dict[str, Any], name: str) -> list[str]:
 def table(records: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table."""
     lines = [
-        "| model | parameters | int8: verified, SQNR | full int8 | bridge: largest difference | layers | "
+        "| model | parameters | int8: verified, SQNR (int16x8) | accuracy: float, int8 | full int8 | "
+        "bridge: largest difference | layers | "
         "QAT without rounding | QAT file: SQNR to the QAT model, to float |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {name} | " + " | ".join(_cells(record)) + " |" for name, record in records.items()]
     dates = sorted({record["date"] for record in records.values()})
@@ -135,9 +137,11 @@ def _cells(record: dict[str, Any]) -> list[str]:
     weights, ptq, bridge = stages.get("weights", {}), stages.get("ptq"), stages.get("bridge")
     qat, converted = stages.get("qat"), stages.get("convert")
     error = f"{record['error']['stage']} failed" if "error" in record else ""
+    wide = f" ({ptq['sqnr_int16x8']:.1f} dB)" if ptq and "sqnr_int16x8" in ptq else ""
     return [
         f"{weights.get('parameters', 0):,}",
-        f"{'yes' if ptq['verified'] else 'no'}, {ptq['sqnr']:.1f} dB" if ptq else error,
+        f"{'yes' if ptq['verified'] else 'no'}, {ptq['sqnr']:.1f} dB{wide}" if ptq else error,
+        f"{weights['accuracy']:.0%}, {ptq['accuracy']:.0%}" if ptq and ptq["accuracy"] is not None else "",
         ("yes" if ptq["full_int8"] else "no") if ptq else "",
         f"{bridge['max_difference']:.1g}" if bridge else error,
         str(bridge["layers"]) if bridge else "",

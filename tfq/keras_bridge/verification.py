@@ -39,8 +39,9 @@ def random_inputs(model: Any, seed: int = 0) -> list[list[NDArray]]:
 def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]:
     """Return kind of data -> inputs of a flat tf_keras model: standard normal values, and pixels in [0, 255].
 
-    An input of an Embedding or a CategoryEncoding gets valid indices. An integer mask gets zeros and ones, because for
-    other numbers the softmax of each Keras version computes something else.
+    An input of an Embedding or a CategoryEncoding gets valid indices. An integer mask gets ones and zeros, the first
+    of them a one. For other numbers, and if nothing remains of a row, the softmax of each Keras version computes
+    something else.
     """
     rng = np.random.default_rng(seed)
     return {
@@ -58,7 +59,9 @@ def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
     if rows is not None:
         return rng.integers(0, rows, shape).astype(dtype)
     if np.issubdtype(dtype, np.integer) and _is_mask(tensor):
-        return rng.integers(0, 2, shape).astype(dtype)
+        mask = rng.integers(0, 2, shape).astype(dtype)
+        mask[..., :1] = 1
+        return mask
     if kind == "pixels" or not np.issubdtype(dtype, np.floating):
         return rng.integers(0, 128 if dtype is np.int8 else 256, shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
