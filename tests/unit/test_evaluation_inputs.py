@@ -141,12 +141,16 @@ def test_outputs_are_dequantized_with_zero_point_and_scale():
         decode_outputs(model, outputs)
 
 
-@pytest.mark.parametrize("shape", [(), (3,)])
-def test_inputs_without_a_common_batch_are_refused_by_shape(shape):
+@pytest.mark.parametrize("shape", [(), (3,), (4, 2)])
+def test_examples_without_a_common_batch_have_whole_inputs(shape):
     model = model_of({"shape": (1, 2)}, {"shape": shape})
-    inputs = {name: np.zeros((2, 2), np.float32) for name in model.input_names}
-    with refused(InputError, field="model", got=((1, 2), shape), limit="no-common-batch"):
-        prepare_inputs(model, Split(name="test", inputs=inputs, labels=None, source="arrays"))
+    first, second = model.input_names
+    arrays = {first: np.zeros((6, 2), np.float32), second: np.ones((6, *shape), np.float32)}
+    data = Split(name="test", inputs=arrays, labels=None, source="arrays")
+    assert [array.shape for array in prepare_inputs(model, data).arrays] == [(6, 2), (6, *shape)]
+    with refused(InputError, field="data", expected=shape, got=(*shape, 9)):
+        wrong = {**arrays, second: np.ones((6, *shape, 9), np.float32)}
+        prepare_inputs(model, Split(name="test", inputs=wrong, labels=None, source="arrays"))
 
 
 def test_an_input_without_a_batch_names_the_shape_to_use():

@@ -58,7 +58,9 @@ class RunRequest:
         model: The bytes of a `.tflite`.
         inputs: One array for each input of subgraph 0, in its order, or an `InputStream` of such arrays. Each array has
             shape (n, ...) with the same n >= 1: the examples are along axis 0, in place of the model's batch dimension.
-            The dtype is the model's own (quantized values, if the input is quantized).
+            If the inputs share no batch dimension, each inference has one example; an example of an input that does not
+            start with a dimension of 1 is the whole input. The dtype is the model's own (quantized values, if the input
+            is quantized).
         num_threads: Threads of each interpreter, >= 1.
         kernels: "xnnpack"; "builtin" for TFLite's kernels without a delegate; or "reference" for its reference kernels.
         num_workers: Number of interpreters that share the examples; 0 chooses one for each `num_threads` cores. The

@@ -27,6 +27,7 @@ from tfq.backends.child import Child, Launch, LostConnectionError, run_child, st
 from tfq.backends.limits import Resources, choose_deadline, local_resources, memory_limit
 from tfq.backends.protocol import BackendResult, InputStream, RunRequest, check_arrays
 from tfq.backends.scratch import scratch_directory, write_error
+from tfq.data import batch_size_of
 from tfq.errors import InputError, warn
 
 # Upper limits of a block. Small blocks keep all workers busy until the end; large ones cost less to pass on.
@@ -328,8 +329,7 @@ def run_worker(
 
 
 def _make_plan(request: RunRequest, model: tflite.Model, first: Arrays, resources: Resources) -> Plan:
-    tensors = model.main_subgraph.input_tensors
-    batch = max(1, tensors[0].shape[0]) if tensors and tensors[0].shape else 1
+    batch = batch_size_of(model) or 1
     num_workers = request.num_workers or max(1, resources.cores // request.num_threads)
     return Plan(
         num_examples=request.num_examples,

@@ -295,7 +295,7 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[list
             got=None,
             limit="no-ranges",
         )
-    result = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
+    result = representative_samples(dataset, input_specs(model), config.num_calibration_samples, model)
     for warning in result.warnings:
         warn(warning)
     return result.samples, result.num_samples

@@ -11,6 +11,7 @@ from tfq.data.representative import (
     InputSpec,
     RepresentativeSamples,
     SampleDigest,
+    batch_size_of,
     check_shapes,
     common_batch_size,
     data_of_main_subgraph,
@@ -18,6 +19,7 @@ from tfq.data.representative import (
     image_advice,
     input_specs,
     representative_samples,
+    sample_shape,
 )
 from tfq.data.split import (
     UNNAMED,
@@ -46,6 +48,7 @@ __all__ = [
     "Split",
     "SplitStream",
     "as_split",
+    "batch_size_of",
     "bind_inputs",
     "check_output_names",
     "check_readable",
@@ -73,6 +76,7 @@ __all__ = [
     "real_units",
     "representative_samples",
     "resize_bilinear",
+    "sample_shape",
     "shape_fits",
     "source_fingerprint",
     "without_one_hot",

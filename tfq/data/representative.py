@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.data.diagnostics import judge_noise, noise_sample_size
-from tfq.data.input_order import order_warnings
+from tfq.data.input_order import normalizations, order_warnings
 from tfq.data.provided import bind_inputs, shape_fits
 from tfq.data.split import Split, SplitStream
 from tfq.errors import InputError
@@ -140,6 +140,12 @@ def common_batch_size(inputs: Sequence[InputSpec]) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def batch_size_of(model: tflite.Model) -> int | None:
+    """Return the `common_batch_size` of a flatbuffer's inputs."""
+    tensors = model.main_subgraph.input_tensors
+    return common_batch_size([InputSpec(name=tensor.name, shape=tensor.shape) for tensor in tensors])
+
+
 def sample_shape(shape: Sequence[int | None], batch_size: int | None) -> tuple[int | None, ...]:
     """Return the shape of one example of an input.
 
@@ -247,7 +253,9 @@ class RepresentativeSamples:
         }
 
 
-def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_requested: int) -> RepresentativeSamples:
+def representative_samples(
+    dataset: Any, inputs: Sequence[InputSpec], num_requested: int, model: bytes = b""
+) -> RepresentativeSamples:
     """Return the first `num_requested` samples of `dataset`, checked and in batches of the model's batch size.
 
     Floats of any width become the input's float dtype. Integers for a float input are used as real values (a pixel of
@@ -260,6 +268,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
             than are needed.
         inputs: The model's inputs. If they share no batch dimension, a sample has all arrays of one inference.
         num_requested: How many samples to return.
+        model: The float model. With it, arrays of a list are compared with the model's own normalization.
 
     Returns:
         The samples. Too few samples, identical or constant ones and random noise are listed as warnings, which the
@@ -296,7 +305,8 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], num_reques
             got=0,
         )
     problems = (*_count_warnings(len(samples), num_requested), *_constant_warnings(samples), *_noise_warnings(samples))
-    warnings = (*(order_warnings(samples) if is_listed else ()), *casts.values(), *problems)
+    order = order_warnings(samples, normalizations(model) if model else {}) if is_listed else ()
+    warnings = (*order, *casts.values(), *problems)
     return RepresentativeSamples(
         samples=_batches(samples, common_batch_size(inputs) or 1),
         num_samples=len(samples),

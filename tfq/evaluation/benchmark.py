@@ -79,7 +79,9 @@ def fits(model: Model, data: Split) -> bool:
 
 def _in_batches(examples: NDArray, tensor: Tensor) -> NDArray:
     """Return examples (n, ...) as inputs (k, batch, ...); the first ones are repeated to fill the last batch."""
-    batch = tensor.shape[0] if tensor.shape else 1
+    if examples.ndim - 1 == len(tensor.shape):  # the inputs share no batch dimension: an example is a whole input
+        return examples
+    batch = tensor.shape[0]
     count = -(-len(examples) // batch)
     chosen = np.resize(np.arange(len(examples)), count * batch)
     return examples[chosen].reshape(count, batch, *examples.shape[1:])

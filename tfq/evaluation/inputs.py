@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.backends.protocol import InputStream
-from tfq.data import AnySplit, Split, SplitStream, bind_inputs, image_advice
+from tfq.data import AnySplit, Split, SplitStream, batch_size_of, bind_inputs, image_advice, sample_shape, shape_fits
 from tfq.data.split import check_finite
 from tfq.errors import InputError
 from tfq.evaluation.metrics import check_no_nan
@@ -118,9 +118,9 @@ def encode_inputs(model: Model, data: Split, tallies: "Tallies", first: int = 0)
         first: The index of the first example, for messages.
     """
     names = model.input_names
-    _check_common_batch(model)
+    batch_size = batch_size_of(model)
     return tuple(
-        _encode(name, tensor, array, tallies, first)
+        _encode(name, tensor, batch_size, array, tallies, first)
         for name, tensor, array in zip(
             names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
         )
@@ -210,35 +210,21 @@ def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
     return tensor.scale[0], tensor.zero_point[0]
 
 
-def _check_common_batch(model: Model) -> None:
-    """Raise InputError if the inputs share no batch dimension, so that examples cannot be passed in batches."""
-    shapes = [tensor.shape_signature for tensor in model.main_subgraph.input_tensors]
-    batches = {max(1, shape[0]) if shape else 0 for shape in shapes}
-    if len(batches) > 1 or 0 in batches:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in zip(model.input_names, shapes, strict=True))
-        raise InputError(
-            f"the model's inputs share no batch dimension ({listed}), so it cannot run batches of examples. Build "
-            "the model with the same first dimension in every input, such as [1, 5] instead of [5] and [1, 1] instead "
-            "of []",
-            field="model",
-            expected="the same first dimension in every input",
-            got=tuple(shapes),
-            limit="no-common-batch",
+def _check_shape(name: str, tensor: Tensor, batch_size: int | None, array: NDArray) -> None:
+    shape = tensor.shape_signature
+    expected = sample_shape(shape, batch_size)
+    if not shape_fits(array.shape[1:], expected):
+        batch_first = "" if batch_size is None else " (batch first)"
+        advice = (
+            f"{image_advice(shape, array.shape)}{_batch_advice(shape, array.shape)}"
+            if batch_size is not None
+            else ". The model's inputs share no batch dimension, so an example has the whole input of an inference"
         )
-
-
-def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
-    expected = tensor.shape_signature
-    fits = len(expected) == array.ndim and all(
-        size in (-1, got) for size, got in zip(expected[1:], array.shape[1:], strict=True)
-    )
-    if not fits:
         raise InputError(
-            f"the model's input {name!r} has shape {list(expected)} (batch first): expected examples of shape "
-            f"{list(expected[1:])}, got {list(array.shape[1:])}"
-            f"{image_advice(expected, array.shape)}{_batch_advice(expected, array.shape)}",
+            f"the model's input {name!r} has shape {list(shape)}{batch_first}: expected examples of shape "
+            f"{list(expected)}, got {list(array.shape[1:])}{advice}",
             field="data",
-            expected=tuple(expected[1:]),
+            expected=expected,
             got=array.shape[1:],
         )
 
@@ -252,9 +238,9 @@ def _batch_advice(expected: Sequence[int], shape: Sequence[int]) -> str:
     )
 
 
-def _encode(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first: int) -> NDArray:
+def _encode(name: str, tensor: Tensor, batch_size: int | None, array: NDArray, tallies: Tallies, first: int) -> NDArray:
     """Return `array` as the input expects it: quantized and counted, or unchanged."""
-    _check_shape(name, tensor, array)
+    _check_shape(name, tensor, batch_size, array)
     if not tensor.is_quantized:
         return _cast(name, tensor, array, first)
     scale, zero_point = scale_of(f"input {name!r}", tensor)

@@ -145,6 +145,7 @@ class Worker:
         specs = [ArraySpec(dtype, (request["num_examples"], *shape)) for dtype, shape, _ in self.source.inputs]
         self.batch = session.prepare_inputs(self.interpreter, details, specs)
         self.inputs = [detail["index"] for detail in details]
+        self.ranks = [len(detail["shape"]) for detail in details]
         self.outputs = [detail["index"] for detail in self.interpreter.get_output_details()]
         self.files, self.kinds, self.output_bytes = [], [], []
         self.done, self.reported, self.next_report = 0, 0, time.monotonic() + PROGRESS_SECONDS
@@ -161,13 +162,13 @@ class Worker:
         """Return the outputs of all examples of a block, with shape (k, ...) each."""
         # Small models need only microseconds, so attributes are looked up once, outside of the loop.
         count, batch, (first, *others) = len(arrays[0]), self.batch, self.outputs
-        fed = list(zip(self.inputs, (session.pad_to_batches(array, batch) for array in arrays), strict=True))
+        fed = list(zip(self.inputs, self.in_inferences(arrays), strict=True))
         set_tensor, get_tensor = self.interpreter.set_tensor, self.interpreter.get_tensor
         reset, invoke, clock = self.interpreter.reset_all_variables, self.interpreter.invoke, time.monotonic
         result, more = [], []
-        for start in range(0, count, batch):
+        for number in range(-(-count // batch)):
             for index, array in fed:
-                set_tensor(index, array[start : start + batch])
+                set_tensor(index, array[number])
             # Examples are independent: clear the state of recurrent layers.
             reset()
             invoke()
@@ -178,6 +179,10 @@ class Worker:
                 self.report_progress()
         outputs = [result, *zip(*more, strict=True)]
         return [session.per_example(values, batch)[:count] for values in outputs]
+
+    def in_inferences(self, arrays):
+        """Return the examples of all inputs as the inputs of inferences."""
+        return [session.in_inferences(array, self.batch, rank) for array, rank in zip(arrays, self.ranks, strict=True)]
 
     def report_progress(self):
         """Print the progress, and check whether a fork has failed."""
@@ -205,12 +210,10 @@ class Worker:
 
     def time_inferences(self, arrays, warmup_runs, num_runs):
         """Return the milliseconds of each of `num_runs` invokes, after `warmup_runs`, cycling over the examples."""
-        latencies, starts = [], range(0, len(arrays[0]), self.batch)
-        arrays = [session.pad_to_batches(array, self.batch) for array in arrays]
+        latencies, arrays = [], self.in_inferences(arrays)
         for step in range(warmup_runs + num_runs):
-            start = starts[step % len(starts)]
             for index, array in zip(self.inputs, arrays, strict=True):
-                self.interpreter.set_tensor(index, array[start : start + self.batch])
+                self.interpreter.set_tensor(index, array[step % len(array)])
             self.interpreter.reset_all_variables()
             begin = time.perf_counter_ns()
             self.interpreter.invoke()

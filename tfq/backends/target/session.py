@@ -71,7 +71,7 @@ def prepare_inputs(interpreter, details, inputs):
         inputs: Arrays of shape (n, ...), or objects with their dtype and shape.
 
     Returns:
-        The model's own batch size.
+        The model's own batch size; 1 if its inputs share no batch dimension, so that an inference has one example.
 
     Raises:
         InputMismatch: The model does not accept these inputs.
@@ -79,16 +79,16 @@ def prepare_inputs(interpreter, details, inputs):
     if len(inputs) != len(details):
         raise InputMismatch(f"the model has {len(details)} inputs, got {len(inputs)} arrays")
     batches = {int(detail["shape"][0]) if len(detail["shape"]) else 0 for detail in details}
-    batch = batches.pop()
-    if batches or batch < 1:
-        shapes = [detail["shape"].tolist() for detail in details]
-        raise InputMismatch(f"the model's inputs have shapes {shapes}, expected the same batch size first in each")
+    is_shared = len(batches) == 1 and 0 not in batches
+    batch = batches.pop() if is_shared else 1
     for detail, array in zip(details, inputs, strict=True):
         name = f"input {detail['name']!r}"
         if array.dtype != detail["dtype"]:
             raise InputMismatch(f"{name} has dtype {np.dtype(detail['dtype'])}, got {array.dtype}")
         shape, signature = detail["shape"].tolist(), detail["shape_signature"].tolist()
-        requested = [batch, *array.shape[1:]]
+        # Without a shared batch dimension, an example may be the whole input.
+        is_whole = not is_shared and len(array.shape) - 1 == len(shape)
+        requested = [*array.shape[1:]] if is_whole else [batch, *array.shape[1:]]
         if len(signature) != len(shape):
             signature = shape
         # -1 in the signature marks a dynamic dimension.
@@ -105,18 +105,20 @@ def prepare_inputs(interpreter, details, inputs):
     return batch
 
 
-def chunk(array, start, batch):
-    """Return `batch` examples from index `start`. Past the end, the last example is repeated."""
-    part = array[start : start + batch]
-    if len(part) < batch:
-        part = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-    return part
+def in_inferences(array, batch, rank):
+    """Return examples (n, ...) as the inputs of inferences (k, ...), in which the last example is repeated.
 
-
-def pad_to_batches(array, batch):
-    """Return the examples, with the last one repeated until their number is a multiple of `batch`."""
+    Args:
+        array: The examples.
+        batch: The result of `prepare_inputs`.
+        rank: The number of dimensions of the model's input. The examples of an input without a batch dimension have as
+            many.
+    """
+    if array.ndim - 1 == rank:
+        return array
     missing = -len(array) % batch
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+    padded = np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+    return padded.reshape(-1, batch, *array.shape[1:])
 
 
 def per_example(values, batch):
