@@ -45,7 +45,8 @@ def normalizations(model: bytes) -> dict[str, Normalization]:
 
 
 def _normalization(model: bytes, graph: tflite.Subgraph, index: int) -> Normalization | None:
-    scale, offset = np.float64(1), np.float64(0)
+    scale: NDArray[np.float64] = np.ones(())
+    offset: NDArray[np.float64] = np.zeros(())
     is_normalized = False
     while len(readers := graph.readers.get(index, ())) == 1:
         op = readers[0]
@@ -65,7 +66,7 @@ def _normalization(model: bytes, graph: tflite.Subgraph, index: int) -> Normaliz
         else:
             offset = offset + (value if op.name == "ADD" else -value)
         index, is_normalized = op.outputs[0], True
-    return (np.asarray(scale), np.asarray(offset)) if is_normalized and np.any(scale) else None
+    return (scale, offset) if is_normalized and np.any(scale) else None
 
 
 def _distance(values: NDArray, normalization: Normalization) -> float:
