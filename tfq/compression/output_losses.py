@@ -254,6 +254,7 @@ def default_loss(output: OutputLoss, labels: NDArray, where: str) -> str:
             field="training.loss",
             expected=tuple(LOSSES),
             got=None,
+            limit="ambiguous-labels",
         )
     return "mean_squared_error"
 
@@ -382,6 +383,7 @@ class OutputLosses:
                 field="data",
                 expected=self.names,
                 got=(),
+                limit="output-labels",
             )
         check_output_names(split.labels, self.names)
         results = {name: labels_of_output(split.labels, name) for name in self._trained}
@@ -393,6 +395,7 @@ class OutputLosses:
                 field="data",
                 expected=tuple(self._trained),
                 got=named,
+                limit="output-labels",
             )
         return {name: labels for name, labels in results.items() if labels is not None}
 
