@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Measure accuracy, latency and size of a .tflite, here or on an emulated ARM CPU.
+"""Measure accuracy, latency and size of a .tflite, and compare the backends that may run it.
 
     tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz
     tfq evaluate --model=model_int8.tflite --data=npz:examples.npz --backend=qemu:cortex-a53
@@ -11,7 +11,11 @@ is converted to float32 first.
 
 Reports the metric with its 95% interval, latency and size. With --reference it also reports the signal-to-noise ratio
 (SQNR) of each output, and the agreement (fraction of examples with the reference's class) of each output that predicts
-a class. --require.* set bounds; the exit code is 1 if one is not met.
+a class. A table shows how the first --backends_limit examples run on each of --backends: which ops are accelerated, how
+many output values differ from this machine's, accuracy, memory and cost. By default it has every backend that is
+available here.
+
+--require.* set bounds for --backend and for each backend that --backends names. The exit code is 1 if one is not met.
 
 With --out it writes evaluate.json.
 """
@@ -28,12 +32,12 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_named(config, "test")
     content = workflows.load_flatbuffer(config.model, config, field="model", allow_code=invocation.allow_code)
     results = workflows.evaluate(content, config, allow_code=invocation.allow_code)
-    asked = evaluation.requirements_of(results.evaluation, config.evaluation.require)
+    asked = evaluation.requirements_on_backends(results.evaluation, results.portability, config.evaluation)
     record = process.record(
         invocation, "evaluate", **results.to_dict(), requirements=[item.to_dict() for item in asked]
     )
     process.finish(invocation, record, results.to_text())
-    evaluation.check_requirements(results.evaluation, config.evaluation.require)
+    evaluation.check_requirements_on_backends(results.evaluation, results.portability, config.evaluation)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -10,9 +10,14 @@ from messages import refused
 
 from tfq import registry
 from tfq.backends import Backend, BackendKind, BackendResult, make_backend
-from tfq.config import EvaluationConfig
-from tfq.errors import BackendError, InputError, ModelError
-from tfq.evaluation import assess_backends, evaluate_model
+from tfq.config import EvaluationConfig, RequireConfig
+from tfq.errors import BackendError, InputError, ModelError, RequirementError
+from tfq.evaluation import (
+    assess_backends,
+    check_requirements_on_backends,
+    evaluate_model,
+    missed_on_backends,
+)
 from tfq.registry import register
 
 
@@ -146,6 +151,31 @@ def test_default_is_all_available_backends_and_none_is_no_table(model, examples,
     assert (empty.rows, empty.not_available, empty.to_text()) == ((), {}, "")
     with refused(InputError, field="evaluation.backends", got=("none", "local")):
         table_of(model, examples, "none", "local")
+
+
+def test_bounds_apply_to_named_backends_and_memory_to_all(model, examples, backends):
+    from tfq.data import as_split
+    from tfq.evaluation import reference_outputs
+
+    # The model's own classes are the labels, so that it is always right.
+    (outputs,) = reference_outputs(model, as_split(examples)).outputs
+    examples = examples[0], outputs.argmax(1)
+    record = evaluate_model(model, examples, EvaluationConfig(num_runs=0))
+    bounds = RequireConfig(min_accuracy=1.0, max_sram_bytes=1000)
+    config = EvaluationConfig(num_runs=0, backends=("shifted", "failing:model", "costs"), require=bounds)
+    table = assess_backends(model, examples, config)
+    missed = missed_on_backends(record, table, config)
+    assert [sentence.partition(" ")[0] for sentence in missed] == ["accuracy", "min_accuracy", "sram_bytes"]
+    assert "accuracy on shifted" in missed[0] and "on failing:model" in missed[1] and "sram_bytes on costs" in missed[2]
+    with refused(RequirementError, field="require"):
+        check_requirements_on_backends(record, table, config)
+
+    by_default = dataclasses.replace(config, backends=())
+    missed = missed_on_backends(record, table, by_default)
+    assert len(missed) == 1 and "sram_bytes on costs is 1,234" in missed[0]
+    without = table_of(model, examples, "local")
+    (missed,) = missed_on_backends(record, without, by_default)
+    assert missed.startswith("max_sram_bytes 1,000 cannot be checked")
 
 
 def test_table_is_json_and_keeps_the_latency_of_the_evaluation(model, examples, backends):

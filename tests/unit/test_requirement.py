@@ -6,7 +6,7 @@ import pytest
 
 from tfq.config import BudgetConfig, RequireConfig, SearchConfig
 from tfq.evaluation.paired import paired_difference
-from tfq.evaluation.record import missed_requirements, requirements_of
+from tfq.evaluation.requirements import missed_requirements, requirements_of
 from tfq.requirement import Requirement, at_least, at_most
 from tfq.search.record import Candidate, CandidateResult
 from tfq.search.search import NOT_TIMED, _judged

@@ -28,14 +28,16 @@ from tfq.evaluation.parity import (
 )
 from tfq.evaluation.portability import assess_backends, check_backends, chosen_backends
 from tfq.evaluation.portability_record import BackendRow, PortabilityTable
-from tfq.evaluation.record import (
-    EvaluationRecord,
+from tfq.evaluation.record import EvaluationRecord, score_text
+from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
+from tfq.evaluation.requirements import (
     check_requirements,
+    check_requirements_on_backends,
+    missed_on_backends,
     missed_requirements,
     requirements_of,
-    score_text,
+    requirements_on_backends,
 )
-from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
 from tfq.evaluation.scores import check_metric, default_metric
 from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
 
@@ -63,6 +65,7 @@ __all__ = [
     "check_benchmark_requirements",
     "check_metric",
     "check_requirements",
+    "check_requirements_on_backends",
     "chosen_backends",
     "compare_backends",
     "compare_outputs",
@@ -76,12 +79,14 @@ __all__ = [
     "latency_percentiles",
     "latency_statistics",
     "mean_absolute_error",
+    "missed_on_backends",
     "missed_requirements",
     "model_names",
     "predicted_classes",
     "prepare_inputs",
     "reference_outputs",
     "requirements_of",
+    "requirements_on_backends",
     "roc_auc",
     "score_outputs",
     "score_text",

@@ -9,7 +9,7 @@ from tfq.config import CostRequireConfig
 from tfq.errors import RequirementError
 from tfq.evaluation.costs import Costs, cost_requirements, cost_rows
 from tfq.evaluation.op_costs import OpCost
-from tfq.evaluation.record import missed_sentence
+from tfq.evaluation.requirements import missed_sentence
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
 

@@ -2,14 +2,10 @@
 """The results of an evaluation, and checks of them against requirements."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.config import RequireConfig
-from tfq.errors import RequirementError
-from tfq.evaluation.costs import cost_requirements, cost_rows
-from tfq.requirement import Requirement, at_least, at_most
+from tfq.evaluation.costs import cost_rows
 
 NO_REFERENCE = "there is no reference model"
 IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
@@ -193,69 +189,6 @@ class EvaluationRecord:
         return (
             f"{self.clipped_input_fraction:.2%} of values clipped, {self.unused_range_fraction:.0%} of the range unused"
         )
-
-
-def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> tuple[Requirement, ...]:
-    """Return every bound that `require` sets, with the value in the record (or its `to_dict()`) and the verdict.
-
-    A bound on a missing value is missed, and its reason says why the value is missing. There is one exception:
-    `min_sqnr_db` is met if all outputs are identical to the reference's.
-    """
-    values = record.to_dict() if isinstance(record, EvaluationRecord) else record
-    requirements = []
-    if require.min_accuracy is not None:
-        requirements.append(
-            at_least("min_accuracy", require.min_accuracy, values["accuracy"], values["accuracy_reason"])
-        )
-        direction = values["metrics"].get(values["metric"], {}).get("direction")
-        if direction != "higher" and values["accuracy"] is not None:
-            reason = "lower values are better" if direction == "lower" else "its direction is not declared"
-            requirements[-1] = replace(requirements[-1], holds=False, reason=f"{reason} for {values['metric']}")
-    if require.min_agreement is not None:
-        reason = values["agreement_reason"]
-        if values.get("outputs"):
-            reason = f"{reason}. Use evaluation.require.min_sqnr_db for outputs that do not predict a class"
-        requirements.append(at_least("min_agreement", require.min_agreement, values["agreement"], reason))
-    if require.min_sqnr_db is not None:
-        value, reason = values["output_sqnr_db"], values["output_sqnr_db_reason"]
-        requirements.append(at_least("min_sqnr_db", require.min_sqnr_db, value, reason))
-        if value is None and reason == IDENTICAL:
-            requirements[-1] = replace(requirements[-1], holds=True)
-    if require.max_accuracy_drop is not None:
-        reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
-        requirements.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
-    return (*requirements, *cost_requirements(values, values["backend"], require))
-
-
-def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> list[str]:
-    """Return a sentence for each bound of `require` that the record (or its `to_dict()`) misses, with both numbers.
-
-    A bound on a missing number is missed; the sentence says why the number is missing.
-    """
-    return [missed_sentence(item) for item in requirements_of(record, require) if not item.holds]
-
-
-def missed_sentence(missed: Requirement) -> str:
-    """Return a sentence on a requirement that does not hold, with both numbers, or why there is no number."""
-    kind, _, name = missed.name.partition("_")
-    bound = _bound_text(missed.bound)
-    if missed.value is None:
-        return f"{missed.name} {bound} cannot be checked, because there is no {name}: {missed.reason}"
-    if missed.reason is not None:
-        return f"{missed.name} {bound} cannot be checked: {missed.reason}"
-    value = f"{missed.value:,}" if isinstance(missed.value, int) else f"{missed.value:.4f}"
-    return f"{name} is {value}, but must be {'at least' if kind == 'min' else 'at most'} {bound}"
-
-
-def _bound_text(bound: float | str) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
-
-
-def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> None:
-    """Raise RequirementError with every bound of `require` that is missed or cannot be checked."""
-    missed = missed_requirements(record, require)
-    if missed:
-        raise RequirementError("; ".join(missed), field="require", got=tuple(missed))
 
 
 def score_text(unit: str, value: float | None) -> str | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq.backends import HOST
-from tfq.config import RequireConfig
+from tfq.config import EvaluationConfig, RequireConfig
 from tfq.errors import TfqError
-from tfq.evaluation import missed_requirements
+from tfq.evaluation import missed_on_backends
 from tfq.report.audit_content import findings_text, is_clean, verdict_of
 from tfq.report.formatting import (
     DASH,
@@ -210,7 +210,8 @@ def _audits(record: Record, models: Sequence[Reported]) -> Iterator[Check]:
 
 def _requirements(record: Record, models: Sequence[Reported]) -> Check:
     key, question = "requirements", "requirements"
-    required = part(part(part(record, "config"), "evaluation"), "require")
+    evaluation = part(part(record, "config"), "evaluation")
+    required = part(evaluation, "require")
     bounds = {name: bound for name, bound in required.items() if bound is not None}
     if not bounds:
         answer = (
@@ -222,7 +223,10 @@ def _requirements(record: Record, models: Sequence[Reported]) -> Check:
     missed = []
     for model in models:
         try:
-            reasons = missed_requirements(model.evaluation, RequireConfig.from_dict(dict(required)))
+            settings = EvaluationConfig(
+                require=RequireConfig.from_dict(dict(required)), backends=tuple(evaluation.get("backends") or ())
+            )
+            reasons = missed_on_backends(model.evaluation, model.portability, settings)
         except (TfqError, LookupError, TypeError, AttributeError):  # an older record, or one of another version
             reasons = ["cannot be checked: the record has no such value"]
         missed += [f"{model.label}: {plain(reason)}" for reason in reasons]

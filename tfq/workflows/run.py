@@ -387,7 +387,7 @@ def _requirements(models: list[dict[str, Any]], config: RunConfig) -> list[dict[
         if model["name"] != "float"
         for asked in (
             *auditing.requirements_of(model["audit"], config.audit),
-            *evaluation.requirements_of(model["evaluation"], config.evaluation.require),
+            *evaluation.requirements_on_backends(model["evaluation"], model["portability"], config.evaluation),
         )
     ]
 
@@ -403,7 +403,7 @@ def require(record: dict[str, Any]) -> None:
             missed.append(f"{model['file']} is not {config.audit.require}: tfq audit shows the reasons")
         missed += [
             f"{model['file']}: {reason}"
-            for reason in evaluation.missed_requirements(model["evaluation"], config.evaluation.require)
+            for reason in evaluation.missed_on_backends(model["evaluation"], model["portability"], config.evaluation)
         ]
     if missed:
         raise RequirementError("; ".join(missed))
