@@ -68,7 +68,8 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         # h5py puts a long dump into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise TfqError(f"cannot write {path}: {reason}", got=reason) from error
+        size = os.fstat(memory).st_size
+        raise TfqError(f"cannot write {path} ({size} bytes so far): {reason}", got=reason) from error
     finally:
         os.close(memory)
         with contextlib.suppress(OSError):

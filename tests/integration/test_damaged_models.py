@@ -10,12 +10,14 @@ import pytest
 from flatbuffer_mutations import mutants
 
 import tfq
-from tfq.config import EvaluationConfig
+from tfq.analysis import analyze
+from tfq.config import AnalysisConfig, EvaluationConfig
 from tfq.errors import FlatbufferError, TfqError
 from tfq.evaluation import evaluate_model
 
 MUTATIONS, INTERPRETED, LONGEST_SECS = 1000, 100, 5.0
 IMAGES = np.random.default_rng(0).uniform(0, 16, (4, 8, 8, 1)).astype(np.float32)
+ANALYSIS = AnalysisConfig(sensitivity=False)
 CONFIG = EvaluationConfig(warmup_runs=1, num_runs=3)
 
 
@@ -37,7 +39,8 @@ def answer(call) -> str:
 
 @pytest.mark.parametrize("name", ["digits_int8", "digits_float32"])
 def test_every_damaged_model_is_answered(name, golden):
-    audited, interpreted = Counter(), Counter()
+    audited, interpreted, analyzed = Counter(), Counter(), Counter()
+    quantized, floating = ((golden / f"digits_{scheme}.tflite").read_bytes() for scheme in ("int8", "float32"))
     for mutant in mutants((golden / f"{name}.tflite").read_bytes(), MUTATIONS, f"damaged {name}"):
         message = answer(lambda mutant=mutant: tfq.audit(mutant, execute=False).to_dict())
         audited[message] += 1
@@ -46,8 +49,11 @@ def test_every_damaged_model_is_answered(name, golden):
             assert answer(lambda mutant=mutant: tfq.audit(mutant).to_dict()) == message
             message = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
             interpreted[message] += 1
+            pair = (mutant, floating) if name == "digits_int8" else (quantized, mutant)
+            analyzed[answer(lambda pair=pair: analyze(*pair, IMAGES, ANALYSIS).to_text())] += 1
     assert audited.total() == MUTATIONS
-    assert interpreted.total() == INTERPRETED
+    assert interpreted.total() == analyzed.total() == INTERPRETED
     # All outcomes must occur, otherwise this tests nothing.
     assert min(audited["result"], audited["FlatbufferError"]) > MUTATIONS // 10
     assert min(interpreted["result"], interpreted["ModelError"]) > INTERPRETED // 20
+    assert min(analyzed["result"], analyzed.total() - analyzed["result"]) > INTERPRETED // 20

@@ -93,12 +93,18 @@ def test_a_stream_gives_what_memory_gives(folder):
         (["../f0.bin,10,1"], "../f0.bin", "y_labels.csv"),
         (["f0.bin,2,1,2562,512"], (2562, 512), "y_labels.csv"),
         (["f2.bin,2,1,2560,512"], 12, "f2.bin"),
+        (["f\0.bin,10,1"], "f\0.bin", "y_labels.csv"),
+        ([f"f0.bin,{1 << 65},{1 << 64}"], 1 << 65, "y_labels.csv"),
+        # 96 GB of labels for a list of 200 kB
+        (["f4.bin,2,1,4,4"] * 12_000, 12_000 << 20, "y_labels.csv"),
     ],
 )
 def test_an_invalid_folder_is_refused_with_line_or_file(folder, tmp_path, lines, got, word):
     folder(pixels(2, 32))
     (tmp_path / "f2.bin").write_bytes(b"x" * 12)
     (tmp_path / "f3.bin").write_bytes(b"x" * 27648)
+    with open(tmp_path / "f4.bin", "wb") as sparse:
+        sparse.truncate(4 << 20)
     (tmp_path / "y_labels.csv").write_text("\n".join(lines) + "\n")
     with refused(InputError, field="data.source", got=got, word=word):
         load_split(DataConfig(source=f"eembc:{tmp_path}"), "test")

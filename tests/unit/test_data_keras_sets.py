@@ -165,3 +165,14 @@ def test_without_a_network_the_error_gives_the_target_folder(home, monkeypatch, 
     with refused(InputError, field="data.source", expected=name, got=f"{name}:x"):
         DataConfig.from_dict({"source": f"{name}:x"}, "data")
     assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("shape", [(1 << 31, 1 << 31, 4), (1,) * 70])
+def test_a_damaged_idx_header_is_reported(home, shape):
+    # The product of the first shape is 2**64, which wraps around to 0.
+    write_fashion(home)
+    images = home / "datasets" / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+    content = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape) + bytes(shape[0] == 1)
+    images.write_bytes(gzip.compress(content))
+    with refused(InputError, field="data.source", word="IDX"):
+        load_split(DataConfig(source="fashion_mnist"), "test")

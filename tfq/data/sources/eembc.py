@@ -24,6 +24,9 @@ from tfq.errors import InputError
 from tfq.registry import register
 
 LABELS_FILE = "y_labels.csv"
+_MAX_CLASSES = 1 << 31
+# Each window has a label in memory. A line of a few bytes can declare any number of windows.
+_MAX_EXAMPLES = 1 << 26
 _LINE = "file name, number of classes, class[, width in bytes, stride in bytes]"
 # The size of a file in bytes -> its values: visual wake words, image classification, keyword spotting.
 _FORMATS: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -78,6 +81,14 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     sizes = _sizes(table.parent, lines, table)
     layout = _layout(lines, sizes, table)
     counts = [(size - layout.width) // layout.stride + 1 for size in sizes]
+    if sum(counts) > _MAX_EXAMPLES:
+        raise InputError(
+            f"{table}: the files have {sum(counts):,} windows of {layout.width:,} bytes every {layout.stride:,} bytes. "
+            f"tfq reads at most {_MAX_EXAMPLES:,}. Increase the stride, or remove lines",
+            field="data.source",
+            expected=_MAX_EXAMPLES,
+            got=sum(counts),
+        )
     labels = np.repeat([line.label for line in lines], counts)
     files = [table.parent / line.name for line in lines]
     step = examples_per_piece(layout.width)
@@ -146,6 +157,13 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
             f"{where}: expected the name of a file in the directory of {table.name}, got {line.name!r}",
             field="data.source",
             got=line.name,
+        )
+    if line.classes > _MAX_CLASSES:
+        raise InputError(
+            f"{where} has {line.classes} classes, expected at most {_MAX_CLASSES:,}",
+            field="data.source",
+            expected=_MAX_CLASSES,
+            got=line.classes,
         )
     if not 0 <= line.label < line.classes:
         raise InputError(

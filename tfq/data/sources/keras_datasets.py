@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import importlib
 import io
+import math
 import os
 import pickle
 import socket
@@ -105,6 +106,8 @@ def read_fashion_split(files: list[Path], split: str) -> Arrays:
 
 # The largest file of these data sets has 47 MB.
 _MAX_UNPACKED_BYTES = 256 << 20
+# Images have three axes, labels have one.
+_MAX_AXES = 3
 
 
 def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
@@ -192,7 +195,9 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     axes = content[3] if len(content) > 4 else 0
     start = 4 + 4 * axes
     shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
-    if content[:3] != b"\0\0\x08" or len(content) - start != int(np.prod(shape, dtype=np.int64)) or not shape:
+    # math.prod, because NumPy's product wraps around.
+    is_valid = content[:3] == b"\0\0\x08" and 0 < len(shape) <= _MAX_AXES
+    if not is_valid or len(content) - start != math.prod(shape):
         raise InputError(
             f"{path} is not an IDX file of bytes, or is truncated. Delete it, or copy it again",
             field="data.source",
