@@ -15,7 +15,7 @@ from tfq.config import AnalysisConfig, EvaluationConfig
 from tfq.errors import FlatbufferError, TfqError
 from tfq.evaluation import evaluate_model
 
-MUTATIONS, INTERPRETED, LONGEST_SECS = 1000, 100, 5.0
+MUTATIONS, INTERPRETED, ANALYZED, LONGEST_SECS = 1000, 100, 50, 5.0
 IMAGES = np.random.default_rng(0).uniform(0, 16, (4, 8, 8, 1)).astype(np.float32)
 ANALYSIS = AnalysisConfig(sensitivity=False)
 CONFIG = EvaluationConfig(warmup_runs=1, num_runs=3)
@@ -49,11 +49,12 @@ def test_every_damaged_model_is_answered(name, golden):
             assert answer(lambda mutant=mutant: tfq.audit(mutant).to_dict()) == message
             message = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
             interpreted[message] += 1
-            pair = (mutant, floating) if name == "digits_int8" else (quantized, mutant)
-            analyzed[answer(lambda pair=pair: analyze(*pair, IMAGES, ANALYSIS).to_text())] += 1
+            if analyzed.total() < ANALYZED:
+                pair = (mutant, floating) if name == "digits_int8" else (quantized, mutant)
+                analyzed[answer(lambda pair=pair: analyze(*pair, IMAGES, ANALYSIS).to_text())] += 1
     assert audited.total() == MUTATIONS
-    assert interpreted.total() == analyzed.total() == INTERPRETED
+    assert (interpreted.total(), analyzed.total()) == (INTERPRETED, ANALYZED)
     # All outcomes must occur, otherwise this tests nothing.
     assert min(audited["result"], audited["FlatbufferError"]) > MUTATIONS // 10
     assert min(interpreted["result"], interpreted["ModelError"]) > INTERPRETED // 20
-    assert min(analyzed["result"], analyzed.total() - analyzed["result"]) > INTERPRETED // 20
+    assert min(analyzed["result"], ANALYZED - analyzed["result"]) > ANALYZED // 20

@@ -128,16 +128,11 @@ def _batches(
     """Yield decoded images and labels in order: in batches while all images have one size, then one at a time."""
     tf = import_tensorflow()
 
-    def decoded(first: int, shape: tuple[int, ...] | None = None) -> Any:
-        @tf.autograph.experimental.do_not_convert
-        def decode(content: Any, label: Any) -> Any:
-            image = decode_image(content)
-            if shape is not None:
-                # Before batching, because a batch of larger images than the first one may not fit into memory.
-                with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(image), shape)]):
-                    image = tf.identity(image)
-            return image, label
+    @tf.autograph.experimental.do_not_convert
+    def decode(content: Any, label: Any) -> Any:
+        return decode_image(content), label
 
+    def decoded(first: int) -> Any:
         return encoded(first, stop).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     # TensorFlow quotes the bad record in its message, and fails to decode the message if the record is not UTF-8.
@@ -146,7 +141,7 @@ def _batches(
     try:
         first, label = next(decoded(done).take(1).as_numpy_iterator())
         batch = min(_BATCH, examples_per_piece(first.nbytes))
-        batches = decoded(done, first.shape).batch(batch).prefetch(1).as_numpy_iterator()
+        batches = decoded(done).batch(batch).prefetch(1).as_numpy_iterator()
         while True:
             with captured_stderr():  # TensorFlow logs the error of images that have different sizes
                 item = next(batches, None)
