@@ -17,7 +17,7 @@ from tfq.backends.limits import memory_limit
 from tfq.backends.local import LocalBackend
 from tfq.backends.protocol import Backend, BackendKind, BackendResult, RunRequest
 from tfq.backends.worker import module_path, run_worker
-from tfq.errors import BackendError, ModelError
+from tfq.errors import BackendError, ModelError, install_hint
 from tfq.registry import register
 
 MODULES = {"tflite_micro": "tflite-micro", "bitarray": "bitarray", "yaml": "pyyaml"}
@@ -40,7 +40,7 @@ CAVEATS = (
 def _unavailable() -> str | None:
     missing = [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        return f"not installed for {sys.executable}: {', '.join(missing)}. pip install 'tfq[micro]'"
+        return f"not installed for {sys.executable}: {', '.join(missing)}. {install_hint('micro')}"
     return None
 
 

@@ -23,7 +23,7 @@ from tfq.backends.protocol import Backend, BackendKind, BackendResult, RunReques
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.backends.vela.output import OpCost, Summary, ops_on_cpu, read_op_costs, read_reasons, read_summary
 from tfq.backends.worker import module_path
-from tfq.errors import BackendError, InputError, ModelError
+from tfq.errors import BackendError, InputError, ModelError, install_hint
 from tfq.registry import register
 
 # The accelerator configurations of ethos-u-vela 5.2: family -> multiply-adds per cycle.
@@ -34,7 +34,7 @@ TIMEOUT_SECS = 1800.0
 NO_OUTPUTS = "Vela compiles the model and does not run it"
 NO_LATENCY = "not reported: Vela estimates cycles of the NPU, which are not the time of an inference"
 NOTHING_ON_NPU = "no op of the model runs on the NPU, so Vela estimates nothing"
-INSTALL = "pip install 'tfq[npu]'"
+INSTALL = install_hint("npu")
 
 
 def _unavailable() -> str | None:

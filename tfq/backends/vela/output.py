@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tfq.errors import BackendError
+from tfq.errors import BackendError, install_hint
 from tfq.tflite import Model, Op, Subgraph
 
 # Column of the summary -> purpose in `BackendResult.memory_bytes`. Vela reports KiB.
@@ -191,5 +191,5 @@ def _table(database: str, name: str) -> list[dict[str, str]]:
 def _unknown_format(what: str, error: Exception) -> BackendError:
     return BackendError(
         f"Vela's {what} has an unknown format ({type(error).__name__}: {error}). tfq reads that of ethos-u-vela 5.2: "
-        "pip install 'tfq[npu]' installs a version that fits"
+        f"{install_hint('npu')}"
     )
