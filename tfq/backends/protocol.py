@@ -157,9 +157,9 @@ class BackendResult:
         latency_reason: Why no latency was measured.
         instructions: Instructions of one inference.
         instructions_reason: Why no instructions were counted.
-        memory_bytes: Bytes by purpose, such as {"arena": 23_456}. `evaluation.require` bounds "arena" (a tensor arena),
-            "sram", and the sum of the purposes that end in "flash". An item of a total has the total's name, a dot and
-            its own name ("arena.head").
+        memory_bytes: Bytes by purpose, such as {"arena": 23_456}. `evaluation.require` bounds "arena" (a tensor arena,
+            or "arena_minimum" if that is larger), "sram", and the sum of the purposes that end in "flash". An item of a
+            total has the total's name, a dot and its own name ("arena.head").
         memory_reason: Why no memory is reported.
         figures: Other costs by name, such as {"multiply_adds": 1_200_000}.
         op_figures: Costs of single ops: title of the op ("op #0 CONV_2D (stem)") -> {name: value}.

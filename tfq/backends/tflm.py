@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from tfq import tflite
@@ -25,13 +26,19 @@ MODULES = {"tflite_micro": "tflite-micro", "bitarray": "bitarray", "yaml": "pyya
 TARGET = "tflm"
 # Kinds of its findings that are about an op without a kernel.
 OP_FINDINGS = ("not_on_target", "custom_op", "flex_op", "compiled_op", "unknown_op")
+# Kinds of its findings that are about parameters. TFLM's kernels do not check them, and compute wrong outputs.
+PARAMETER_FINDINGS = (
+    *("weight_zero_point", "weight_axis", "bias_type", "bias_zero_point", "bias_scale"),
+    *("activation_scale", "fixed_scale", "unequal_scales", "missing_quantization", "bad_scale", "bad_zero_point"),
+)
 # First size of the arena: bytes for each op and for everything else, in addition to twice the bytes of all tensors.
 OP_BYTES, BASE_BYTES = 4096, 1 << 16
 LISTED_OPS = 5
 NO_LATENCY = "not measured, because the speed of TFLM on this machine says nothing about a microcontroller"
 CAVEATS = (
-    "arena: recorded by TFLM in a 64-bit build with reference kernels. On a 32-bit device the tail is smaller, because "
-    "its structures contain pointers; optimized kernels (CMSIS-NN and others) need scratch memory that is not in it",
+    "arena: recorded by TFLM in a 64-bit build with reference kernels; arena_minimum is the smallest in which the "
+    "tensors can be allocated. On a 32-bit device the tail is smaller, because its structures contain pointers. "
+    "Optimized kernels (CMSIS-NN and others) need scratch memory that is not in it",
     "flash: the bytes of the model; the code of the kernels, the runtime and the application is not included",
     "outputs: TFLM's reference kernels on this machine, not a device; optimized kernels may round differently",
 )
@@ -78,7 +85,11 @@ class TflmBackend(Backend):
         except ModelError as error:
             raise _explained(error, request.model) from error
         memory = {**(result.memory_bytes or {}), "flash": len(request.model)}
-        notes = ("TFLM has one thread",) if request.num_threads > 1 else ()
+        wrong = _audited(request.model, PARAMETER_FINDINGS)
+        notes = [
+            *(["TFLM has one thread"] if request.num_threads > 1 else []),
+            *([f"TFLM does not check parameters, and its outputs may be wrong: {wrong}"] if wrong else []),
+        ]
         return dataclasses.replace(
             result,
             how=self.kind.how,
@@ -103,16 +114,22 @@ def _arena(model: tflite.Model) -> dict[str, Any]:
 
 def _explained(error: ModelError, model: bytes) -> ModelError:
     """Return the error with the ops that TFLM does not have, as the audit for TFLM lists them."""
+    missing = _audited(model, OP_FINDINGS)
+    if not missing:
+        return error
+    message = f"{error}. The audit for {TARGET} lists: {missing}"
+    return ModelError(message, field=error.field, expected=error.expected, got=error.got)
+
+
+def _audited(model: bytes, kinds: Collection[str]) -> str:
+    """Return the messages of the failures of these kinds in an audit for TFLM, "" if there are none."""
     from tfq.auditing import audit_model
     from tfq.config import AuditConfig
 
     failures = audit_model(model, AuditConfig(require=TARGET)).failures
-    missing = [finding.message for finding in failures if finding.kind in OP_FINDINGS]
-    if not missing:
-        return error
-    more = f"; and {len(missing) - LISTED_OPS} more" if len(missing) > LISTED_OPS else ""
-    message = f"{error}. The audit for {TARGET} lists: {'; '.join(missing[:LISTED_OPS])}{more}"
-    return ModelError(message, field=error.field, expected=error.expected, got=error.got)
+    messages = [finding.message for finding in failures if finding.kind in kinds]
+    more = f"; and {len(messages) - LISTED_OPS} more" if len(messages) > LISTED_OPS else ""
+    return f"{'; '.join(messages[:LISTED_OPS])}{more}"
 
 
 TFLM = register(

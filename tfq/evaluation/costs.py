@@ -92,7 +92,8 @@ def cost_requirements(costs: Mapping[str, Any], backend: str, require: CostRequi
     memory = costs.get("memory_bytes") or {}
     flash = [size for purpose, size in memory.items() if purpose.endswith("flash")]
     values = {
-        "arena": memory.get("arena"),
+        # The arena that is needed may be larger than what the runtime records.
+        "arena": max((memory[name] for name in ("arena", "arena_minimum") if name in memory), default=None),
         "sram": memory.get("sram"),
         "flash": sum(flash) if flash else None,
     }

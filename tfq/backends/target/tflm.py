@@ -12,6 +12,8 @@ import tempfile
 
 import numpy as np
 
+from . import session
+
 # The runtime's messages if the arena is too small.
 TOO_SMALL = re.compile(r"missing: \d+|available \d+|was available|[Aa]rena size is too small")
 ARENA_GROWTH = 4
@@ -49,6 +51,7 @@ class Interpreter:
                 if size >= most or not TOO_SMALL.search(stderr_since(before)):
                     raise
                 size = min(most, ARENA_GROWTH * size)
+        self.content, self.arena_bytes = content, align(size)
         graph = schema.Model.GetRootAs(content).Subgraphs(0)
         self.num_ops = graph.OperatorsLength()
         self.inputs = [graph.Inputs(index) for index in range(graph.InputsLength())]
@@ -96,10 +99,15 @@ class Interpreter:
         return self.num_ops, 0, None
 
     def memory_bytes(self):
-        """Return the bytes that the runtime has recorded: the arena, its head and tail, and the items of the tail."""
+        """Return the bytes that the runtime has recorded, and "arena_minimum".
+
+        Planning needs temporary memory, which is not in the recorded total. If it does not fit between head and tail,
+        the arena must be larger than that total.
+        """
         with captured_stderr() as file:
             self.interpreter.print_allocations()
-            return read_allocations(os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace"))
+            recorded = read_allocations(os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace"))
+        return {**recorded, "arena_minimum": smallest_arena(self.content, recorded["arena"], self.arena_bytes)}
 
     def machine(self):
         """Return the versions of the runtime."""
@@ -129,6 +137,37 @@ def read_allocations(text):
         **items,
         "arena.tail.other": totals["tail"] - sum(items.values()),
     }
+
+
+def smallest_arena(content, lowest, sufficient):
+    """Return the smallest arena, from `lowest` to `sufficient` bytes, in which the tensors can be allocated."""
+    if can_allocate(content, align(lowest)):
+        return align(lowest)
+    low, high = align(lowest) // ALIGNMENT, sufficient // ALIGNMENT
+    while high - low > 1:
+        middle = (low + high) // 2
+        if can_allocate(content, middle * ALIGNMENT):
+            high = middle
+        else:
+            low = middle
+    return high * ALIGNMENT
+
+
+def can_allocate(content, size):
+    """Check in a fork, because the runtime may crash, whether the tensors can be allocated in an arena of this size."""
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            session.die_with(parent)
+            from tflite_micro.python.tflite_micro import runtime
+
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            runtime.Interpreter.from_bytes(content, arena_size=size)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def align(size):

@@ -128,7 +128,8 @@ class EthosUBackend(Backend):
                     f"{self.name}: Vela does not accept this memory system: {got}", field="evaluation.backend", got=got
                 ) from error
             raise ModelError(
-                f"{self.name}: Vela cannot compile the model: {got}. The file may be damaged: convert it again",
+                f"{self.name}: Vela cannot compile the model: {got}. Vela may not support one of its ops, or the "
+                "file is damaged",
                 field="model",
                 got=error.got,
             ) from error
