@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends of TFLM and Vela compared with their packages, called directly in processes of their own."""
+"""The backends of TFLM and Vela compared with their packages, called directly in separate processes."""
 
 import csv
 import dataclasses
