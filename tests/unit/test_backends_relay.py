@@ -20,7 +20,7 @@ from tfq.backends.child import LostConnectionError
 from tfq.backends.relay.backend import frequency_notes
 from tfq.backends.relay.board import PYTHON_VARIABLE, Board
 from tfq.backends.relay.connection import Connection, Link, NoPythonError
-from tfq.backends.target import relay
+from tfq.backends.target import relay, session
 from tfq.errors import BackendError
 
 
@@ -197,3 +197,13 @@ def test_a_falling_frequency_and_a_governor_are_reported():
             relay.read_lines = before
     # A clock that first rises has not fallen.
     assert (frequency.highest, frequency.lowest) == (1_800_000, 1_000_000)
+
+
+def test_the_cores_of_a_board_are_named():
+    # From a big.LITTLE board (RK3588) and an x86 machine; another company's part number is not one of Arm's.
+    little = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd05\nCPU revision\t: 0\n"
+    big = little.replace("0xd05", "0xd0b").replace(": 0\n", ": 4\n")
+    assert session.cpu_name(f"{little}\n{little}\n{big}\nSerial\t\t: 6a1c27a39c1f3a2e\n") == "Cortex-A55, Cortex-A76"
+    assert session.cpu_name(little.replace("0x41", "0x51")) == "0xd05"
+    assert session.cpu_name("model name\t: AMD EPYC\nmodel name\t: AMD EPYC\n") == "AMD EPYC"
+    assert session.cpu_name("") is None

@@ -240,7 +240,7 @@ def build(directory: Path, report: Callable[[str], None]) -> None:
     host, sysroot = tree / "host", tree / "sysroot"
     require_tools()
     sources = host_sources()
-    arm64_sources = _arm64_sources() or sources
+    arm64_sources = configured_arm64_sources() or sources
     report("ARM emulator: downloading QEMU (about 30 MB with the package lists)")
 
     def fetch_host(*packages: str) -> list[Path]:
@@ -272,7 +272,7 @@ def build(directory: Path, report: Callable[[str], None]) -> None:
     report(f"ARM emulator: installed in {time.monotonic() - start:.0f} s")
 
 
-def _arm64_sources() -> list[AptSource]:
+def configured_arm64_sources() -> list[AptSource]:
     """Return the source for arm64 that the user has set in the environment, if any."""
     line = os.environ.get(SOURCE_VARIABLE, "")
     sources = parse_one_line(line)

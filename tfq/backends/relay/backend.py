@@ -12,6 +12,7 @@ from tfq.errors import warn
 
 if TYPE_CHECKING:
     from tfq.backends.relay.board import Board, Transport
+    from tfq.backends.relay.connection import Facts
 
 # A lower frequency than this fraction of the highest one is reported.
 FREQUENCY_FRACTION = 0.9
@@ -41,7 +42,7 @@ class RelayBackend(Backend):
                 reports_memory=True,
             )
             notes = frequency_notes(board.facts.frequency) if request.num_runs else []
-            machine = {**result.machine, **machine_facts(board.facts.frequency)}
+            machine = {**result.machine, **machine_facts(board.facts)}
         return dataclasses.replace(result, machine=machine, notes=(*result.notes, *notes))
 
     def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:
@@ -52,7 +53,7 @@ class RelayBackend(Backend):
             )
             for note in frequency_notes(board.facts.frequency):
                 warn(f"{self.kind.name}: {note}")
-            return timings, {**machine, **machine_facts(board.facts.frequency)}
+            return timings, {**machine, **machine_facts(board.facts)}
 
     def profile_ops(
         self, request: timing.TimingRequest, model: timing.TimedModel, kernels: str
@@ -64,9 +65,9 @@ class RelayBackend(Backend):
             )
 
 
-def machine_facts(frequency: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the board's entries of a record: the governors, and the CPU's frequency during the run in kHz."""
-    return {"frequency": dict(frequency)}
+def machine_facts(facts: "Facts") -> dict[str, Any]:
+    """Return the board's entries of a record: its model, and the CPU's governors and frequency during the run."""
+    return {"board": facts.model or None, "frequency": dict(facts.frequency)}
 
 
 def frequency_notes(frequency: Mapping[str, Any]) -> list[str]:

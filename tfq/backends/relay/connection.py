@@ -82,12 +82,14 @@ class Facts:
     Args:
         resources: Its cores and memory.
         place: Folder of tfq's files on the board.
+        model: The board's own name of its model, such as "Raspberry Pi 4 Model B Rev 1.4"; "" if it has none.
         frequency: The CPU's frequency in the last run: governors, lowest_khz, highest_khz, limit_khz. Empty before the
             first run.
     """
 
     resources: Resources
     place: str
+    model: str = ""
     frequency: dict[str, Any] = field(default_factory=dict)
 
 
@@ -169,7 +171,7 @@ class Connection:
                 raise relay.ProtocolError(f"version {answer.get('version')!r}, expected {relay.VERSION}")
             self._needs_code = not answer["has_code"]
             resources = Resources(cores=max(1, int(answer["cores"])), memory_bytes=max(1, int(answer["memory_bytes"])))
-            self.facts = Facts(resources=resources, place=str(answer["place"]))
+            self.facts = Facts(resources=resources, place=str(answer["place"]), model=str(answer["model"])[:100])
         except (OSError, relay.ConnectionEnd) as error:
             raise self.failure() from error
         except (relay.ProtocolError, KeyError, TypeError, ValueError) as error:

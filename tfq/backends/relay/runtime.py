@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tfq.artifacts import cache_dir, locked, sha256_file
 from tfq.backends.qemu import sysroot
 from tfq.backends.qemu.apt import fetch_packages, host_sources, os_release, require_tools, unpack_packages
-from tfq.backends.qemu.sysroot_build import install_wheels, package_versions
+from tfq.backends.qemu.sysroot_build import configured_arm64_sources, install_wheels, package_versions
 from tfq.errors import BackendError
 from tfq.progress import stage
 
@@ -133,9 +133,8 @@ def _fetch(directory: Path, machine: str, architecture: Architecture) -> tuple[P
     """Download and unpack packages and wheels, and return their folders."""
     require_tools()
     system, site = directory / "system", directory / "site"
-    debs = fetch_packages(
-        PACKAGES, architecture=architecture.debian, sources=host_sources(), directory=directory / "apt"
-    )
+    sources = (configured_arm64_sources() if machine == "aarch64" else []) or host_sources()
+    debs = fetch_packages(PACKAGES, architecture=architecture.debian, sources=sources, directory=directory / "apt")
     unpack_packages(debs, system)
     install_wheels(site, _python_version(system), machine)
     return system, site

@@ -520,7 +520,12 @@ def main():
         place = os.path.join("~", os.path.relpath(base, home)) if base.startswith(home + "/") else base
         code = os.path.join(base, "code-" + hello["code"])
         has_code = digest(read_code(code)) == hello["code"]
-        facts = {"cores": len(os.sched_getaffinity(0)), "memory_bytes": memory(), "place": place}
+        facts = {
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": memory(),
+            "place": place,
+            "model": next(iter(read_lines("/proc/device-tree/model")), "").rstrip("\0"),
+        }
         frames.send_json(HELLO, {"version": VERSION, "has_code": has_code, **facts})
         kind, payload = frames.receive(*(() if has_code else (CODE,)), FILE, RUN)
         if kind == CODE:

@@ -176,20 +176,52 @@ def count_ops(interpreter):
         return None, None, f"delegated ops are not counted, because this ai-edge-litert does not list them ({error})"
 
 
+# Part numbers of Arm's cores, from the Linux kernel's arch/arm64/include/asm/cputype.h.
+ARM, ARM_PARTS = (
+    "0x41",
+    {
+        "0xd03": "Cortex-A53",
+        "0xd04": "Cortex-A35",
+        "0xd05": "Cortex-A55",
+        "0xd07": "Cortex-A57",
+        "0xd08": "Cortex-A72",
+        "0xd09": "Cortex-A73",
+        "0xd0a": "Cortex-A75",
+        "0xd0b": "Cortex-A76",
+        "0xd0c": "Neoverse-N1",
+        "0xd0d": "Cortex-A77",
+        "0xd40": "Neoverse-V1",
+        "0xd41": "Cortex-A78",
+        "0xd44": "Cortex-X1",
+        "0xd46": "Cortex-A510",
+        "0xd47": "Cortex-A710",
+        "0xd48": "Cortex-X2",
+        "0xd49": "Neoverse-N2",
+    },
+)
+
+
+def cpu_name(cpuinfo):
+    """Return the names of all kinds of cores in the text of /proc/cpuinfo, or their part numbers; None if unknown."""
+    names, implementer = [], None
+    for line in cpuinfo.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "CPU implementer":
+            implementer = value
+        elif key in ("model name", "CPU part"):
+            names.append(ARM_PARTS.get(value, value) if implementer == ARM else value)
+    return ", ".join(dict.fromkeys(names)) or None
+
+
 def machine():
     """Return architecture, CPU and versions of this machine. The host name is not included."""
     import ai_edge_litert
 
-    cpu = None
     try:
         with open("/proc/cpuinfo") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() in ("model name", "CPU part"):
-                    cpu = value.strip()
-                    break
+            cpu = cpu_name(file.read())
     except OSError:
-        pass
+        cpu = None
     return {
         "machine": os.uname().machine,
         "cpu": cpu,
