@@ -18,6 +18,7 @@ from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 from tfq.models import build
+from tfq.workflows import save_keras
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -105,10 +106,14 @@ def test_a_model_without_quantizable_layers_is_refused_with_all_reasons():
         qat_model(model, fit_for())
 
 
-def test_a_sequential_model_is_taken():
+def test_a_trained_sequential_model_comes_back_from_an_h5_file(tmp_path):
     layers = import_tf_keras().layers
     model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
-    assert len(measure_sparsity(qat_model(model, fit_briefly))) == 2
+    trained = qat_model(model, fit_briefly)
+    assert len(measure_sparsity(trained)) == 2
+    file = save_keras(trained, tmp_path / "q.h5")
+    x = noise(trained).inputs["x"]
+    np.testing.assert_array_equal(load_model(file)(x), trained(x))
 
 
 @pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_briefly(small_model())])
