@@ -93,6 +93,7 @@ def test_a_missing_key_and_a_closed_port_are_different_errors(board):
     (server.directory / "authorized").write_text("")
     with refused(BackendError, got="Permission denied", word="ssh-copy-id"):
         assess(server, (digits(1),))
+    assert "ssh-copy-id" in make_backend(f"ssh:127.0.0.1:{server.port}").unavailable()
     server.stop()
     with refused(BackendError, got="Connection refused"):
         assess(server, (digits(1),))

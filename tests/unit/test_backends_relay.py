@@ -17,6 +17,7 @@ from piped_board import PipeBackend, PipeTransport
 
 from tfq.backends import InputStream, RunRequest, worker
 from tfq.backends.child import LostConnectionError
+from tfq.backends.relay import backend
 from tfq.backends.relay.backend import frequency_notes
 from tfq.backends.relay.board import PYTHON_VARIABLE, Board
 from tfq.backends.relay.connection import Connection, Link, NoPythonError
@@ -207,3 +208,40 @@ def test_the_cores_of_a_board_are_named():
     assert session.cpu_name(little.replace("0x41", "0x51")) == "0xd05"
     assert session.cpu_name("model name\t: AMD EPYC\nmodel name\t: AMD EPYC\n") == "AMD EPYC"
     assert session.cpu_name("") is None
+
+
+# Runs a stream that never ends.
+HOST = """
+import sys, time
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from piped_board import PipeBackend
+from tfq.backends import InputStream, RunRequest
+def pieces():
+    while True:
+        yield (np.zeros((64, 8, 8, 1), np.int8),)
+        time.sleep(0.01)
+stream = InputStream(num_examples=1 << 40, pieces=pieces)
+PipeBackend(Path(sys.argv[2])).assess(RunRequest(model=Path(sys.argv[3]).read_bytes(), inputs=stream))
+"""
+
+
+def test_a_board_stops_when_the_host_is_killed(tmp_path, temporary):
+    (tmp_path / "model").write_bytes(DIGITS)
+    folder, base = Path(__file__).resolve().parent.parent, tmp_path / "board"
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(folder), str(base), str(tmp_path / "model")])
+    assert soon(lambda: list(base.glob("relay/runs/*/output_0")) != [])
+    assert len(relays(base)) > 1
+    host.kill()
+    host.wait()
+    assert soon(lambda: relays(base) == [])
+    assert list((base / "relay/runs").iterdir()) == []
+
+
+def test_a_board_that_cannot_be_reached_is_not_available(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "_reached", set())
+    assert PipeBackend(tmp_path, before="exit 0").unavailable() == str(PipeTransport(tmp_path).explain(0, ""))
+    assert PipeBackend(tmp_path).unavailable() is None
+    # The answer is remembered.
+    assert PipeBackend(tmp_path, before="exit 0").unavailable() is None

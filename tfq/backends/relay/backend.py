@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # A lower frequency than this fraction of the highest one is reported.
 FREQUENCY_FRACTION = 0.9
+_reached: set[str] = set()
 
 
 class RelayBackend(Backend):
@@ -24,6 +25,20 @@ class RelayBackend(Backend):
     def transport(self) -> "Transport":
         """Return the way to the board."""
         raise NotImplementedError
+
+    def unavailable(self) -> str | None:
+        """Return why the board cannot be used and what to do about it, or None if it can.
+
+        It is contacted; the answer that it can be reached is remembered until this process ends.
+        """
+        reason = self.kind.unavailable()
+        if reason is None and self.name not in _reached:
+            from tfq.backends.relay.board import unreachable
+
+            reason = unreachable(self.transport())
+            if reason is None:
+                _reached.add(self.name)
+        return reason
 
     def _board(self) -> "Board":
         from tfq.backends.relay.board import Board  # here, so that importing tfq stays fast

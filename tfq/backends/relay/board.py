@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
@@ -21,7 +22,9 @@ CHECK = (
     "sys.exit(sys.version_info < (3, 10) or not (u.find_spec('numpy') and u.find_spec('ai_edge_litert')))"
 )
 INSTALL_SECS = 1800.0
-INSTALLED = b"tfq-installed"
+INSTALLED, REACHED = b"tfq-installed", b"tfq-reached"
+REACH_SECS = 60.0
+MAX_OUTPUT = 1 << 16
 
 
 class Transport(Protocol):
@@ -156,18 +159,47 @@ class Board:
         warn(f"{name}: the board has no Python with NumPy and ai-edge-litert. Installing a runtime into its cache")
         with open(archive.path, "rb") as file:
             try:
-                result = subprocess.run(
-                    self._transport.shell(script), stdin=file, capture_output=True, timeout=INSTALL_SECS
-                )
+                status, stdout, stderr = run_script(self._transport, script, stdin=file.fileno(), secs=INSTALL_SECS)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise BackendError(f"{name}: cannot install the runtime on the board: {error}") from error
-        if INSTALLED not in result.stdout.split():
-            text = last_lines(result.stderr.decode(errors="replace")) or f"exit code {result.returncode}"
+        if INSTALLED not in stdout.split():
+            text = last_lines(stderr) or f"exit code {status}"
             raise BackendError(
                 f"{name}: cannot install the runtime ({archive.path.stat().st_size:,} bytes packed) on the board: "
                 f"{text}. Check that the board has disk space for it",
                 got=text,
             )
+
+
+def unreachable(transport: Transport) -> str | None:
+    """Return why a board cannot be reached, or None if it runs commands.
+
+    The exit code of a transport does not prove that, so the command prints a word.
+    """
+    try:
+        status, stdout, stderr = run_script(transport, f"echo {REACHED.decode()}", secs=REACH_SECS)
+    except OSError as error:
+        return f"the connection cannot be started: {error.strerror or error}"
+    except subprocess.TimeoutExpired:
+        return f"the board did not answer within {REACH_SECS:.0f} s. Check that it is on and can be reached"
+    return None if REACHED in stdout.split() else str(transport.explain(status, stderr))
+
+
+def run_script(
+    transport: Transport, script: str, *, secs: float, stdin: int = subprocess.DEVNULL
+) -> tuple[int, bytes, str]:
+    """Run a script on a board, and return its exit code, stdout and stderr.
+
+    Raises:
+        OSError: The transport's program cannot be started.
+        subprocess.TimeoutExpired: The script did not end within `secs` seconds.
+    """
+    # Files instead of pipes: a process that ssh keeps in the background would hold a pipe open.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        status = subprocess.run(transport.shell(script), stdin=stdin, stdout=stdout, stderr=stderr, timeout=secs)
+        stdout.seek(0)
+        stderr.seek(0)
+        return status.returncode, stdout.read(MAX_OUTPUT), stderr.read(MAX_OUTPUT).decode(errors="replace")
 
 
 def last_lines(text: str) -> str:
