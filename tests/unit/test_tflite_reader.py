@@ -157,6 +157,10 @@ def _break_scale_count(model):
     model.subgraphs[0].tensors[0].quantization.zeroPoint = [0] * 3
 
 
+def _break_zero_point(model):
+    model.subgraphs[0].tensors[0].quantization.zeroPoint = [-(1 << 52)]
+
+
 def _break_zero_point_count(model):
     model.subgraphs[0].tensors[0].quantization.zeroPoint = [0, 0]
 
@@ -185,6 +189,7 @@ def _break_subgraphs(model):
         (_break_type, "subgraph 0, tensor 2: type", 99),
         (_break_scale_count, "subgraph 0, tensor 0: quantization: scale", 3),
         (_break_zero_point_count, "subgraph 0, tensor 0: quantization: zero_point", 2),
+        (_break_zero_point, "subgraph 0, tensor 0: quantization: zero_point", -(1 << 52)),
         (_break_version, "model: version", 2),
         (_break_subgraphs, "model: subgraphs", "none"),
     ],

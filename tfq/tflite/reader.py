@@ -266,6 +266,8 @@ def _read_quantization(tensor: Table, shape: Sequence[int]) -> tuple[tuple[float
         return (), (), 0
     if len(zero_point) != len(scale):
         _fail(f"{table.where}: zero_point", f"as many values as there are scales, {len(scale)}", len(zero_point))
+    if max(map(abs, zero_point)) >= 1 << 31:
+        _fail(f"{table.where}: zero_point", "32-bit integers, as the interpreter uses", max(zero_point, key=abs))
     if len(scale) > 1:
         if not 0 <= dimension < len(shape):
             _fail(f"{table.where}: quantized_dimension", f"a dimension of the shape {shape}", dimension)
