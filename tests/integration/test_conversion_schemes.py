@@ -12,6 +12,7 @@ from stock_calibrator import use_stock_ranges
 
 import tfq
 from tfq import auditing, tflite
+from tfq.conversion.targeting import warn_of_target
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
@@ -235,6 +236,7 @@ def test_a_conversion_for_a_target_meets_it_without_a_warning(target, traces, sa
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)
         warnings.filterwarnings("ignore", message=".*looks like random noise")  # which it is
+        warnings.filterwarnings("ignore", message=".*deprecates NNAPI")
         content = convert(traces["tf_keras"], samples, target=target)
     config = tfq.AuditConfig(require=target)
     assert auditing.require(tfq.audit(content, config), config).ok
@@ -280,7 +282,10 @@ def test_fake_quantization_decides_the_granularity(aware):
         tfq.convert(aware, config=tfq.ConversionConfig(per_channel=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)
+        warnings.filterwarnings("ignore", message=".*deprecates NNAPI")
         tfq.convert(aware, config=tfq.ConversionConfig(target="nnapi"))
+    with pytest.warns(tfq.TfqWarning, match="target=nnapi.*use the target xnnpack"):
+        warn_of_target(tfq.convert(aware), tfq.ConversionConfig(target="nnapi"))
 
 
 def test_an_embedding_is_stored_small_and_reads_back(samples):

@@ -40,6 +40,13 @@ def test_targets_name_ops_that_exist_and_their_source():
         assert target.source
 
 
+def test_deprecated_target_is_a_note_with_what_to_use():
+    content = golden("digits_int8_per_tensor_dense")
+    old, new = (audit_model(content, AuditConfig(require=target)) for target in ("nnapi", "xnnpack"))
+    assert old.ok and [finding.severity for finding in old.findings if finding.kind == "deprecated_target"] == ["note"]
+    assert "xnnpack" in old.to_text() and not [item for item in new.findings if item.kind == "deprecated_target"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", RUN_BY)
 def test_a_file_runs_on_the_targets_that_can_run_it(name, target):

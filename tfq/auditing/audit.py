@@ -312,7 +312,7 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
     composition = Composition(parsed)
     basis = Basis.of(config, composition)
     allowed = _Allowed(config, _addressed_ops(content, parsed))
-    findings = [*_border_findings(parsed, basis)]
+    findings = [*_deprecation_findings(basis), *_border_findings(parsed, basis)]
     for graph in parsed.subgraphs:
         rules = OpRules(graph, basis, composition, is_entry=tensors.is_entry(parsed, graph))
         findings += rules.findings(allowed)
@@ -338,6 +338,12 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
         weights=weights,
         **weight_counts(weights),
     )
+
+
+def _deprecation_findings(basis: Basis) -> Iterator[Finding]:
+    if basis.target is not None and basis.target.deprecated:
+        message = f"target {basis.target.name}: {basis.target.deprecated}"
+        yield Finding(kind="deprecated_target", severity=NOTE, message=message)
 
 
 def _addressed_ops(content: bytes, model: Model) -> dict[str, frozenset[str]]:

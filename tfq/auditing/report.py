@@ -85,7 +85,8 @@ class Finding:
             bad_zero_point, buffer_size, dynamic_shape, per_tensor_weights. About parameters that the op's kernel does
             not honor: weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale,
             fixed_scale, unequal_scales. About the model: scheme, missing_signature, several_signatures, no_ops,
-            does_not_run. About patterns that match nothing: unused_allow_float, unused_allow_int16, unused_allow_int4.
+            does_not_run. About the target: deprecated_target. About patterns that match nothing: unused_allow_float,
+            unused_allow_int16, unused_allow_int4.
         severity: "fails" violates the requirement; "note" does not.
         message: The finding in words, with what to do about it.
         subgraph: The index of the subgraph; None if the finding is not about one.

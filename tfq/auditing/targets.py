@@ -52,6 +52,7 @@ class Target:
         max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
         custom_ops: The custom ops that it runs.
         full_uint8: Whether it also runs models that are quantized to uint8, as TensorFlow 1 wrote them.
+        deprecated: Why new apps should not use it, and what to use instead; "" if it is not deprecated.
         has_builtin_kernels: Whether TFLite's builtin kernels on the same CPU run the ops that it does not support.
     """
 
@@ -75,6 +76,7 @@ class Target:
     max_softmax: int = 0
     custom_ops: frozenset[str] = frozenset()
     full_uint8: bool = False
+    deprecated: str = ""
     has_builtin_kernels: bool = False
 
     def __post_init__(self) -> None:
@@ -229,6 +231,7 @@ register(
         name="nnapi",
         help="Android's Neural Networks API 1.3 and later, through TFLite's delegate",
         title="the NNAPI delegate",
+        deprecated="Android 15 deprecates NNAPI. For new apps, use the target xnnpack (CPU)",
         short_title="NNAPI",
         schemes=("int8", "float32"),
         io_types=("int8", "uint8", "float32"),

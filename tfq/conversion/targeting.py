@@ -59,6 +59,9 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
     """Warn (TfqWarning) about the ops and tensors of the flatbuffer `content` that config.target cannot run."""
     if not config.target:
         return
+    deprecated = registry.get(auditing.Target, config.target, field="conversion.target").deprecated
+    if deprecated:
+        warn(f"conversion.target={config.target}: {deprecated}")
     requirement = AuditConfig(
         require=config.target,
         inference_input_type=config.inference_input_type,
