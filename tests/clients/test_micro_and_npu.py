@@ -21,7 +21,7 @@ from one_op_models import options
 import tfq
 from tfq import tflite
 from tfq.backends import InputStream, RunRequest, make_backend
-from tfq.config import EvaluationConfig
+from tfq.config import AuditConfig, EvaluationConfig
 from tfq.errors import InputError, ModelError
 
 pytestmark = pytest.mark.clients
@@ -195,6 +195,20 @@ def test_parameters_that_tflm_does_not_check_are_noted():
     (note,) = assess("tflm", build(tensors, [call], ["x"], ["y"]), np.zeros((1, 8), np.int8)).notes
     assert "bias" in note
     assert assess("tflm", golden("digits_int8"), np.zeros((1, 8, 8, 1), np.int8)).notes == ()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_transpose_with_an_int64_permutation_is_wrong_on_tflm(dtype):
+    tensors = {
+        "x": T("int8", (1, 2, 3, 4), 0.1),
+        "permutation": T(dtype, (4,), values=np.array([0, 2, 1, 3], dtype)),
+        "y": T("int8", (1, 3, 2, 4), 0.1),
+    }
+    model = build(tensors, [Call("TRANSPOSE", ["x", "permutation"], ["y"])], ["x"], ["y"])
+    x = np.arange(24, dtype=np.int8).reshape(1, 2, 3, 4)
+    (y,) = assess("tflm", model, x).outputs
+    assert np.array_equal(y, x.transpose(0, 2, 1, 3)) == (dtype == "int32")
+    assert tfq.audit(model, AuditConfig(require="tflm", execute=False)).ok == (dtype == "int32")
 
 
 @pytest.mark.parametrize("name", ["digits_float32", "digits_int16x8", "digits_int8_float_io", "digits_int8_uint8_io"])

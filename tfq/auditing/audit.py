@@ -143,6 +143,10 @@ class TargetRules:
                     f"its weights have one scale per channel, expected a single one: {target.per_channel_dense_reason}"
                 )
                 yield FAILS, reason, "convert with conversion.per_channel_dense=False"
+        indices = [tensors[index] for _, _, index, role in roles(op) if role == INDEX]
+        if op.name in target.int32_index_ops and any(tensor.dtype == "int64" for tensor in indices):
+            reason = f"it has int64 indices, sizes or axes, and {target.title} supports only int32 there"
+            yield FAILS, reason, "use int32 in the model, such as output_type=tf.int32 of tf.argmax"
         touched = [tensors[index] for index in op.tensors]
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
             reason = f"it has a dynamic shape, and {target.title} requires fixed shapes"

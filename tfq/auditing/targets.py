@@ -43,6 +43,7 @@ class Target:
         index_ops: Those that it runs on indices, shapes and conditions (int32, int64, bool).
         ops_by_type: Activation type -> the ops that it runs on this type, if known per type. The sets above apply to
             other types.
+        int32_index_ops: Ops whose indices, sizes and axes must be int32, not int64.
         max_versions: The newest supported version of an op, if known.
         per_channel_dense: Whether weights of fully connected layers may have one scale per channel; those of
             convolutions always may. If not, a conversion for this target gives them one scale.
@@ -68,6 +69,7 @@ class Target:
     hybrid_ops: frozenset[str] = frozenset()
     index_ops: frozenset[str] = frozenset()
     ops_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    int32_index_ops: frozenset[str] = frozenset()
     max_versions: Mapping[str, int] = field(default_factory=dict)
     per_channel_dense: bool = True
     per_channel_dense_reason: str = ""
@@ -199,6 +201,10 @@ register(
         float_ops=_TFLM_TYPES["float32"],
         index_ops=_TFLM_TYPES["int32"] | _TFLM_TYPES["int64"] | _TFLM_TYPES["bool"],
         ops_by_type=_TFLM_TYPES,
+        int32_index_ops=_names("""
+            ARG_MAX ARG_MIN CUMSUM EMBEDDING_LOOKUP EXPAND_DIMS GATHER GATHER_ND MEAN PAD PADV2 REDUCE_MAX REDUCE_MIN
+            RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SHAPE SPACE_TO_BATCH_ND STRIDED_SLICE SUM TRANSPOSE
+        """),
         per_channel_dense=False,
         per_channel_dense_reason="its kernels support them only since September 2024, and many vendors' kernels do not",
         source="measured on tflite-micro 0.dev20261023182759 (its Python wheel); pull requests 2602 and 2673 (dense "

@@ -128,7 +128,7 @@ def row_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def table_notes(table: Mapping[str, Any]) -> list[str]:
-    """Return sentences below the table (`PortabilityTable.to_dict()`): failures, ops on the CPU, the yardstick."""
+    """Return sentences below the table (`PortabilityTable.to_dict()`): failures, ops on the CPU, caveats, yardstick."""
     notes = []
     rows = table.get("rows") or {}
     for backend, row in rows.items():
@@ -139,6 +139,7 @@ def table_notes(table: Mapping[str, Any]) -> list[str]:
             f"{backend}: {op} runs on the CPU{f': {reason}' if reason else ''}"
             for op, reason in (evaluation.get("unaccelerated") or {}).items()
         ]
+        notes += [f"{backend}, {caveat}" for caveat in evaluation.get("caveats") or []]
         reason = row.get("instructions_reason")
         notes += [f"{backend}: instructions not counted: {reason}"] if reason and reason != NOT_COUNTED else []
     yardstick = table.get("yardstick")
