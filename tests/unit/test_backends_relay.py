@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The relay to a board: lost connections, damaged frames, a full board, and leftovers of a killed relay."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -17,7 +18,7 @@ from piped_board import PipeBackend, PipeTransport
 
 from tfq.backends import InputStream, RunRequest, worker
 from tfq.backends.child import LostConnectionError
-from tfq.backends.relay import backend
+from tfq.backends.relay import backend, connection
 from tfq.backends.relay.backend import frequency_notes
 from tfq.backends.relay.board import PYTHON_VARIABLE, Board
 from tfq.backends.relay.connection import Connection, Link, NoPythonError
@@ -49,8 +50,9 @@ def relays(base: Path) -> list[int]:
 
 
 def kill_all(base: Path) -> None:
-    for pid in relays(base):
-        os.kill(pid, signal.SIGKILL)
+    for pid in sorted(relays(base)):  # the relay before its worker, so that it cannot clean up
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -101,6 +103,26 @@ def test_a_connection_that_is_always_lost_ends_the_run(board, small_blocks):
     assert len(list((board.base / "relay/runs").iterdir())) > 0
     board.assess(RunRequest(model=DIGITS, inputs=(digits(1),)))
     assert list((board.base / "relay/runs").iterdir()) == []
+
+
+def test_lines_of_two_workers_do_not_mix_without_buffers(tmp_path, monkeypatch):
+    # print() then writes a line in two parts, so that a worker's report may end up inside of another one's line.
+    monkeypatch.setattr(worker, "BLOCK_EXAMPLES", 1)
+    board = PipeBackend(tmp_path, before="export PYTHONUNBUFFERED=1")
+    inputs = digits(3000)
+    result = board.assess(RunRequest(model=DIGITS, inputs=(inputs,), num_workers=4))
+    np.testing.assert_array_equal(result.outputs[0], local(DIGITS, inputs)[0])
+
+
+def test_a_lost_report_of_a_block_is_an_error(board, monkeypatch):
+    handle = connection.BoardChild._handle_line
+
+    def lossy(child, line):
+        handle(child, line[: line.rindex(b" ")] + b"\n" if line.startswith(b"free") else line)
+
+    monkeypatch.setattr(connection.BoardChild, "_handle_line", lossy)
+    with refused(BackendError, expected=5, got=0):
+        board.assess(RunRequest(model=DIGITS, inputs=(digits(5),)))
 
 
 def test_damaged_code_on_the_board_is_replaced(board):

@@ -28,7 +28,7 @@ from tfq.backends.limits import Resources, choose_deadline, local_resources, mem
 from tfq.backends.protocol import BackendResult, InputStream, RunRequest, check_arrays
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.data import batch_size_of
-from tfq.errors import InputError, warn
+from tfq.errors import BackendError, InputError, warn
 
 # Upper limits of a block. Small blocks keep all workers busy until the end; large ones cost less to pass on.
 BLOCK_BYTES, BLOCK_EXAMPLES, BLOCKS_PER_WORKER = 1 << 17, 64, 8
@@ -142,6 +142,17 @@ class Feed:
         if len(words) > 2:
             self.completed.add(start)
         return True
+
+    def check_complete(self, backend: str) -> None:
+        """Raise BackendError unless the outputs of all examples have been written."""
+        count = self._count(self.completed)
+        if count != self.plan.num_examples:
+            raise BackendError(
+                f"{backend}: the outputs of {self.plan.num_examples - count:,} examples are missing, although the run "
+                "ended without an error. Please report this",
+                expected=self.plan.num_examples,
+                got=count,
+            )
 
     def _count(self, starts: Collection[int]) -> int:
         """Return the number of examples in the blocks that begin with the examples `starts`."""
@@ -323,6 +334,7 @@ def run_worker(
                 time.sleep(RECONNECT_SECS * 2**attempt)
                 warn(f"{error}. Connecting again for the examples that are left")
                 completed, (first, pieces) = feed.completed, split_first(request.inputs)
+        feed.check_complete(backend)
         if reports_memory:
             result["memory_bytes"] = {"peak_rss": result["used"]["peak_kb"] << 10}
         return _read_result(directory, result, request.num_examples, emulated, attempt)

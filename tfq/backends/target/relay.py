@@ -321,6 +321,8 @@ class Worker:
                 for target, source in enumerate((read_in, write_out, write_err)):
                     os.dup2(source, target)
                 os.closerange(3, 1 << 16)
+                # If PYTHONUNBUFFERED is set, print() writes a line in two parts, and those of two workers may mix.
+                sys.stdout = os.fdopen(1, "w")
                 status = load_target(code).main(directory, parent)
                 sys.stdout.flush()
             except BaseException as error:
