@@ -129,6 +129,18 @@ def test_instructions_are_millions_with_float_over_it_and_never_a_time():
     assert "1.74x fewer than float; a count, not a time" in markdown_of(record)
 
 
+def test_gain_over_float_is_in_figures_of_this_model():
+    record = newest_record()
+    for model, moved in zip(record["benchmark"]["models"], (4e6, 1.25e6, 1e6), strict=True):
+        work = {"multiply_adds": 12_500_000, "bytes_moved": moved, "intensity": 12.5e6 / moved}
+        model |= {"workload": work, "examples_per_second": 1000 / model["mean_ms"], "model_bytes": 4 * moved}
+    work = table(record, "latency", "work")
+    # The means are 1.01 times 42, 21 and 21.1 microseconds.
+    assert work.rows[1][1:] == ("12.5", "1.25", "10", "47,148", "3.20x", "3.20x", "2.00x")
+    assert work.rows[0][-3:] == ("1.00x", "1.00x", "1.00x")
+    assert not [item for item in sections_of(newest_record()) for each in item.tables if each.key == "work"]
+
+
 def test_without_instructions_there_is_no_such_section():
     assert "instructions" not in [item.key for item in sections_of(full_record())]
 

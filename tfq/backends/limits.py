@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from tfq.backends.child import Deadline
 from tfq.errors import ModelError
-from tfq.tflite import Model, Op, Subgraph, Tensor
+from tfq.tflite import Model, Op, Subgraph
 from tfq.tflite.input_sizes import check_input_size
+from tfq.tflite.workload import tensor_bytes
 
 # Seconds for everything except arithmetic, and the operations per second of the slowest kernels on a slow machine.
 LOCAL_SECS, LOCAL_RATE = 2.5, 10e6
@@ -24,7 +25,6 @@ TENSOR_FACTOR = 8
 # An op's output may have this many bytes for any input, plus this multiple of its inputs' bytes. Ops that broadcast or
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
 BASE_OUTPUT_BYTES, INPUT_FACTOR = 256 << 20, 4096
-_ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def memory_limit(model: Model, available: int | None = None) -> int:
     """
     for graph in model.subgraphs:
         _check_sizes(model, graph)
-    tensors = sum(_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
+    tensors = sum(tensor_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
     if available is None:
         available = _memory()
     if tensors + model.model_bytes > available:
@@ -94,7 +94,7 @@ def memory_limit(model: Model, available: int | None = None) -> int:
 
 
 def _check_sizes(model: Model, graph: Subgraph) -> None:
-    sizes = [_bytes(tensor) for tensor in graph.tensors]
+    sizes = [tensor_bytes(tensor) for tensor in graph.tensors]
     allowed = [BASE_OUTPUT_BYTES] * len(sizes)
     for op in graph.ops:
         input_bytes = sum(sizes[index] for index in set(op.inputs) if index >= 0)
@@ -137,12 +137,6 @@ def _depth(graph: Subgraph, op: Op) -> int:
         case _ if "LSTM" in op.name or "RNN" in op.name or op.name == "SVDF":
             return 8 * sum(math.prod(shape) for shape in shapes[1:])
     return 1
-
-
-def _bytes(tensor: Tensor) -> int:
-    digits = "".join(letter for letter in tensor.dtype if letter.isdigit())
-    bits = _ITEM_BITS.get(tensor.dtype) or (int(digits) if digits else 64)
-    return math.prod(tensor.shape) * bits // 8
 
 
 def _memory() -> int:

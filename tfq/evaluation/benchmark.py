@@ -25,6 +25,7 @@ from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import latency_statistics, paired_ratio
 from tfq.progress import stage
 from tfq.tflite import Model, Tensor
+from tfq.tflite.workload import workload
 from tfq.typing import PathOrBytes
 
 NUM_INPUTS = 16
@@ -243,6 +244,7 @@ def _times(
         ops=None if isinstance(ops, str) else tuple(ops),
         ops_by=None if isinstance(ops, str) else OPS_BY,
         ops_reason=ops if isinstance(ops, str) else None,
+        workload=workload(parsed),
     )
 
 
@@ -283,6 +285,7 @@ def _counted(
                     delegated_ops=counted.delegated_ops,
                     ops_reason=NOT_TIMED,
                     instructions={config.backend: counted.to_dict()},
+                    workload=workload(parsed[name]),
                 )
             )
     return BenchmarkRecord(backend=config.backend, num_threads=1, models=tuple(times), ratios=())
@@ -317,6 +320,7 @@ def _costs(
                 delegated_ops=result.delegated_ops,
                 ops_reason=result.latency_reason,
                 costs=Costs.of(result),
+                workload=workload(parsed[name]),
             )
         )
         machine = dict(result.machine)

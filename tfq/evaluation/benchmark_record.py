@@ -12,6 +12,7 @@ from tfq.evaluation.op_costs import OpCost
 from tfq.evaluation.requirements import missed_sentence
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
+from tfq.tflite.workload import Workload
 
 NUM_EXPENSIVE_OPS = 5
 
@@ -48,6 +49,7 @@ class ModelTimes:
         ops_reason: Why they were not measured.
         instructions: {backend: instruction counts} of an emulator. A count is not a time.
         costs: Memory, cycles and ops on the CPU, of a backend that reports these instead of times.
+        workload: Multiply-adds and bytes of each op, counted from the shapes.
     """
 
     name: str
@@ -75,6 +77,12 @@ class ModelTimes:
     ops_reason: str | None = None
     instructions: dict[str, Any] | None = None
     costs: Costs | None = None
+    workload: Workload | None = None
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Examples per second at this batch size and number of threads, without the overhead; None if not timed."""
+        return 1000 * self.workload.batch / self.mean_ms if self.mean_ms and self.workload else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -83,6 +91,8 @@ class ModelTimes:
             "quantiles_ms": self.quantiles_ms and list(self.quantiles_ms),
             "ops": None if self.ops is None else [op.to_dict() for op in self.ops],
             "costs": None if self.costs is None else self.costs.to_dict(),
+            "workload": None if self.workload is None else self.workload.to_dict(),
+            "examples_per_second": self.examples_per_second,
         }
 
 
@@ -177,6 +187,7 @@ class BenchmarkRecord:
             if model.costs is not None:
                 lines += [*([""] if lines else []), *_costs_text(model, self.backend)]
         lines += [ratio.to_text() for ratio in self.ratios]
+        lines += [_work_text(model) for model in self.models if model.workload is not None]
         for model in timed:
             lines += ["", *_expensive(model)]
         return "\n".join(lines)
@@ -209,6 +220,17 @@ def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
     )
     note = f"ms per inference, {threads}; times of the interpreter alone, without `overhead`; inputs: {inputs}"
     return [note, *aligned(rows, left=2)]
+
+
+def _work_text(model: ModelTimes) -> str:
+    """Return the counted work of a model, and its throughput if it was timed, as one line."""
+    assert model.workload is not None
+    work, rate = model.workload, model.examples_per_second
+    parts = [f"{work.multiply_adds:,} multiply-adds and {work.bytes_moved:,} bytes moved per inference (counted)"]
+    parts += [f"{work.intensity:.3g} multiply-adds per byte"] if work.intensity else []
+    parts += [f"{rate:,.0f} examples per second at batch size {work.batch}"] if rate else []
+    parts += [f"without {', '.join(work.unknown)}"] if work.unknown else []
+    return f"{model.name}{f', {model.kernels}' if model.kernels else ''}: {'; '.join(parts)}"
 
 
 def _expensive(model: ModelTimes) -> list[str]:
