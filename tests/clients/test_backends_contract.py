@@ -31,7 +31,13 @@ def _qemu(request, tmp_path, monkeypatch):
     return Subject(backend=make_backend("qemu:cortex-a76"), max_lsb=1, limits_memory=False)
 
 
-SUBJECTS = {"ssh": _ssh, "qemu": _qemu}
+def _tflm(request, tmp_path, monkeypatch):
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed: make clients installs it")
+    # Its kernels round differently, and the softmax of random inputs amplifies that.
+    return Subject(backend=make_backend("tflm"), max_lsb=16, crash="slow_benchmark")
+
+
+SUBJECTS = {"ssh": _ssh, "qemu": _qemu, "tflm": _tflm}
 
 
 @pytest.fixture(params=SUBJECTS)
