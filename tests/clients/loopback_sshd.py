@@ -16,21 +16,30 @@ from pathlib import Path
 
 from tfq.backends.qemu import apt
 
-PACKAGES = ("openssh-server", "libwrap0")
+# Debian 12's server needs the first library, Debian 13's both. The other libraries are part of every system.
+SERVER, LIBRARIES = "openssh-server", ("libwrap0", "libwtmpdb0")
 
 
 def unpack_server(directory: Path) -> Path:
     """Download and unpack the server, and return the folder that holds its usr/."""
     directory.mkdir(parents=True, exist_ok=True)
-    command = ["apt-get", "download", *PACKAGES]
-    if subprocess.run(command, cwd=directory, capture_output=True).returncode:
+    environment = dict(os.environ)
+    if _download(SERVER, directory, environment):
         # The system has no package lists: use private ones.
-        apt.fetch_packages(PACKAGES[1:], architecture=_architecture(), sources=apt.host_sources(), directory=directory)
-        environment = {**os.environ, "APT_CONFIG": str(directory / "apt.conf")}
-        subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
+        apt.fetch_packages(LIBRARIES[:1], architecture=_architecture(), sources=apt.host_sources(), directory=directory)
+        environment["APT_CONFIG"] = str(directory / "apt.conf")
+        assert not _download(SERVER, directory, environment)
+    for library in LIBRARIES:
+        _download(library, directory, environment)  # fails for a release that does not have it
     for deb in directory.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", deb, directory / "server"], check=True)
     return directory / "server"
+
+
+def _download(package: str, directory: Path, environment: dict[str, str]) -> int:
+    """Download a package, and return apt's exit code."""
+    command = ["apt-get", "download", package]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True).returncode
 
 
 def _architecture() -> str:
