@@ -19,6 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not available here: the report says 'not run' for it" >&2
+	@$(BIN)/python -m tfq.backends.gpu.vulkan > /dev/null || echo "SwiftShader is not available here: the report has no GPU" >&2
 	@$(BIN)/tfq run --config=pipelines/configs/demo.json
 
 test: .venv/.installed

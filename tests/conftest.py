@@ -18,11 +18,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Stop ignoring interrupts, and hide installed emulators from the fast tests.
 
     Processes inherit ignored interrupts from the background jobs of a shell, and some tests interrupt. An emulator in
-    the cache directory of a developer would be one more default backend of each evaluation.
+    the cache directory of a developer, or a GPU, would be one more default backend of each evaluation.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    cache = os.path.join(tempfile.gettempdir(), f"tfq_test_cache_{os.getuid()}")
     if "not slow" in config.option.markexpr:
-        os.environ["TFQ_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"tfq_test_cache_{os.getuid()}")
+        os.environ["TFQ_CACHE_DIR"] = cache
+    if config.option.markexpr != "clients":
+        os.environ["TFQ_VULKAN"] = os.path.join(cache, "no driver")
 
 
 @pytest.fixture(scope="session")

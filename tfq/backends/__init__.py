@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a flatbuffer on a backend: this machine or an emulated one, always in a child process."""
 
+from tfq.backends.gpu.backend import GpuBackend
 from tfq.backends.local import LocalBackend
 from tfq.backends.protocol import (
     Backend,
@@ -27,6 +28,7 @@ __all__ = [
     "BackendKind",
     "BackendResult",
     "EthosUBackend",
+    "GpuBackend",
     "InputStream",
     "InstructionCounts",
     "LocalBackend",

@@ -6,6 +6,7 @@ A child is a process on this machine, or one on a board that a connection of the
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -24,6 +25,8 @@ TARGET = Path(__file__).with_name("target")
 # Limit for the child's imports, before the model matters.
 START_SECS = 120.0
 STDERR_LINES = 5
+# Lines of LiteRT's log that never explain a failure: information, and accelerators of other hardware.
+NOISE = re.compile(r"^INFO:|^I\d{4} |^WARNING: Logging before InitGoogle|NPU accelerator|openvino", re.IGNORECASE)
 POLL_SECS = 0.1
 # The child's exit code if it cannot write a file; see target/__main__.py.
 WRITE_FAILED = 74
@@ -396,4 +399,4 @@ def _last_lines(stderr: int) -> str:
     text = os.pread(stderr, 65536, max(0, size - 65536)).decode(errors="replace")
     # Several processes may write the same.
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines()))
-    return " | ".join([line for line in lines if line and not line.startswith("INFO:")][-STDERR_LINES:])
+    return " | ".join([line for line in lines if line and not NOISE.search(line)][-STDERR_LINES:])

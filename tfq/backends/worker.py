@@ -436,6 +436,7 @@ def _read_result(
         memory_bytes=result["memory_bytes"],
         total_ops=result["total_ops"],
         delegated_ops=result["delegated_ops"],
+        unaccelerated=result["unaccelerated"],
         machine=result["machine"],
         notes=(*result["notes"], *([f"the connection was lost and restored {reconnects} times"] if reconnects else [])),
     )

@@ -160,6 +160,7 @@ def _row(
     )
     return dataclasses.replace(
         blank,
+        how=result.how,
         status="ran",
         evaluation=dataclasses.replace(record, warnings=result.notes),
         fully_accelerated=_is_fully_accelerated(result),

@@ -137,8 +137,8 @@ def host_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -> l
             sources.append(AptSource(uris=source.uris, suites=suites, components=components, options=source.options))
     if not sources:
         raise BackendError(
-            f"no apt source below {etc} has packages of {codename or 'this release'} main, but the ARM emulator is "
-            "installed from Debian or Ubuntu packages. Configure an apt source of this release",
+            f"no apt source below {etc} has packages of {codename or 'this release'} main, but this is installed from "
+            "Debian or Ubuntu packages. Configure an apt source of this release",
             got=codename,
         )
     return sources
@@ -153,7 +153,12 @@ def os_release() -> dict[str, str]:
 
 
 def fetch_packages(
-    packages: Sequence[str], *, architecture: str, sources: Iterable[AptSource], directory: Path
+    packages: Sequence[str],
+    *,
+    architecture: str,
+    sources: Iterable[AptSource],
+    directory: Path,
+    dependencies: bool = True,
 ) -> list[Path]:
     """Download packages and their dependencies, without recommended packages, as `.deb` files below `directory`.
 
@@ -162,6 +167,7 @@ def fetch_packages(
         architecture: Debian's name of the architecture.
         sources: Where to download from.
         directory: Folder for apt's files. If an earlier call used it, its sources are used again.
+        dependencies: Whether to download the dependencies too.
 
     Returns:
         The files that this call has downloaded, without those of earlier calls.
@@ -179,7 +185,10 @@ def fetch_packages(
         # An unreachable source is an error only if the packages are not available without it.
         results.append(_apt_get(directory, "update"))
     earlier = set(archives.glob("*.deb"))
-    results.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
+    if dependencies:
+        results.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
+    else:
+        results.append(_apt_get(directory, "download", *packages, cwd=archives))
     debs = sorted(set(archives.glob("*.deb")) - earlier)
     if results[-1].returncode or not debs:
         raise BackendError(
@@ -234,9 +243,9 @@ def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subp
         ) from error
 
 
-def _apt_get(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _apt_get(directory: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**_environment(), "APT_CONFIG": str(directory / "apt.conf")}
-    return run_command(["apt-get", *arguments], DOWNLOAD_SECONDS, text=True, errors="replace", env=environment)
+    return run_command(["apt-get", *arguments], DOWNLOAD_SECONDS, text=True, errors="replace", env=environment, cwd=cwd)
 
 
 def _environment() -> dict[str, str]:
@@ -251,13 +260,18 @@ def _reasons(*results: subprocess.CompletedProcess[str]) -> str:
     return " | ".join((messages or [line for line in lines if line])[-ERROR_LINES:]) or "apt gave no reason"
 
 
+def host_architecture() -> str:
+    """Return Debian's name of this machine's architecture."""
+    return run_command(["dpkg", "--print-architecture"], LOCAL_SECONDS, text=True).stdout.strip()
+
+
 def require_tools() -> None:
     """Raise BackendError if a program that this file needs is missing."""
     for tool in ("apt-get", "apt-config", "dpkg", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
             raise BackendError(
-                f"the program {tool} is missing. The ARM emulator is installed from Debian or Ubuntu packages, so it "
-                "is available only on these systems",
+                f"the program {tool} is missing. This is installed from Debian or Ubuntu packages, so it is available "
+                "only on these systems",
                 got=tool,
             )
 
@@ -280,3 +294,20 @@ def unpack_packages(debs: Iterable[Path], root: Path) -> None:
         except subprocess.CalledProcessError as error:
             reason = error.stderr.decode(errors="replace").strip()
             raise BackendError(f"cannot unpack {deb.name}: {reason or error}. The disk may be full") from error
+
+
+def unpack_files(deb: Path, names: Sequence[str], directory: Path) -> None:
+    """Unpack a few files of a `.deb` file into `directory`, without their folders. Its scripts are not run.
+
+    Raises:
+        BackendError: The package does not contain them, or the disk is full.
+    """
+    try:
+        content = run_command(["dpkg-deb", "--fsys-tarfile", str(deb)], LOCAL_SECONDS, check=True).stdout
+        depth = names[0].count("/") + 1
+        members = [f"./{name}" for name in names]
+        command = ["tar", "-x", "--no-same-owner", f"--strip-components={depth}", "-C", str(directory), *members]
+        run_command(command, LOCAL_SECONDS, input=content, check=True)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip()
+        raise BackendError(f"cannot unpack {', '.join(names)} from {deb.name}: {reason or error}") from error

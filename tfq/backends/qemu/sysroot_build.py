@@ -29,6 +29,7 @@ from tfq.backends.qemu.apt import (
     DOWNLOAD_SECONDS,
     AptSource,
     fetch_packages,
+    host_architecture,
     host_sources,
     os_release,
     parse_one_line,
@@ -244,8 +245,9 @@ def build(directory: Path, report: Callable[[str], None]) -> None:
     report("ARM emulator: downloading QEMU (about 30 MB with the package lists)")
 
     def fetch_host(*packages: str) -> list[Path]:
-        architecture = _debian_architecture()
-        return fetch_packages(packages, architecture=architecture, sources=sources, directory=directory / "host-apt")
+        return fetch_packages(
+            packages, architecture=host_architecture(), sources=sources, directory=directory / "host-apt"
+        )
 
     host_debs = fetch_host(*HOST_PACKAGES)
     unpack_packages(host_debs, host)
@@ -386,10 +388,6 @@ def write_record(sysroot: Sysroot, **details: Any) -> None:
         "not_counted": sysroot.not_counted,
     }
     write_json(sysroot.directory / RECORD, {**details, **record})
-
-
-def _debian_architecture() -> str:
-    return run_command(["dpkg", "--print-architecture"], TEST_SECONDS, text=True).stdout.strip()
 
 
 def package_versions() -> dict[str, str | None]:

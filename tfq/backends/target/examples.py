@@ -53,8 +53,9 @@ def run(directory, request):
         arrays = [np.concatenate(blocks) for blocks in zip(*timed, strict=True)]
         latencies = worker.time_inferences(arrays, request["warmup_runs"], request["num_runs"])
     total, delegated, reason = session.count_ops(worker.interpreter)
-    own = worker.interpreter if hasattr(worker.interpreter, "memory_bytes") else None
-    notes = [*(report["note"] for report in reports), reason]
+    # What an interpreter other than LiteRT's own reports.
+    facts = worker.interpreter.facts() if hasattr(worker.interpreter, "facts") else {}
+    notes = [*(report["note"] for report in reports), reason, *facts.get("notes", ())]
     if worker.batch > 1 and request["num_examples"] % worker.batch:
         notes.append(
             f"the model's batch size is {worker.batch}: the last batch was padded with copies of the last example"
@@ -64,8 +65,9 @@ def run(directory, request):
         "latencies_ms": latencies,
         "total_ops": total,
         "delegated_ops": delegated,
-        "memory_bytes": own and own.memory_bytes(),
-        "machine": {**session.machine(), **(own.machine() if own else {})},
+        "unaccelerated": facts.get("unaccelerated", {}),
+        "memory_bytes": facts.get("memory_bytes"),
+        "machine": {**session.machine(), **facts.get("machine", {})},
         "notes": [note for note in notes if note],
     }
 

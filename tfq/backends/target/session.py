@@ -48,7 +48,7 @@ def load(path):
 
 
 def make_interpreter(path, request):
-    """Return an interpreter of the file: TFLM's if request["interpreter"] says so, else LiteRT's.
+    """Return an interpreter of the file: TFLM's or the GPU's if request["interpreter"] says so, else LiteRT's.
 
     LiteRT's has the kernels that request["kernels"] names.
     """
@@ -56,6 +56,10 @@ def make_interpreter(path, request):
         from . import tflm
 
         return tflm.Interpreter(path, request)
+    if request.get("interpreter") == "gpu":
+        from . import gpu
+
+        return gpu.Interpreter(path, request)
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = getattr(OpResolverType, RESOLVERS[request["kernels"]])

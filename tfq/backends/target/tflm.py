@@ -98,22 +98,19 @@ class Interpreter:
         """Return (number of ops, delegated ops, None): TFLM has no delegates."""
         return self.num_ops, 0, None
 
-    def memory_bytes(self):
-        """Return the bytes that the runtime has recorded, and "arena_minimum".
+    def facts(self):
+        """Return the version of the runtime, and the bytes that it has recorded, with "arena_minimum".
 
         Planning needs temporary memory, which is not in the recorded total. If it does not fit between head and tail,
         the arena must be larger than that total.
         """
+        from tflite_micro.python.tflite_micro import _version
+
         with captured_stderr() as file:
             self.interpreter.print_allocations()
             recorded = read_allocations(os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace"))
-        return {**recorded, "arena_minimum": smallest_arena(self.content, recorded["arena"], self.arena_bytes)}
-
-    def machine(self):
-        """Return the versions of the runtime."""
-        from tflite_micro.python.tflite_micro import _version
-
-        return {"tflite_micro": _version.__version__, "ai_edge_litert": None}
+        memory = {**recorded, "arena_minimum": smallest_arena(self.content, recorded["arena"], self.arena_bytes)}
+        return {"machine": {"tflite_micro": _version.__version__, "ai_edge_litert": None}, "memory_bytes": memory}
 
 
 def read_allocations(text):

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend gpu with LiteRT's real accelerator on SwiftShader."""
+
+import numpy as np
+import pytest
+from backend_contract import DIGITS, digits, local
+from built_models import Call, T, build
+from messages import refused
+from one_op_models import one_op_model
+
+from tfq.backends import RunRequest, make_backend
+from tfq.backends.gpu import backend, vulkan
+from tfq.errors import BackendError, ModelError
+
+pytestmark = pytest.mark.clients
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _driver():
+    vulkan.install()
+
+
+def assess(model, *inputs, **settings):
+    return make_backend("gpu").assess(RunRequest(model=model, inputs=inputs, **settings))
+
+
+def test_ops_that_stay_on_the_cpu_are_named():
+    tensor = T("float32", (1, 4, 4, 2))
+    calls = [Call("TANH", ["x"], ["h"]), Call("ZEROS_LIKE", ["h"], ["zeros"]), Call("ADD", ["zeros", "x"], ["y"])]
+    model = build(dict.fromkeys(("x", "h", "zeros", "y"), tensor), calls, ["x"], ["y"])
+    x = np.linspace(-1, 1, 96, dtype=np.float32).reshape(3, 4, 4, 2)
+    result = assess(model, x)
+    np.testing.assert_allclose(result.outputs[0], x, atol=1e-6)
+    assert list(result.unaccelerated) == ["op #1 ZEROS_LIKE (zeros)"] and result.delegated_ops < result.total_ops == 3
+    assert "SwiftShader" in result.machine["gpu"] and result.how == "emulated"
+
+
+def test_model_without_ops_for_the_gpu_says_so():
+    result = assess(one_op_model("ZEROS_LIKE", "float32"), np.ones((1, 2, 4, 4), np.float32))
+    assert result.delegated_ops == 0 and any("CPU" in note for note in result.notes)
+
+
+def test_types_without_buffers_are_refused_by_name():
+    ones = np.ones((1, 2, 4, 4), np.int16)
+    with refused(ModelError, word="int16"):
+        assess(one_op_model("ADD", "int16"), ones, ones)
+
+
+def test_lack_of_memory_gives_no_outputs(monkeypatch):
+    # The runtime continues with arbitrary values: it writes errors to its log, or ends with SIGSEGV.
+    monkeypatch.setattr(backend, "DRIVER_BYTES", 0)
+    monkeypatch.setattr(backend, "memory_limit", lambda model: 200 << 20)
+    with refused(ModelError, field="model"):
+        assess(DIGITS, digits(2))
+
+
+def test_driver_from_debian_runs_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(vulkan, "FOLDERS", ())
+    folder = vulkan.install()
+    assert vulkan.drivers() == [folder] and sorted(path.name for path in folder.iterdir()) == sorted(vulkan.FILES)
+    (output,), (expected,) = assess(DIGITS, digits(20)).outputs, local(DIGITS, digits(20))
+    np.testing.assert_allclose(output.astype(int), expected.astype(int), atol=16)
+
+
+def test_driver_without_device_is_a_backend_error(tmp_path, monkeypatch):
+    folder = vulkan.drivers()[0]
+    for name in vulkan.FILES:
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / vulkan.DRIVER).unlink()
+    (tmp_path / vulkan.DRIVER).write_text("{}")
+    monkeypatch.setenv(vulkan.FOLDER_VARIABLE, str(tmp_path))
+    with refused(BackendError, word=vulkan.COMMAND.split()[-1]):
+        assess(DIGITS, digits(2))
