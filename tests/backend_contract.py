@@ -39,7 +39,8 @@ class Subject:
         runs: Folder of its runs on the board, which must be empty after a run; None if it has none.
         finish: Ends what the backend keeps between runs on purpose.
         limits_memory: Whether it limits the memory of the interpreter.
-        crash: Name of a file in tests/hostile that ends its interpreter with SIGSEGV.
+        crash: Name of a file in tests/hostile that ends its interpreter with SIGSEGV, after `before_crash`.
+        before_crash: Prepares the crash.
     """
 
     backend: Backend
@@ -48,6 +49,7 @@ class Subject:
     finish: Callable[[], None] = lambda: None
     limits_memory: bool = True
     crash: str = "crash_704317"
+    before_crash: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
 
     def assess(self, model, *inputs, **settings):
         return self.backend.assess(RunRequest(model=model, inputs=inputs, **settings))
@@ -144,7 +146,8 @@ def test_contract_wrong_inputs_are_the_users_error(subject):
         subject.assess(DIGITS, np.zeros((2, 8, 9, 1), np.int8))
 
 
-def test_contract_a_crash_of_the_interpreter_is_a_model_error(subject):
+def test_contract_a_crash_of_the_interpreter_is_a_model_error(subject, monkeypatch):
+    subject.before_crash(monkeypatch)
     model = (HOSTILE / f"{subject.crash}.tflite").read_bytes()
     inputs = [np.ones(t.shape, t.dtype) for t in worker.tflite.read(model).main_subgraph.input_tensors]
     with refused(ModelError, field="model", got="SIGSEGV"):

@@ -80,7 +80,7 @@ def test_driver_is_used_from_the_named_folder_only_if_complete(tmp_path, monkeyp
     assert vulkan.drivers() == [tmp_path] and vulkan.unavailable() is None
 
 
-def test_machine_without_driver_is_told_the_install_command(tmp_path, monkeypatch):
+def test_machine_without_driver_names_the_install_command(tmp_path, monkeypatch):
     monkeypatch.delenv(vulkan.FOLDER_VARIABLE, raising=False)
     monkeypatch.setattr(vulkan, "FOLDERS", ())
     monkeypatch.setattr(vulkan, "_has_gpu", lambda: False)

@@ -135,7 +135,6 @@ def table_notes(table: Mapping[str, Any]) -> list[str]:
         evaluation = row.get("evaluation") or {}
         notes += [f"{backend}: {row['reason']}"] if row.get("reason") else []
         notes += [f"{backend}: {note}" for note in evaluation.get("warnings") or []]
-        notes += [f"{backend}: {caveat}" for caveat in evaluation.get("caveats") or []]
         notes += [
             f"{backend}: {op} runs on the CPU{f': {reason}' if reason else ''}"
             for op, reason in (evaluation.get("unaccelerated") or {}).items()
