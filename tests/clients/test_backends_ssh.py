@@ -11,6 +11,7 @@ import pytest
 from backend_contract import DIGITS, digits, local, soon
 from loopback_sshd import Sshd
 from messages import refused, warned
+from piped_board import PipeBackend
 
 from tfq.backends import InputStream, RunRequest, make_backend, ssh, worker
 from tfq.errors import BackendError
@@ -26,7 +27,7 @@ def board(sshd_files, tmp_path, monkeypatch, temporary):
 
     def start(path: str = f"{sys.prefix}/bin:/usr/bin:/bin", shell_limit: str = "") -> Sshd:
         home = tmp_path / "home"
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         server = Sshd(sshd_files, tmp_path / "sshd", {"PATH": path, "HOME": str(home)}, shell_limit)
         servers.append(server)
         monkeypatch.setenv(ssh.COMMAND_VARIABLE, server.ssh)
@@ -111,15 +112,22 @@ def test_a_board_without_python_gets_a_runtime_once(board, tmp_path, temporary):
     tools.mkdir()
     for tool in TOOLS:
         (tools / tool).symlink_to(shutil.which(tool))
+    runtimes = tmp_path / "home/.cache/tfq/runtime"
+    request = RunRequest(model=DIGITS, inputs=(digits(1),))
+    # A disk that has no space for it, here below the same folder through a pipe.
+    full = PipeBackend(runtimes.parent, before=f"ulimit -f 20000; export PATH={tools}")
+    with warned("runtime"), refused(BackendError, word="space"):
+        full.assess(request)
+    assert list(runtimes.iterdir()) == []
+    (runtimes / ".part-99999999").mkdir()  # of an installation that was killed
     server = board(path=str(tools))
     with warned("runtime"):
         result = assess(server, (digits(70),), num_runs=2)
     np.testing.assert_array_equal(result.outputs[0], local(DIGITS, digits(70))[0])
     assert len(result.latencies_ms) == 2
-    runtimes = tmp_path / "home/.cache/tfq/runtime"
     (runtime,) = runtimes.iterdir()
     before = runtime.stat().st_mtime_ns
     backend = make_backend(f"ssh:127.0.0.1:{server.port}")
-    assert backend.assess(RunRequest(model=DIGITS, inputs=(digits(1),))).total_ops == 9
+    assert backend.assess(request).total_ops == 9
     assert [path.name for path in runtimes.iterdir()] == [runtime.name] and runtime.stat().st_mtime_ns == before
     assert soon(lambda: leftovers(server) == [])
