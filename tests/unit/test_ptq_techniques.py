@@ -14,7 +14,7 @@ from golden_models import changed, golden
 from messages import refused
 
 from tfq import ptq, quant_math, tflite
-from tfq.errors import InputError, TfqError
+from tfq.errors import FlatbufferError, InputError, TfqError
 from tfq.ptq.gptq import round_weights
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, same_padding, weighted_ops
 
@@ -235,6 +235,17 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
     layers = {item.layer: item for item in weighted_ops(again, tflite.read(tflite.pack(again, len(model))))}
     np.testing.assert_array_equal(layers["pointwise"].bias, before)
     np.testing.assert_array_equal(layers["conv2"].bias, before + 1)
+
+
+def test_weights_of_another_size_than_their_shape_are_refused():
+    def shorten(model):
+        weights = model.subgraphs[0].tensors[int(op_of(model, "conv2").inputs[1])]
+        weights.shape = [int(weights.shape[0]), int(weights.shape[1]) - 1, *map(int, weights.shape[2:])]
+
+    model = changed(FLOATING, shorten)
+    layers = {item.layer: item for item in weighted_ops(tflite.unpack(model), tflite.read(model))}
+    with refused(FlatbufferError, field="model", word="damaged"):
+        _ = layers["conv2"].weights
 
 
 def mean_offset(model, layer):

@@ -3,6 +3,7 @@
 
 import collections
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.errors import FlatbufferError
 from tfq.tflite.schema import TENSOR_TYPES
 
 # Padding.SAME in the TFLite schema.
@@ -189,7 +191,17 @@ class WeightedOp:
     def _constant(self, slot: int) -> NDArray:
         tensor = self._tensor(slot)
         data = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8)
-        return data.view(TENSOR_TYPES[tensor.type]).reshape([int(size) for size in tensor.shape]).copy()
+        dtype, shape = np.dtype(TENSOR_TYPES[tensor.type]), [int(size) for size in tensor.shape]
+        if data.nbytes != math.prod(shape) * dtype.itemsize:
+            expected = math.prod(shape) * dtype.itemsize
+            raise FlatbufferError(
+                f"input {slot} of {self.name} ({self.layer}) has {data.nbytes:,} bytes, but its shape {shape} needs "
+                f"{expected:,}: the file is damaged. Convert the model again",
+                field="model",
+                expected=expected,
+                got=data.nbytes,
+            )
+        return data.view(dtype).reshape(shape).copy()
 
     def _write(self, slot: int, values: NDArray) -> None:
         """Replace the values of a constant input. Other ops and tensors that share it keep the old values."""
