@@ -41,6 +41,7 @@ class Subject:
         limits_memory: Whether it limits the memory of the interpreter.
         crash: Name of a file in tests/hostile that ends its interpreter with SIGSEGV, after `before_crash`.
         before_crash: Prepares the crash.
+        process_here: (process ID that a worker reports) -> its ID on this machine.
     """
 
     backend: Backend
@@ -50,6 +51,7 @@ class Subject:
     limits_memory: bool = True
     crash: str = "crash_704317"
     before_crash: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
+    process_here: Callable[[int], int] = lambda pid: pid
 
     def assess(self, model, *inputs, **settings):
         return self.backend.assess(RunRequest(model=model, inputs=inputs, **settings))
@@ -214,7 +216,7 @@ def test_contract_a_killed_worker_is_reported(subject, monkeypatch):
             yield (digits(64),)
             if monitors and monitors[-1]._pids:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(monitors[-1]._pids[0], signal.SIGKILL)
+                    os.kill(subject.process_here(monitors[-1]._pids[0]), signal.SIGKILL)
             assert time.monotonic() < deadline
 
     monkeypatch.setattr(child._Monitor, "_parse", watched)

@@ -15,7 +15,7 @@ PIPE = BackendKind(
 class PipeTransport:
     """Commands of this machine's shell."""
 
-    name = "pipe"
+    name, push = "pipe", None
 
     def __init__(self, base: Path, before: str = "") -> None:
         """Use the folder `base` of the board. `before`: commands that run first."""

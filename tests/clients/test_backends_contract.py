@@ -57,7 +57,16 @@ def _gpu(request, tmp_path, monkeypatch):
     )
 
 
-SUBJECTS = {"gpu": _gpu, "ssh": _ssh, "qemu": _qemu, "tflm": _tflm}
+def _adb(request, tmp_path, monkeypatch):
+    phone = request.getfixturevalue("phone")
+    return Subject(
+        backend=make_backend("adb"),
+        runs=phone.root / "data/local/tmp/tfq/relay/runs",
+        process_here=phone.process_here,
+    )
+
+
+SUBJECTS = {"gpu": _gpu, "ssh": _ssh, "adb": _adb, "qemu": _qemu, "tflm": _tflm}
 
 
 @pytest.fixture(params=SUBJECTS)

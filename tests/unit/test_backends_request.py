@@ -59,6 +59,7 @@ def test_every_backend_is_what_its_name_says():
         "qemu:cortex-a76",
         "tflm",
         "ssh:host",
+        "adb",
         "ethos-u55-128",
         "ethos-u85-2048",
     } <= set(names)
@@ -78,7 +79,7 @@ def test_a_kind_declares_what_it_can_do():
     assert (qemu.how, qemu.times, qemu.counts_instructions, qemu.emulated) == ("emulated", False, True, True)
     with pytest.raises(BackendError) as caught:
         timing_backend(make_backend("qemu:cortex-a76"))
-    assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("local", "ssh"))
+    assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("adb", "local", "ssh"))
 
 
 @pytest.mark.parametrize("name", ["qemu:cortex-a35", "qemu", "qemu:", "gpu", "local:", "local:here", ""])

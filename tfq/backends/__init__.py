@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a flatbuffer on a backend: this machine or an emulated one, always in a child process."""
 
+from tfq.backends.adb import AdbBackend
 from tfq.backends.gpu.backend import GpuBackend
 from tfq.backends.local import LocalBackend
 from tfq.backends.protocol import (
@@ -24,6 +25,7 @@ from tfq.backends.vela.backend import EthosUBackend
 
 __all__ = [
     "HOST",
+    "AdbBackend",
     "Backend",
     "BackendKind",
     "BackendResult",

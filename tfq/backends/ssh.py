@@ -141,7 +141,7 @@ def _malformed(text: str, reason: str) -> InputError:
 class SshTransport:
     """Commands on a board through ssh. Connections to one board share a master, so that only the first is slow."""
 
-    name, base = "ssh", ""
+    name, base, push = "ssh", "", None
 
     def __init__(self, address: Address) -> None:
         """Use an address. Nothing is connected."""
@@ -186,7 +186,7 @@ class SshTransport:
                 f"ssh: the relay on the board was ended by signal {status - 128}. The board may be out of memory",
                 got=status,
             )
-        from tfq.backends.relay.board import last_lines
+        from tfq.backends.relay.transport import last_lines
 
         return BackendError(
             f"ssh: the board cannot start the relay (exit code {status}): {last_lines(stderr)}", got=status

@@ -11,8 +11,9 @@ from tfq.backends.worker import run_worker
 from tfq.errors import warn
 
 if TYPE_CHECKING:
-    from tfq.backends.relay.board import Board, Transport
+    from tfq.backends.relay.board import Board
     from tfq.backends.relay.connection import Facts
+    from tfq.backends.relay.transport import Transport
 
 # A lower frequency than this fraction of the highest one is reported.
 FREQUENCY_FRACTION = 0.9

@@ -2,18 +2,16 @@
 """Start the relay on a board: with the board's Python, or with a runtime that is installed into the board's cache."""
 
 import os
-import re
 import shlex
 import subprocess
-import tempfile
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
 
 from tfq.backends.child import Launch
 from tfq.backends.relay import runtime
 from tfq.backends.relay.connection import NO_PYTHON, BoardChild, Connection, Facts, Link, NoPythonError, loader
-from tfq.errors import BackendError, warn
+from tfq.backends.relay.install import install
+from tfq.backends.relay.transport import Transport, run_script
+from tfq.errors import BackendError
 
 # A Python of the board, for example that of a virtual environment.
 PYTHON_VARIABLE = "TFQ_BOARD_PYTHON"
@@ -21,28 +19,8 @@ CHECK = (
     "import importlib.util as u, sys; "
     "sys.exit(sys.version_info < (3, 10) or not (u.find_spec('numpy') and u.find_spec('ai_edge_litert')))"
 )
-INSTALL_SECS = 1800.0
-INSTALLED, REACHED = b"tfq-installed", b"tfq-reached"
+REACHED = b"tfq-reached"
 REACH_SECS = 60.0
-MAX_OUTPUT = 1 << 16
-
-
-class Transport(Protocol):
-    """A way to run commands on a board.
-
-    Attributes:
-        name: Name for messages. It must not identify the board, because messages may enter a record.
-        base: Folder for tfq's files on the board; "" for the user's cache there.
-    """
-
-    name: str
-    base: str
-
-    def shell(self, script: str) -> Sequence[str]:
-        """Return the command that runs a script with `sh` on the board. Its stdin and stdout are the script's."""
-
-    def explain(self, status: int, stderr: str) -> BackendError:
-        """Return the error for a command that ended too early. A `LostConnectionError` may be tried again."""
 
 
 class Board:
@@ -102,7 +80,7 @@ class Board:
                     field=PYTHON_VARIABLE,
                     got=python,
                 ) from error
-            self._install(runtime.build(str(error.got), name))
+            install(self._transport, self._base(), runtime.build(str(error.got), name))
         return Connection(link)
 
     def _script(self) -> str:
@@ -132,44 +110,6 @@ class Board:
             [ -O "$base" ] || {{ echo "$base belongs to another user" >&2; exit 97; }}
             export TFQ_BOARD_BASE="$base" """
 
-    def _install(self, archive: runtime.Archive) -> None:
-        """Install the runtime on the board: unpack it next to its final folder, check it, and rename it.
-
-        Raises:
-            BackendError: A step failed.
-        """
-        name = self._transport.name
-        script = f"""
-            {self._base()}
-            cd "$base" && mkdir -p runtime && cd runtime || exit 97
-            for old in .part-*; do
-                [ -e "$old" ] && ! kill -0 "${{old##*-}}" 2> /dev/null && rm -rf "$old"
-            done
-            part=".part-$$"
-            trap 'rm -rf "$part"' EXIT
-            trap 'exit 98' HUP INT TERM PIPE
-            mkdir "$part" && cat > "$part/archive" || exit 97
-            [ "$(sha256sum < "$part/archive")" = "{archive.sha256}  -" ] || {{
-                echo "the runtime did not arrive completely: $(sha256sum < "$part/archive")" >&2; exit 98; }}
-            mkdir "$part/tree" && gzip -dc < "$part/archive" | tar -xf - -C "$part/tree" || exit 97
-            [ -e "$part/tree/{runtime.START}" ] || exit 97
-            [ -d "{archive.name}" ] || mv "$part/tree" "{archive.name}" || exit 97
-            echo {INSTALLED.decode()}
-        """
-        warn(f"{name}: the board has no Python with NumPy and ai-edge-litert. Installing a runtime into its cache")
-        with open(archive.path, "rb") as file:
-            try:
-                status, stdout, stderr = run_script(self._transport, script, stdin=file.fileno(), secs=INSTALL_SECS)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise BackendError(f"{name}: cannot install the runtime on the board: {error}") from error
-        if INSTALLED not in stdout.split():
-            text = last_lines(stderr) or f"exit code {status}"
-            raise BackendError(
-                f"{name}: cannot install the runtime ({archive.path.stat().st_size:,} bytes packed) on the board: "
-                f"{text}. Check that the board has disk space for it",
-                got=text,
-            )
-
 
 def unreachable(transport: Transport) -> str | None:
     """Return why a board cannot be reached, or None if it runs commands.
@@ -183,26 +123,3 @@ def unreachable(transport: Transport) -> str | None:
     except subprocess.TimeoutExpired:
         return f"the board did not answer within {REACH_SECS:.0f} s. Check that it is on and can be reached"
     return None if REACHED in stdout.split() else str(transport.explain(status, stderr))
-
-
-def run_script(
-    transport: Transport, script: str, *, secs: float, stdin: int = subprocess.DEVNULL
-) -> tuple[int, bytes, str]:
-    """Run a script on a board, and return its exit code, stdout and stderr.
-
-    Raises:
-        OSError: The transport's program cannot be started.
-        subprocess.TimeoutExpired: The script did not end within `secs` seconds.
-    """
-    # Files instead of pipes: a process that ssh keeps in the background would hold a pipe open.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        status = subprocess.run(transport.shell(script), stdin=stdin, stdout=stdout, stderr=stderr, timeout=secs)
-        stdout.seek(0)
-        stderr.seek(0)
-        return status.returncode, stdout.read(MAX_OUTPUT), stderr.read(MAX_OUTPUT).decode(errors="replace")
-
-
-def last_lines(text: str) -> str:
-    """Return the last lines of a board's stderr for a message, without the names of home folders, which are users'."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"/home/[^/\s:'\"]+", "~", " | ".join(lines[-3:]))

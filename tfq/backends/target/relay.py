@@ -6,7 +6,8 @@ only Python 3.9. The modules next to it, which the host sends too, need NumPy an
 
 After MAGIC on stdout, both sides send frames: kind (1 byte), length of the payload (8 bytes, big-endian), payload.
 
-The environment variable TFQ_BOARD_BASE names the folder for code and runs.
+The environment variable TFQ_BOARD_BASE names the folder for code and runs. TFQ_BOARD_MODEL is the name of the board's
+model, if the device tree does not have it.
 
 From the host: HELLO {"version", "code"}; CODE {file: source} if the board does not have the code; a FILE
 {"name", "size"} and its DATA for each file of the run; RUN {"request", "slots", "stdin"}; then BLOCK (a message for the
@@ -526,7 +527,8 @@ def main():
             "cores": len(os.sched_getaffinity(0)),
             "memory_bytes": memory(),
             "place": place,
-            "model": next(iter(read_lines("/proc/device-tree/model")), "").rstrip("\0"),
+            "model": next(iter(read_lines("/proc/device-tree/model")), "").rstrip("\0")
+            or os.environ.get("TFQ_BOARD_MODEL", ""),
         }
         frames.send_json(HELLO, {"version": VERSION, "has_code": has_code, **facts})
         kind, payload = frames.receive(*(() if has_code else (CODE,)), FILE, RUN)
