@@ -82,7 +82,7 @@ def test_a_kind_declares_what_it_can_do():
     assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("adb", "local", "ssh"))
 
 
-@pytest.mark.parametrize("name", ["qemu:cortex-a35", "qemu", "qemu:", "gpu", "local:", "local:here", ""])
+@pytest.mark.parametrize("name", ["qemu:cortex-a35", "qemu", "qemu:", "gpus", "local:", "local:here", ""])
 def test_an_unknown_kind_or_address_is_an_input_error(name):
     with pytest.raises(InputError) as caught:
         make_backend(name)
