@@ -127,11 +127,6 @@ def with_mask_of_a_recurrent_layer(keras, x):
     return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
 
 
-def twice(keras, x):
-    shared, embedded = keras.layers.MultiHeadAttention(2, 3, name="attention"), keras.layers.Embedding(9, 6)(x)
-    return shared(shared(embedded, embedded), embedded)
-
-
 def with_scores(keras, x):
     embedded = keras.layers.Embedding(9, 6)(x)
     y, scores = keras.layers.MultiHeadAttention(2, 3, name="attention")(
@@ -145,7 +140,7 @@ def constrained(keras, x):
     return keras.layers.MultiHeadAttention(2, 3, kernel_constraint="non_neg", name="attention")(embedded, embedded)
 
 
-@pytest.mark.parametrize("build", [with_mask_of_a_recurrent_layer, twice, with_scores, constrained])
+@pytest.mark.parametrize("build", [with_mask_of_a_recurrent_layer, with_scores, constrained])
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
 def test_any_other_attention_stays_whole(kind, build):
     keras = import_keras() if kind == "keras" else import_tf_keras()

@@ -270,3 +270,9 @@ def test_every_folder_of_the_package_is_in_the_wheel():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tfq").rglob("*.py")}
     packages = set(find_packages(str(ROOT), include=["tfq*"]))
     assert {".".join(folder.parts) for folder in folders} | {"tfq.models", "tfq.pipelines"} == packages
+
+
+def test_test_files_have_unique_names():
+    """pytest imports them by name: two of one name cannot be collected together."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

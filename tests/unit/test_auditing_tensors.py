@@ -49,7 +49,7 @@ def test_int8_activation_without_quantization_fails():
     assert [(f.kind, f.op_index, f.keras_layer) for f in report.failures] == [("missing_quantization", 3, "residual")]
 
 
-@pytest.mark.parametrize("zero_point", [-129, 128, 2**40])
+@pytest.mark.parametrize("zero_point", [-129, 128])
 def test_zero_point_beyond_the_quantized_range_fails(zero_point):
     def change(model):
         graph = model.subgraphs[0]
