@@ -173,7 +173,7 @@ def test_contract_memory_beyond_the_limit_is_refused(subject, monkeypatch):
     def wide(model):
         model.subgraphs[0].tensors[0].shape = [1, 1024, 1024, 1]
 
-    monkeypatch.setattr(worker, "memory_limit", lambda *_: 4 << 20)
+    monkeypatch.setattr(worker, "memory_limit", lambda *_, **named: 4 << 20)
     with refused(ModelError):
         subject.assess(changed(golden("float_island"), wide), np.zeros((1, 1024, 1024, 1), np.int8))
 

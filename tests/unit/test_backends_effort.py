@@ -69,5 +69,6 @@ def test_a_model_for_a_larger_machine_is_refused(monkeypatch):
 
 def test_memory_beyond_the_limit_is_refused_to_the_child(monkeypatch):
     monkeypatch.setattr(limits, "BASE_BYTES", 1)
+    monkeypatch.setattr(limits, "THREAD_BYTES", 0)
     monkeypatch.setattr(limits, "TENSOR_FACTOR", 0)
     refuse(MODEL, word="interpreter")

@@ -18,9 +18,9 @@ EMULATED_SECS, EMULATED_RATE = 15.0, 0.5e6
 # Other work on the machine may slow a child down by this factor; a slower child is considered stuck.
 WALL_FACTOR = 8
 MAX_SECS = 24 * 3600.0
-# Memory of the interpreter and the kernels. Packed weights, scratch buffers and the arena are estimated as a multiple
-# of the model's tensors.
-BASE_BYTES = 2 << 30
+# Address space of the interpreter and the kernels, and of the stack and the allocator of each thread. Packed weights,
+# scratch buffers and the arena are estimated as a multiple of the model's tensors.
+BASE_BYTES, THREAD_BYTES = 640 << 20, 144 << 20
 TENSOR_FACTOR = 8
 # An op's output may have this many bytes for any input, plus this multiple of its inputs' bytes. Ops that broadcast or
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
@@ -66,12 +66,13 @@ def count_operations(model: Model) -> int:
     return sum(_count_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
 
 
-def memory_limit(model: Model, available: int | None = None) -> int:
+def memory_limit(model: Model, available: int | None = None, *, num_threads: int = 1) -> int:
     """Return a generous limit on the bytes of one interpreter.
 
     Args:
         model: The model.
         available: Bytes of memory of the machine that runs it; None for this machine.
+        num_threads: Threads of the interpreter.
 
     Raises:
         ModelError: The tensors need more memory than the machine has, or a tensor is far larger than its op's inputs
@@ -90,7 +91,8 @@ def memory_limit(model: Model, available: int | None = None) -> int:
             expected=available,
             got=tensors,
         )
-    return min(BASE_BYTES + TENSOR_FACTOR * (tensors + model.model_bytes), max(available, BASE_BYTES))
+    base = BASE_BYTES + num_threads * THREAD_BYTES
+    return min(base + TENSOR_FACTOR * (tensors + model.model_bytes), max(available, base))
 
 
 def _check_sizes(model: Model, graph: Subgraph) -> None:

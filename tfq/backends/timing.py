@@ -153,7 +153,7 @@ def time_models(
             "entries": [{**files[id(model)], "kernels": kernels} for model, kernels in request.entries],
             **_common(request),
             "seed": request.seed,
-            "memory_bytes": sum(_memory_limit(model, resources) for model, _ in request.entries),
+            "memory_bytes": sum(_memory_limit(model, resources, request.num_threads) for model, _ in request.entries),
         }
         try:
             result = _run(command, directory, settings, backend, environment, start)
@@ -208,7 +208,7 @@ def profile_ops(
             "kernels": kernels,
             **_common(request),
             "num_runs": min(request.num_runs, PROFILED_RUNS),
-            "memory_bytes": _memory_limit(model, resources),
+            "memory_bytes": _memory_limit(model, resources, request.num_threads),
         }
         try:
             result = _run(command, directory, settings, backend, environment, start)
@@ -250,10 +250,11 @@ def _common(request: TimingRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ("num_threads", "warmup_runs", "num_runs", "min_secs")}
 
 
-def _memory_limit(model: TimedModel, resources: Resources | None) -> int:
+def _memory_limit(model: TimedModel, resources: Resources | None, num_threads: int) -> int:
     """Return the limit on the bytes of one interpreter; raise ModelError if the model cannot run on the machine."""
     try:
-        return memory_limit(tflite.read(model.model), None if resources is None else resources.memory_bytes)
+        available = None if resources is None else resources.memory_bytes
+        return memory_limit(tflite.read(model.model), available, num_threads=num_threads)
     except ModelError as error:
         raise ModelError(
             f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got, limit=error.limit

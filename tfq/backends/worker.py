@@ -304,7 +304,7 @@ def run_worker(
         "warmup_runs": request.warmup_runs,
         "num_runs": request.num_runs,
         "path": list(path),
-        "memory_bytes": memory_limit(model, resources.memory_bytes),
+        "memory_bytes": memory_limit(model, resources.memory_bytes, num_threads=request.num_threads),
         **(interpreter or {}),
     }
     with scratch_directory() as directory:

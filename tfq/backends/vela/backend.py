@@ -31,6 +31,8 @@ CONFIGURATIONS = {"u55": (32, 64, 128, 256), "u65": (256, 512), "u85": (128, 256
 TYPICAL = "ethos-u55-128"
 # Vela reports no progress. Large models take minutes.
 TIMEOUT_SECS = 1800.0
+# Memory of the compiler, besides what the model explains.
+COMPILER_BYTES = 2 << 30
 NO_OUTPUTS = "Vela compiles the model and does not run it"
 NO_LATENCY = "not reported: Vela estimates cycles of the NPU, which are not the time of an inference"
 NOTHING_ON_NPU = "no op of the model runs on the NPU, so Vela estimates nothing"
@@ -110,7 +112,7 @@ class EthosUBackend(Backend):
             "mode": "vela",
             "arguments": arguments,
             "path": module_path(),
-            "memory_bytes": memory_limit(model),
+            "memory_bytes": COMPILER_BYTES + memory_limit(model),
         }
         try:
             return run_child(
