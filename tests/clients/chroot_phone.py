@@ -85,7 +85,7 @@ class Phone:
         """
         self.root, home = directory / "phone", directory / "home"
         home.mkdir(parents=True)
-        for name in ("adbd", "bin", "data/local/tmp", "dev", "proc", "tmp"):
+        for name in ("adbd", "bin", "data/local/tmp", "dev", "proc"):
             (self.root / name).mkdir(parents=True)
         busybox = next(path for path in (files / "usr/bin/busybox", files / "bin/busybox") if path.exists())
         shutil.copy(busybox, self.root / "bin/busybox")
