@@ -37,7 +37,7 @@ while true; do
     LD_LIBRARY_PATH=$2 "$3" -P 5037 nodaemon server > "$HOME/server.log" 2>&1 || true
 done &
 while true; do
-    chroot "$1" /bin/busybox env -i ADBD_PORT=6000 HOME=/ PATH=/bin \\
+    "$4" chroot "$1" /bin/busybox env -i ADBD_PORT=6000 HOME=/ PATH=/bin \\
         /adbd/loader --library-path /adbd /adbd/adbd > "$HOME/adbd.log" 2>&1 || true
     sleep 0.1
 done
@@ -155,8 +155,8 @@ class Phone:
             with contextlib.suppress(OSError):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if fields[0] != "Z":
-                    parents[int(folder.name)] = int(fields[1])
                     commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    parents[int(folder.name)] = int(fields[1])
         results, pending = {}, [self.process.pid]
         while pending:
             parent = pending.pop()

@@ -135,8 +135,8 @@ class Sshd:
             with contextlib.suppress(OSError):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if fields[0] != "Z":
-                    parents[int(folder.name)] = int(fields[1])
                     commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    parents[int(folder.name)] = int(fields[1])
         descendants, pending = {}, [self.process.pid]
         while pending:
             parent = pending.pop()
