@@ -3,12 +3,16 @@
 
 import shlex
 import sys
+import tarfile
 
 import pytest
 from messages import refused, warned
+from piped_board import PipeTransport
 
 from tfq.backends import adb, make_backend, public_names
 from tfq.backends.child import LostConnectionError
+from tfq.backends.relay.install import install
+from tfq.backends.relay.runtime import Archive
 from tfq.config import EvaluationConfig
 from tfq.errors import BackendError, InputError
 
@@ -108,3 +112,38 @@ def test_missing_programs_and_devices_are_reasons(monkeypatch):
 def test_records_do_not_contain_serial_numbers():
     assert list(public_names(["adb:secret", "adb:other"]).values()) == ["adb", "adb:2"]
     assert EvaluationConfig(backend="adb:secret").to_record()["backend"] == "adb"
+
+
+class PushingTransport(PipeTransport):
+    """A folder of this machine that files are copied into, as `adb push` does."""
+
+    def __init__(self, base, command):
+        super().__init__(base)
+        self.push = lambda folder, target: ["sh", "-c", command, "sh", str(folder), target]
+
+
+@pytest.mark.parametrize(
+    ("command", "start", "got"),
+    [
+        ('cp -r "$1" "$2"', "exit 0", None),
+        ('cp -r "$1" "$2"; echo No space left; exit 1', "exit 0", "No space left"),  # adb prints errors to stdout
+        ('cp -r "$1" "$2"', "echo killed >&2; exit 1", "killed"),
+        ("true", "exit 0", ...),
+    ],
+)
+def test_a_pushed_runtime_is_complete_or_leaves_nothing(command, start, got, tmp_path):
+    (tmp_path / "python").write_text(start)
+    with tarfile.open(tmp_path / "runtime.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "python", "python")
+    archive = Archive(path=tmp_path / "runtime.tar.gz", name="aarch64-0", sha256="")
+    prepare = f"base={shlex.quote(str(tmp_path / 'board'))}; mkdir -p $base"
+    arguments = (PushingTransport(tmp_path / "board", command), prepare, archive)
+    with warned("runtime"):
+        if got is None:
+            install(*arguments)
+        else:
+            with refused(BackendError) as caught:
+                install(*arguments)
+            assert got in (..., caught.value.got)
+    installed = [str(path.relative_to(tmp_path / "board/runtime")) for path in (tmp_path / "board/runtime").rglob("*")]
+    assert sorted(installed) == ([] if got else ["aarch64-0", "aarch64-0/python"])
