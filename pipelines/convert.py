@@ -9,6 +9,7 @@ Reads a .keras, .h5 or float .tflite file or a SavedModel directory, and --data 
 calibration: the first --num_calibration_samples examples of its train split, or of val or test if there is no train
 split. Labels are not needed. Schemes other than int8 and int16x8 need no data, nor does a quantization-aware trained
 model. --input_shapes fixes sizes that the model leaves open, --signature chooses the signature of a SavedModel.
+A .tflite that has the scheme already is accepted if --target needs another form of some ops: only these are replaced.
 
 Writes <model>_<scheme>.tflite, the calibrated ranges in <model>_<scheme>_ranges.json (for --calibration.ranges), and
 convert.json to --out.
@@ -27,8 +28,10 @@ from tfq.cli import flags, process
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    # A quantization-aware trained model (.h5) needs no data; whether it is one is known after it is loaded.
-    if workflows.needs_data(config.conversion) and (config.data.source or not config.model.endswith((".h5", ".hdf5"))):
+    # A quantization-aware trained model (.h5), and a quantized file of which a target needs another form, need no data.
+    # Whether it is one is known after it is loaded.
+    maybe_without = (".h5", ".hdf5", *([".tflite"] if config.conversion.target else []))
+    if workflows.needs_data(config.conversion) and (config.data.source or not config.model.endswith(maybe_without)):
         workflows.check_named(config, "train")
     artifacts.check_out_is_set(config.out)
     workflows.check_tensorflow(config)

@@ -7,9 +7,11 @@ from backend_contract import DIGITS, digits, local
 from built_models import Call, T, build
 from messages import refused
 from one_op_models import one_op_model
+from strided_pointwise import model
 
 from tfq.backends import RunRequest, make_backend
 from tfq.backends.gpu import backend, vulkan
+from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import BackendError, ModelError
 
 pytestmark = pytest.mark.clients
@@ -52,6 +54,16 @@ def test_lack_of_memory_gives_no_outputs(monkeypatch):
     monkeypatch.setattr(backend, "memory_limit", lambda model: 200 << 20)
     with refused(ModelError, field="model"):
         assess(DIGITS, digits(2))
+
+
+def test_strided_1x1_convolutions_are_wrong_until_they_are_replaced():
+    # If the first assertion fails, LiteRT has corrected the fault: measure again with benchmarks/gpu_ops.py.
+    x = np.random.default_rng(0).integers(-100, 100, (4, 7, 7, 2)).astype(np.int8)
+    (expected,) = local(model(), x)
+    wrong = assess(model(), x)
+    assert np.abs(wrong.outputs[0].astype(int) - expected).max() > 20 and any("mismatch" in n for n in wrong.notes)
+    right = assess(without_strided_pointwise(model()), x)
+    assert np.abs(right.outputs[0].astype(int) - expected).max() <= 1 and right.notes == ()
 
 
 def test_driver_from_debian_runs_the_same(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from tfq.auditing.schemes import (
     finding_kind,
     has_raw_scale,
     is_hybrid,
+    is_strided_pointwise,
 )
 from tfq.auditing.targets import Target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
@@ -101,6 +102,9 @@ class TargetRules:
         if op.name in CONTROL_FLOW:
             everything = target.integer_ops | target.float_ops | target.index_ops
             return None if op.name in everything else "and other control flow"
+        wrong = [dtype for dtype in sorted(self._data_types(op)) if op.name in target.wrong_ops.get(dtype, ())]
+        if wrong:
+            return f"on {wrong[0]}: it computes wrong values"
         supported = {
             "index": target.index_ops,
             "integer": target.integer_ops,
@@ -147,6 +151,12 @@ class TargetRules:
         if op.name in target.int32_index_ops and any(tensor.dtype == "int64" for tensor in indices):
             reason = f"it has int64 indices, sizes or axes, and {target.title} supports only int32 there"
             yield FAILS, reason, "use int32 in the model, such as output_type=tf.int32 of tf.argmax"
+        if not target.strided_pointwise and is_strided_pointwise(self._graph, op):
+            reason = (
+                f"{target.title} computes integer 1x1 convolutions with a stride wrongly, without an error "
+                f"({target.source})"
+            )
+            yield FAILS, reason, f"convert with conversion.target={target.name}, which replaces the stride exactly"
         touched = [tensors[index] for index in op.tensors]
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
             reason = f"it has a dynamic shape, and {target.title} requires fixed shapes"

@@ -200,6 +200,18 @@ def is_hybrid(graph: Subgraph, op: Op) -> bool:
     return weights and any(tensor.dtype in FLOATS and not tensor.is_constant for tensor, _ in tensors)
 
 
+def is_strided_pointwise(graph: Subgraph, op: Op) -> bool:
+    """Check whether `op` is a CONV_2D with integer weights of size 1x1 and a stride, which its shapes show."""
+    if op.name != "CONV_2D" or len(op.inputs) < 2 or ABSENT in op.inputs[:2]:
+        return False
+    source, weights = (graph.tensors[index] for index in op.inputs[:2])
+    output = graph.tensors[op.outputs[0]]
+    if len(weights.shape) != 4 or len(source.shape) != 4 or len(output.shape) != 4:
+        return False
+    is_integer = weights.dtype in ("int8", "uint8", *NARROW)
+    return is_integer and weights.shape[1:3] == (1, 1) and source.shape[1:3] != output.shape[1:3]
+
+
 def lookups(graph: Subgraph) -> frozenset[int]:
     """Return the tensors whose values are copied from constants, such as the rows of an embedding table."""
     results: set[int] = set()

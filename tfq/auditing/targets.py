@@ -4,8 +4,11 @@
 A violation means that the target cannot run the file. That it runs the rest must be tested on the target.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from tfq import registry
 from tfq.config import AUDIT_SCHEMES, SCHEMES
@@ -44,10 +47,13 @@ class Target:
         ops_by_type: Activation type -> the ops that it runs on this type, if known per type. The sets above apply to
             other types.
         int32_index_ops: Ops whose indices, sizes and axes must be int32, not int64.
+        wrong_ops: Activation type -> the ops that it runs on this type with wrong results.
         max_versions: The newest supported version of an op, if known.
         per_channel_dense: Whether weights of fully connected layers may have one scale per channel; those of
             convolutions always may. If not, a conversion for this target gives them one scale.
         per_channel_dense_reason: Why they may not.
+        strided_pointwise: Whether it computes integer 1x1 convolutions with a stride right. If not, a conversion for
+            this target moves the stride into a MAX_POOL_2D of size 1.
         static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
         only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
         max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
@@ -70,9 +76,11 @@ class Target:
     index_ops: frozenset[str] = frozenset()
     ops_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     int32_index_ops: frozenset[str] = frozenset()
+    wrong_ops: Mapping[str, frozenset[str]] = field(default_factory=dict)
     max_versions: Mapping[str, int] = field(default_factory=dict)
     per_channel_dense: bool = True
     per_channel_dense_reason: str = ""
+    strided_pointwise: bool = True
     static_shapes: bool = True
     only_inner_axes: bool = False
     max_softmax: int = 0
@@ -209,6 +217,46 @@ register(
         per_channel_dense_reason="its kernels support them only since September 2024, and many vendors' kernels do not",
         source="measured on tflite-micro 0.dev20261023182759 (its Python wheel); pull requests 2602 and 2673 (dense "
         "weights)",
+    )
+)
+
+
+def _measured_on_gpu() -> dict[str, Any]:
+    """Return the facts of the target `gpu` that benchmarks/gpu_ops.py has measured, as arguments of `Target`."""
+    record = json.loads(Path(__file__).with_name("gpu_ops.json").read_text())
+
+    def results(result: str, dtype: str, scheme: str) -> frozenset[str]:
+        ops = [op for op, by_type in record["ops"].items() if by_type.get(dtype, [""])[0] == result]
+        for layer, by_scheme in record["layers"].items():
+            if result == "right" == by_scheme.get(scheme, [""])[0]:
+                ops += record["ops_of_layers"][layer][scheme]
+        return frozenset(ops)
+
+    right = {"int8": results("right", "int8", "int8"), "float32": results("right", "float32", "float32")}
+    right |= {dtype: results("right", dtype, "") for dtype in ("int32", "bool")}
+    hybrid = results("right", "", "dynamic_range") & _names("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV")
+    runs = [scheme for scheme, (result, _) in record["layers"]["conv1x1_stride1"].items() if result == "right"]
+    return {
+        "schemes": tuple(sorted(runs, key=SCHEMES.index)),
+        "integer_ops": right["int8"],
+        "float_ops": right["float32"],
+        "hybrid_ops": hybrid,
+        "index_ops": right["int32"] | right["bool"],
+        "ops_by_type": right,
+        "wrong_ops": {dtype: results("wrong", dtype, "") - right[dtype] for dtype in right},
+        "source": f"measured on ai-edge-litert {record['ai_edge_litert']}, WebGPU on SwiftShader, {record['date']}",
+    }
+
+
+register(
+    Target(
+        name="gpu",
+        help="LiteRT's GPU accelerator: what its WebGPU form computes right, measured with one op or layer at a time",
+        title="LiteRT's GPU accelerator",
+        short_title="GPU",
+        io_types=("int8", "uint8", "float32"),
+        strided_pointwise=False,
+        **_measured_on_gpu(),
     )
 )
 

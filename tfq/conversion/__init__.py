@@ -8,7 +8,7 @@ rewrite belongs.
 from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion
 from tfq.conversion.recurrent_layers import recurrent_record, recurrent_text
-from tfq.conversion.targeting import ops_without_range
+from tfq.conversion.targeting import is_ready_for, ops_without_range
 from tfq.conversion.tracing import Trace, inference_function, trace, trace_for
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "convert_model",
     "convert_with_record",
     "inference_function",
+    "is_ready_for",
     "ops_without_range",
     "recurrent_record",
     "recurrent_text",

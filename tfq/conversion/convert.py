@@ -40,9 +40,12 @@ from tfq.conversion.signatures import convert_each_signature, has_several_signat
 from tfq.conversion.sources import ExampleShapes, with_fixed_sizes
 from tfq.conversion.targeting import (
     config_for_target,
+    is_ready_for,
     ops_without_range,
     warn_of_floats,
+    warn_of_kept_file,
     warn_of_target,
+    with_target_forms,
     with_trained_granularity,
 )
 from tfq.conversion.tracing import Trace, trace_for, traced_again
@@ -77,8 +80,9 @@ def convert_model(
     Args:
         model: A functional, sequential or subclassed model of either Keras; a SavedModel, as its directory or as the
             result of `load_saved_model`; a `Trace` of one of these (which makes further conversions of the same model
-            faster); or a float `.tflite`, as its bytes or its path. The names of a subclassed model's inputs are those
-            of the arguments of `call`, or the keys of a dict.
+            faster); or a float `.tflite`, as its bytes or its path. A `.tflite` of `config.scheme` is accepted if
+            `config.target` needs another form of some ops: only these are replaced. The names of a subclassed model's
+            inputs are those of the arguments of `call`, or the keys of a dict.
         representative_dataset: Examples of the model's inputs, from which the ranges of activations are calibrated: a
             function that yields lists of arrays, a tf.data.Dataset, an array (n, ...), a dict of arrays by input name,
             or {signature: [{name: array}]} for a `.tflite` with several signatures. The schemes int8 and int16x8 need
@@ -136,6 +140,7 @@ def convert_with_record(
             model = content_of(model, "model", "a float .tflite file")
             stack.enter_context(isolation.foreign_bytes(model))
         result = _converted(model, representative_dataset, config, preprocessing)
+        result = dataclasses.replace(result, content=with_target_forms(result.content, config))
         if config.verify and config.scheme != "float32":
             result = verified(result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed)
     if not isinstance(model, bytes):
@@ -194,6 +199,9 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     With scheme float32 it is returned with float32 constants and metadata, and otherwise unchanged.
     """
     source = model
+    if is_ready_for(model, config):
+        warn_of_kept_file(config)
+        return Conversion(content=model)
     model, dataset, config = float_model(model, dataset, config)
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}

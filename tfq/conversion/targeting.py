@@ -4,10 +4,12 @@
 import dataclasses
 
 from tfq import auditing, registry, tflite
+from tfq.auditing.composition import CONVERTED, Composition
 from tfq.auditing.report import shown
 from tfq.auditing.schemes import INDEX_TYPES
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
+from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import InputError, warn
 from tfq.text_table import alternatives, listed
 from tfq.tflite.index_values import index_tensors
@@ -53,6 +55,32 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
             got=0,
         )
     return dataclasses.replace(config, per_channel_dense=config.per_channel_dense and target.per_channel_dense)
+
+
+def with_target_forms(content: bytes, config: ConversionConfig) -> bytes:
+    """Return the flatbuffer `content` with exact replacements of ops that config.target computes wrongly."""
+    target = auditing.find_target(config.target)
+    if target is None or target.strided_pointwise:
+        return content
+    return without_strided_pointwise(content)
+
+
+def is_ready_for(model: bytes, config: ConversionConfig) -> bool:
+    """Check whether a file already has the scheme of the config, and its target needs other forms of some ops.
+
+    Such a file, which another tool may have quantized, is not quantized again: only these ops are replaced.
+    """
+    scheme = Composition(tflite.read(model)).scheme
+    has_scheme = config.scheme != "float32" and CONVERTED.get(scheme, scheme) == config.scheme
+    return has_scheme and with_target_forms(model, config) is not model
+
+
+def warn_of_kept_file(config: ConversionConfig) -> None:
+    """Warn (TfqWarning) that a file for which `is_ready_for` is true is not quantized again."""
+    warn(
+        f"model: the file is {config.scheme} already, so it is not quantized again. Only ops that "
+        f"conversion.target={config.target} computes wrongly are replaced, with the same results"
+    )
 
 
 def warn_of_target(content: bytes, config: ConversionConfig) -> None:

@@ -35,14 +35,14 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     Raises:
         InputError: The model, the data or the config cannot be used.
     """
-    from tfq.conversion import convert_with_record, recurrent_record, recurrent_text
+    from tfq.conversion import convert_with_record, is_ready_for, recurrent_record, recurrent_text
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
     dataset, examples, diagnostics, sha256, result = None, None, None, hashes(config), None
     if not isinstance(traced, bytes) and traced.has_fake_quant and not traced.has_fused_lstm:
         result = _by_learned_ranges(traced, config, preprocessing)
-    elif not needs_data(config.conversion):
+    elif not needs_data(config.conversion) or (isinstance(traced, bytes) and is_ready_for(traced, config.conversion)):
         result = convert_with_record(
             traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
         )
