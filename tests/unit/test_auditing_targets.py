@@ -14,15 +14,15 @@ TARGETS = registry.entries(Target)
 FITTING = "digits_int8_per_tensor_dense"
 
 RUN_BY = {
-    "digits_int8": {"xnnpack"},
-    "digits_int8_per_tensor_dense": {"xnnpack", "tflm", "nnapi", "edgetpu"},
-    "digits_int8_per_tensor": {"xnnpack", "tflm", "nnapi", "edgetpu"},
+    "digits_int8": {"xnnpack", "gpu"},
+    "digits_int8_per_tensor_dense": {"xnnpack", "gpu", "tflm", "nnapi", "edgetpu"},
+    "digits_int8_per_tensor": {"xnnpack", "gpu", "tflm", "nnapi", "edgetpu"},
     "digits_int8_dynamic_batch": {"xnnpack"},
     "digits_int16x8": set(),  # TFLM supports the scheme and only rejects its dense weights
     "digits_dynamic_all": {"xnnpack"},
     "digits_float16": {"xnnpack"},
     "digits_weight_only_int8": {"xnnpack"},
-    "digits_float32": {"xnnpack", "tflm", "nnapi"},
+    "digits_float32": {"xnnpack", "gpu", "tflm", "nnapi"},
     "flex_op": set(),
     "custom_op": set(),
 }
@@ -114,14 +114,14 @@ def _zero_scale(model, graph):
 @pytest.mark.parametrize(
     ("change", "targets", "op", "word"),
     [
-        (_renamed("CUMSUM"), {"nnapi", "edgetpu"}, 5, "CUMSUM on integers"),
+        (_renamed("CUMSUM"), {"gpu", "nnapi", "edgetpu"}, 5, "CUMSUM on integers"),
         (_renamed("SQRT"), {"tflm", "nnapi", "edgetpu"}, 5, "SQRT on integers"),
         (_version, {"nnapi"}, 0, "version 8"),
         (_wide_softmax, {"edgetpu"}, 8, "16,001"),
         (_batch, {"edgetpu"}, 3, "innermost"),
         (_dense_per_channel, {"tflm", "nnapi", "edgetpu"}, 7, "per channel"),
-        (_dynamic, {"tflm", "nnapi", "edgetpu"}, 3, "dynamic shape"),
-        (_zero_scale, {"xnnpack", "tflm", "nnapi", "edgetpu"}, 0, "positive normal"),
+        (_dynamic, {"gpu", "tflm", "nnapi", "edgetpu"}, 3, "dynamic shape"),
+        (_zero_scale, {"xnnpack", "gpu", "tflm", "nnapi", "edgetpu"}, 0, "positive normal"),
     ],
     ids=["op", "float_only_op", "version", "softmax", "rank", "dense", "shape", "scale"],
 )
