@@ -174,9 +174,9 @@ class Worker:
 def session_cpu_secs(session):
     """Return the CPU seconds of all processes of a session that run now."""
     total = 0
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session:
                 total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")

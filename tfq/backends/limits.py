@@ -20,7 +20,7 @@ WALL_FACTOR = 8
 MAX_SECS = 24 * 3600.0
 # Address space of the interpreter and the kernels, and of the stack and the allocator of each thread. Packed weights,
 # scratch buffers and the arena are estimated as a multiple of the model's tensors.
-BASE_BYTES, THREAD_BYTES = 640 << 20, 144 << 20
+BASE_BYTES, THREAD_BYTES = 512 << 20, 144 << 20
 TENSOR_FACTOR = 8
 # An op's output may have this many bytes for any input, plus this multiple of its inputs' bytes. Ops that broadcast or
 # resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
