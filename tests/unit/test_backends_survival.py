@@ -27,7 +27,7 @@ from tfq.backends import RunRequest, forks, worker
 start = forks.start_fork if sys.argv[2] == "fork" else worker.start_process
 worker.run_worker(
     [sys.executable, "-I", "-S"],
-    RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((8, 4096, 4096, 1), np.int8),), num_workers=1),
+    RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((32, 2048, 2048, 1), np.int8),), num_workers=1),
     backend="x", path=worker.module_path(), start=start,
 )
 """
@@ -72,7 +72,7 @@ def soon(condition, secs: float = 20.0) -> bool:
 @pytest.mark.parametrize("start", ["fork", "process"])
 def test_children_of_a_killed_parent_end_and_are_cleaned_up(start, temporary, tmp_path, monkeypatch):
     def wide(model):
-        model.subgraphs[0].tensors[0].shape = [1, 4096, 4096, 1]
+        model.subgraphs[0].tensors[0].shape = [1, 2048, 2048, 1]
 
     (tmp_path / "model").write_bytes(changed(golden("float_island"), wide))
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "model"), start])

@@ -127,6 +127,13 @@ def test_yardstick_is_builtin_kernels_against_xnnpack(model, examples, backends)
     assert row.evaluation.accuracy == builtin.accuracy
 
 
+@pytest.fixture
+def no_emulator(tmp_path, monkeypatch):
+    """Hide an installed emulator."""
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_emulator")
 def test_failing_backends_have_a_reason_and_others_still_run(model, examples, backends):
     names = ("failing:model", "failing:input", "failing:backend", "shifted", "qemu:cortex-a53")
     rows = {row.backend: row for row in table_of(model, examples, *names).rows}
@@ -142,6 +149,7 @@ def test_estimator_has_costs_and_no_differences(model, examples, backends):
     assert "not executed" in table.to_text() and "sram 1,234 B" in table.to_text() and "5 cycles" in table.to_text()
 
 
+@pytest.mark.usefixtures("no_emulator")
 def test_default_is_all_available_backends_and_none_is_no_table(model, examples, backends):
     table = assess_backends(model, examples, EvaluationConfig(num_runs=0, backends_limit=7))
     assert {"local", "shifted", "costs"} <= {row.backend for row in table.rows}

@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -225,11 +226,11 @@ COMMANDS = {
     "train": ("--model=digits_cnn", "--data=digits"),
     "convert": ("--model=model.keras", "--data=digits"),
     "compress": ("--model=model.keras", "--data=digits"),
-    "audit": ("--model=missing.tflite",),
-    "benchmark": ("--model=missing.tflite",),
+    "audit": ("--model={golden}/digits_float32.tflite",),
+    "benchmark": ("--model={golden}/digits_float32.tflite",),
     "evaluate": ("--model={golden}/digits_float32.tflite", "--data=digits"),
     "search": ("--model=model.keras", "--data=digits"),
-    "analyze": ("--model=missing.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
+    "analyze": ("--model={golden}/digits_int8.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
     "run": ("--model=digits_cnn", "--data=digits"),
 }
 
@@ -238,7 +239,7 @@ COMMANDS = {
 def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_path, tfq_cli, golden):
     """A module that stands in for TensorFlow ends the process when it is imported."""
     (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'TensorFlow\\n'); os._exit(9)\n")
-    (tmp_path / "model.keras").touch()
+    shutil.copy(golden.parent / "containers" / "keras.keras", tmp_path / "model.keras")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     arguments = [argument.format(golden=golden) for argument in COMMANDS[command]]
     done = tfq_cli(command, *arguments, f"--out={tmp_path}/out", cwd=tmp_path, PYTHONPATH=path)

@@ -50,10 +50,10 @@ def deterministic(seed: int) -> Iterator[None]:
             expected=(0, 2**32 - 1),
             got=seed,
         )
+    keras, tf_keras = import_keras(), import_tf_keras()  # first, because they silence TensorFlow's log
     import tensorflow as tf
     from tensorflow.python.framework import config as tf_config
 
-    keras, tf_keras = import_keras(), import_tf_keras()
     was_deterministic = tf_config.is_op_determinism_enabled()
     before = _random_states()
     try:

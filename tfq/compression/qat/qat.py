@@ -64,7 +64,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     require_graph_model(model, "quantization-aware training")
     _check_no_added_terms(model)
     clone, _ = cloned(model)
-    if isinstance(clone, import_tf_keras().Sequential):
+    if type(model) is import_tf_keras().Sequential:  # a subclass must stay one, for its own training
         # tfmot rebuilds sequential models without name scopes: all kernels are called "kernel:0" then, and HDF5 files
         # cannot hold an optimizer whose variables share names.
         clone = import_tf_keras().Model(clone.inputs, clone.outputs, name=clone.name)
