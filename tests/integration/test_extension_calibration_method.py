@@ -67,7 +67,7 @@ def test_a_plugin_adds_a_calibration_method_to_the_command_line(golden, samples,
         done = tfq_here("convert", *arguments, "--calibration.method=three_sigma", f"--out={tmp_path}", "--format=json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert [plugin["source"] for plugin in record["plugins"]] == ["three_sigma.py"]
+    assert "three_sigma.py" in [plugin["source"] for plugin in record["plugins"]]
     ranges = json.loads((tmp_path / "digits_float32_int8_ranges.json").read_text())
     assert "three_sigma" in json.dumps(ranges)
     with registry.temporary():
