@@ -21,6 +21,8 @@ from tfq.conversion import convert_model
 from tfq.errors import BackendError, InputError, ModelError
 from tfq.evaluation import compare_backends, count_instructions, evaluate_model
 
+# It downloads the emulator if that is not installed yet.
+pytestmark = pytest.mark.slow
 CPUS = ("cortex-a53", "cortex-a76")
 
 
