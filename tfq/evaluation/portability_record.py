@@ -86,12 +86,8 @@ class PortabilityTable:
         }
 
     def to_text(self) -> str:
-        """Return the table as text for the terminal, with notes below it."""
-        if not self.rows and not self.not_available:
-            return ""
-        cells = [list(COLUMNS), *(row_cells(row.to_dict()) for row in self.rows)]
-        lines = aligned(cells, 3) if self.rows else []
-        return "\n".join([*lines, *table_notes(self.to_dict())])
+        """Return the table as text for the terminal, with memory, costs and notes below it."""
+        return "\n".join(table_lines(self.to_dict()))
 
 
 COLUMNS = (
@@ -125,6 +121,18 @@ def row_cells(row: Mapping[str, Any]) -> list[str]:
         _memory(evaluation),
         _cost(row, evaluation),
     ]
+
+
+def table_lines(table: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table (`PortabilityTable.to_dict()`) for the terminal; none if there is nothing to show.
+
+    Memory and cost are too long for columns: they are lines below the table.
+    """
+    cells = [row_cells(row) for row in (table.get("rows") or {}).values()]
+    lines = aligned([list(COLUMNS[:-2]), *(row[:-2] for row in cells)], 3) if cells else []
+    for backend, *_, memory, cost in cells:
+        lines += [f"{backend}: {'; '.join(item for item in (memory, cost) if item != DASH)}"] if memory != cost else []
+    return [*lines, *table_notes(table)]
 
 
 def table_notes(table: Mapping[str, Any]) -> list[str]:

@@ -4,11 +4,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tfq.evaluation.portability_record import COLUMNS, row_cells, table_notes
+from tfq.evaluation.portability_record import COLUMNS, row_cells, table_lines, table_notes
 from tfq.report.formatting import count, is_number, plain, significant
 from tfq.report.record import Record, Reported, models_of, part
 from tfq.report.tables import Section, Table
-from tfq.text_table import aligned
 
 TITLE = "Backends"
 
@@ -50,9 +49,8 @@ def portability_text(record: Record) -> str:
     models = [model for model in models_of(record) if model.backends]
     if not models:
         return ""
-    cells = [list(COLUMNS), *(list(map(plain, row_cells(row))) for row in models[-1].backends.values())]
-    notes = [plain(note) for note in table_notes(models[-1].portability)]
-    return "\n".join([f"{models[-1].label} on each backend:", *aligned(cells, 3), *notes])
+    lines = [plain(line) for line in table_lines(models[-1].portability)]
+    return "\n".join([f"{models[-1].label} on each backend:", *lines])
 
 
 def difference_answer(rows: Sequence[tuple[Reported, Record]]) -> tuple[bool, str]:
