@@ -100,7 +100,7 @@ def chosen_backends(config: EvaluationConfig) -> tuple[list[str], dict[str, str]
     names = [
         name
         for kind in registry.entries(BackendKind).values()
-        if kind.in_default_list and kind.accepts_address(kind.addresses[0] if kind.addresses else "")
+        if kind.in_default_list and (kind.addresses or not kind.needs_address)
         for name in (kind.choices() if kind.addresses else (kind.name,))
     ]
     reasons = {name: make_backend(name).unavailable() for name in names}
