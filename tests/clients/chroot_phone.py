@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from process_tree import descendants
+
 from tfq.backends.qemu import apt
 
 PACKAGES = ("adb", "adbd", "busybox-static")
@@ -150,20 +152,7 @@ class Phone:
 
     def processes(self) -> dict[int, str]:
         """Return {process ID: command line} of everything in the namespaces: init, adb's server, adbd, sessions."""
-        parents, commands = {}, {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    parents[int(folder.name)] = int(fields[1])
-        results, pending = {}, [self.process.pid]
-        while pending:
-            parent = pending.pop()
-            new = [pid for pid, its_parent in parents.items() if its_parent == parent]
-            results.update({pid: commands[pid] for pid in new})
-            pending += new
-        return results
+        return descendants(self.process.pid)
 
     def process_here(self, pid: int) -> int:
         """Return the ID on this machine of a process of the device, which has its own process IDs.

@@ -14,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from process_tree import descendants
+
 from tfq.backends.qemu import apt
 
 # Debian 12's server needs the first library, Debian 13's both. The other libraries are part of every system.
@@ -130,20 +132,7 @@ class Sshd:
 
     def processes(self) -> dict[int, str]:
         """Return {process ID: command line} of the server's descendants: sessions and what runs in them."""
-        parents, commands = {}, {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    parents[int(folder.name)] = int(fields[1])
-        descendants, pending = {}, [self.process.pid]
-        while pending:
-            parent = pending.pop()
-            new = [pid for pid, its_parent in parents.items() if its_parent == parent]
-            descendants.update({pid: commands[pid] for pid in new})
-            pending += new
-        return descendants
+        return descendants(self.process.pid)
 
     def drop_connections(self) -> None:
         """Kill the processes that hold the connections, without touching what runs in the sessions."""
