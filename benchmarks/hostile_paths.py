@@ -54,6 +54,7 @@ BASE = {
     "analyze": (
         f"--model={GOLDEN}/digits_int8.tflite", f"--reference={GOLDEN}/digits_float32.tflite", SMALL, "--limit=8",
     ),
+    "compare": (f"--reference={GOLDEN}/digits_float32.tflite", f"--model={GOLDEN}/digits_int8.tflite"),
     "run": (
         f"--model={GOLDEN}/digits_float32.tflite", SMALL, "--out=OUT", "--nocompression.prune",
         "--nocompression.qat", "--evaluation.limit=8", "--evaluation.num_runs=0", "--benchmark.num_runs=1",
@@ -64,6 +65,7 @@ BASE = {
 FORMATS = {
     "model": ("flatbuffer", "keras", "h5", "saved_model"),
     "flatbuffer": ("flatbuffer",),
+    "comparable": ("flatbuffer",),
     "ranges": ("ranges",),
     "python": ("python",),
     "directory": ("directory",),

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # isort: off
     # Functions.
     from tfq.analysis.analyze import analyze as analyze
+    from tfq.comparison import compare_models as compare_models
     from tfq.compression import cluster_model
     from tfq.compression.preflight import preflight as preflight
     from tfq.compression import prune_model
@@ -76,6 +77,8 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig
     from tfq.config import ClusterConfig as ClusterConfig
+    from tfq.config import ComparisonConfig as ComparisonConfig
+    from tfq.config import ComparisonRequireConfig as ComparisonRequireConfig
     from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
     from tfq.config import CostRequireConfig as CostRequireConfig
@@ -93,6 +96,7 @@ if TYPE_CHECKING:  # isort: off
     # Results, and what can be passed on from one function to the next.
     from tfq.analysis import Analysis as Analysis
     from tfq.auditing import AuditReport as AuditReport
+    from tfq.comparison import ComparisonRecord as ComparisonRecord
     from tfq.compression import Preflight as Preflight
     from tfq.compression import QATParity as QATParity
     from tfq.compression import StructuredPruningResult as StructuredPruningResult

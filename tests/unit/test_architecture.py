@@ -27,7 +27,7 @@ ORDER = [
         "provenance",
         "store",
     ),
-    *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis"),
+    *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis", "comparison"),
     *("keras_bridge", "conversion", "compression", "models"),
     *("report", "callbacks", "search", "workflows", "cli", "pipelines", "__main__", "__init__"),
 ]

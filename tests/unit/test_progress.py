@@ -231,6 +231,7 @@ COMMANDS = {
     "evaluate": ("--model={golden}/digits_float32.tflite", "--data=digits"),
     "search": ("--model=model.keras", "--data=digits"),
     "analyze": ("--model={golden}/digits_int8.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
+    "compare": ("{golden}/digits_float32.tflite", "{golden}/digits_int8.tflite"),
     "run": ("--model=digits_cnn", "--data=digits"),
 }
 

@@ -31,12 +31,14 @@ class CommandFlags(NamedTuple):
         model: What --model accepts, for the help.
         uses: What it reads besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
         ignores: What it does not read of the sections that it uses, or sets itself.
+        arguments: The fields that arguments without a flag set: the last argument sets the last field.
     """
 
     command: str
     model: str
     uses: tuple[str, ...]
     ignores: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 _KERAS = "a .keras or .h5 file, or a SavedModel directory that Keras 2's model.save wrote"
@@ -72,11 +74,17 @@ COMMANDS: dict[str | None, CommandFlags] = {
         "file, or a SavedModel directory",
         ("data", "allow_code", *_FLOAT_CONVERSION),
     ),
+    "comparison": CommandFlags(
+        "compare",
+        "the .tflite file or record that is compared with the reference: the last argument, B",
+        ("data",),
+        arguments=("comparison.reference", "model"),
+    ),
     None: CommandFlags(
         "run",
         f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds",
         ("allow_code",),
-        ignores=("search", "analysis", "evaluation.reference", "benchmark.against", "audit.execute"),
+        ignores=("search", "analysis", "comparison", "evaluation.reference", "benchmark.against", "audit.execute"),
     ),
 }
 
@@ -167,8 +175,8 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
             field="model",
             got=values["model"].value,
         )
-    if len(rest) > 1 and not values["help"].value:
-        raise InputError(f"unexpected argument {rest[1]!r}: expected flags only, such as --model=FILE")
+    if not values["help"].value:
+        _take_arguments(rest[1:], settings, values, COMMANDS[section].arguments)
     tree: dict[str, Any] = {}
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
@@ -189,6 +197,34 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         fresh="fresh" in values and values["fresh"].value,
         preflight="preflight" in values and values["preflight"].value,
     )
+
+
+def _take_arguments(
+    arguments: Sequence[str], settings: Sequence[Setting], values: flags.FlagValues, fields: tuple[str, ...]
+) -> None:
+    """Set the flags of `fields` to the arguments that are not flags, from the last one on.
+
+    Raises:
+        InputError: There are too many arguments, or a flag sets the same field.
+    """
+    if len(arguments) > len(fields):
+        expected = f"at most {len(fields)} files" if fields else "flags only, such as --model=FILE"
+        raise InputError(
+            f"unexpected argument {arguments[len(fields)]!r}: expected {expected}",
+            expected=expected,
+            got=arguments[len(fields)],
+        )
+    names = {".".join(setting.path): setting.flag for setting in settings}
+    for field, argument in zip(reversed(fields), reversed(arguments), strict=False):
+        flag = values[names[field]]
+        if flag.present:
+            raise InputError(
+                f"unexpected argument {argument!r}: --{flag.name} is set too, expected one of them",
+                field=field,
+                expected="one value",
+                got=argument,
+            )
+        flag.parse(argument)
 
 
 def with_flags(message: str, section: str | None, *, field: str | None = None) -> str:
@@ -269,6 +305,7 @@ def _walk(cls: type, path: tuple[str, ...], flag_path: tuple[str, ...]) -> Itera
 
 def _define(settings: Sequence[Setting], section: str | None) -> flags.FlagValues:
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow arguments
     for setting in settings:
         _define_one(setting, values)
     flags.DEFINE_string(

@@ -175,7 +175,7 @@ def _check_inputs(invocation: flags.Invocation) -> None:
     """Check before the work that the files that flags name can be read; `plugin` has been read already."""
     for setting in flags.settings_of(invocation.section):
         path_of = setting.field.metadata["path_of"]
-        if path_of in ("model", "flatbuffer", "ranges"):
+        if path_of in ("model", "flatbuffer", "comparable", "ranges"):
             value: Any = invocation.config
             for name in setting.path:
                 value = getattr(value, name)

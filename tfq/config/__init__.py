@@ -3,6 +3,7 @@
 
 from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, AnalysisRequireConfig, BitWidthsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
+from tfq.config.comparison import ComparisonConfig, ComparisonRequireConfig
 from tfq.config.compression import (
     LOSSES,
     ClusterConfig,
@@ -43,6 +44,8 @@ __all__ = [
     "BudgetConfig",
     "CalibrationConfig",
     "ClusterConfig",
+    "ComparisonConfig",
+    "ComparisonRequireConfig",
     "CompressionConfig",
     "ConversionConfig",
     "CostRequireConfig",

@@ -49,7 +49,8 @@ def setting(
             and so does `{"data": "digits"}` in JSON.
         repeatable: Whether the flag may occur several times, with one value each, instead of a list with commas.
         keyed: Whether a value may also be KEY=CHOICE, where KEY is anything.
-        path_of: What the value is the path of: "model", "flatbuffer", "ranges", "python" or "directory"; "" if it is
+        path_of: What the value is the path of: "model", "flatbuffer", "comparable" (a flatbuffer or a record),
+            "ranges", "python" or "directory"; "" if it is
             not a path.
     """
     metadata = {

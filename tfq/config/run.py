@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tfq.config.analysis import AnalysisConfig
 from tfq.config.audit import AuditConfig
 from tfq.config.base import Config, section, setting
+from tfq.config.comparison import ComparisonConfig
 from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
@@ -38,3 +39,4 @@ class RunConfig(Config):
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency")
     search: SearchConfig = section(SearchConfig, "search for the cheapest int8 model within a budget")
     analysis: AnalysisConfig = section(AnalysisConfig, "causes of the accuracy loss of an int8 .tflite")
+    comparison: ComparisonConfig = section(ComparisonConfig, "differences between two files")

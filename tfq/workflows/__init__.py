@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of each command and of a whole run, from a config: load, train, compress, convert, evaluate, search."""
 
+from tfq.workflows.comparison import compare_outputs
 from tfq.workflows.compression import (
     Compressed,
     check_compressible,
@@ -40,6 +41,7 @@ __all__ = [
     "check_named",
     "check_path",
     "check_tensorflow",
+    "compare_outputs",
     "compare_with_qat_model",
     "compress",
     "compression_suffix",

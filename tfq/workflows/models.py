@@ -78,7 +78,7 @@ def check_path(path: str, path_of: str, field: str) -> None:
 
         Ranges.load(path)
         return
-    expected = _MODEL if path_of == "model" else "a .tflite file"
+    expected = _EXPECTED_FILES[path_of]
     with artifacts.open_file(path, expected, field=field) as file, artifacts.decoding(path, expected, field=field):
         is_empty = not file.read(1)
     if is_empty:
@@ -88,6 +88,11 @@ def check_path(path: str, path_of: str, field: str) -> None:
 
 
 _MODEL = "a .keras, .h5 or .tflite file, a SavedModel directory, or the name of a model"
+_EXPECTED_FILES = {
+    "model": _MODEL,
+    "flatbuffer": "a .tflite file",
+    "comparable": "a .tflite file or a record that tfq wrote",
+}
 
 
 def check_model_file(config: RunConfig) -> None:
