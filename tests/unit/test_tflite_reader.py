@@ -95,8 +95,8 @@ def test_a_truncated_file_is_an_error_unless_only_padding_is_lost():
 @pytest.mark.parametrize(
     ("content", "expected", "got"),
     [
-        (b"", "a .tflite flatbuffer", 0),
-        (b"TFL3", "a .tflite flatbuffer", 4),
+        (b"", "a .tflite file", 0),
+        (b"TFL3", "a .tflite file", 4),
         ("model.tflite", "bytes", "str"),
         (object(), "bytes", "object"),
         (b"This is a text that somebody called model.tflite.", b"TFL3", b" is "),

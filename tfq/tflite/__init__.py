@@ -5,7 +5,7 @@ It needs no TensorFlow, no interpreter and no config. `read` accepts untrusted b
 bytes (see edit.py).
 """
 
-from tfq.tflite.associated_files import with_associated_files
+from tfq.tflite.associated_files import append_files, associated_files, with_associated_files
 from tfq.tflite.edit import (
     add_signature,
     cut_after,
@@ -27,6 +27,13 @@ from tfq.tflite.edit import (
 )
 from tfq.tflite.float_constants import FloatConstants, with_float_constants
 from tfq.tflite.metadata import ADDRESSED_OPS
+from tfq.tflite.metadata_entry import (
+    decode_model_metadata,
+    encode_model_metadata,
+    read_model_metadata,
+    write_model_metadata,
+)
+from tfq.tflite.model_metadata import ModelMetadata, SubGraphMetadata, TensorMetadata
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
 from tfq.tflite.signatures import (
@@ -45,14 +52,21 @@ __all__ = [
     "ADDRESSED_OPS",
     "FloatConstants",
     "Model",
+    "ModelMetadata",
     "Op",
     "Signature",
+    "SubGraphMetadata",
     "Subgraph",
     "Tensor",
+    "TensorMetadata",
     "add_signature",
+    "append_files",
+    "associated_files",
     "constant_values",
     "cut_after",
+    "decode_model_metadata",
     "edit_model",
+    "encode_model_metadata",
     "expose_tensors",
     "extract_subgraph",
     "inject_ranges",
@@ -65,6 +79,7 @@ __all__ = [
     "pack",
     "read",
     "read_metadata",
+    "read_model_metadata",
     "read_ranges",
     "remove_min_runtime_version",
     "remove_unused_constants",
@@ -78,4 +93,5 @@ __all__ = [
     "with_float_constants",
     "with_inlined_composites",
     "write_metadata",
+    "write_model_metadata",
 ]

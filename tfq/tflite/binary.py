@@ -24,7 +24,8 @@ _TABLE_COST = 12
 _MAX_TABLES = 150_000
 
 _U16, _I32, _U32, _U64 = struct.Struct("<H"), struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<Q")
-_ITEM_BYTES = {"i": 4, "f": 4, "q": 8}
+_F32 = struct.Struct("<f")
+_ITEM_BYTES = {"i": 4, "I": 4, "f": 4, "q": 8}
 
 
 class Reader:
@@ -32,8 +33,8 @@ class Reader:
 
     __slots__ = ("budget", "data", "size", "tables_left")
 
-    def __init__(self, data: bytes, identifier: bytes) -> None:
-        """Check that `data` has the four-byte file `identifier`.
+    def __init__(self, data: bytes, identifier: bytes, kind: str = "a .tflite file") -> None:
+        """Check that `data` has the four-byte file `identifier`; `kind` says in errors what has it.
 
         Raises:
             FlatbufferError: It does not.
@@ -43,14 +44,14 @@ class Reader:
         self.tables_left = _MAX_TABLES
         if self.size < 8:
             raise FlatbufferError(
-                f"byte 0: expected a .tflite flatbuffer, got only {self.size} bytes: is this the right file?",
+                f"byte 0: expected {kind}, which is a flatbuffer, got only {self.size} bytes: is this the right file?",
                 field="model",
-                expected="a .tflite flatbuffer",
+                expected=kind,
                 got=self.size,
             )
         if data[4:8] != identifier:
             raise FlatbufferError(
-                f"byte 4: expected the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
+                f"byte 4: expected the identifier {identifier.decode()!r} of {kind}, got {bytes(data[4:8])!r}: "
                 "this is another kind of file",
                 field="model",
                 expected=identifier,
@@ -159,6 +160,11 @@ class Table:
         at = self._field(slot, 4, name)
         return _U32.unpack_from(self._reader.data, at)[0] if at else default
 
+    def f32(self, slot: int, name: str, default: float = 0.0) -> float:
+        """Return a 32-bit float."""
+        at = self._field(slot, 4, name)
+        return _F32.unpack_from(self._reader.data, at)[0] if at else default
+
     def u64(self, slot: int, name: str, default: int = 0) -> int:
         """Return an unsigned 64-bit integer."""
         at = self._field(slot, 8, name)
@@ -182,7 +188,7 @@ class Table:
 
         Args:
             slot: The field.
-            code: The type of the items, as in `struct`: i (int32), f (float32) or q (int64).
+            code: The type of the items, as in `struct`: i (int32), I (uint32), f (float32) or q (int64).
             name: The field's name in errors.
         """
         result = self._vector(slot, _ITEM_BYTES[code], name)
@@ -192,11 +198,33 @@ class Table:
         self._reader.spend(count * _ITEM_BYTES[code], f"{self.where}: {name}")
         return struct.unpack_from(f"<{count}{code}", self._reader.data, start)
 
-    def text(self, slot: int, name: str) -> str:
-        """Return a string; invalid UTF-8 appears as escapes. Empty if it is missing."""
+    def content(self, slot: int, name: str) -> bytes:
+        """Return the bytes of a string or of a vector of bytes. Empty if it is missing."""
         start, count = self.span(slot, name)
         self._reader.spend(count, f"{self.where}: {name}")
-        return bytes(self._reader.data[start : start + count]).decode("utf-8", "backslashreplace")
+        return bytes(self._reader.data[start : start + count])
+
+    def contents(self, slot: int, name: str) -> Iterator[bytes]:
+        """Yield the bytes of each string of a vector of strings."""
+        where = f"{self.where}: {name}"
+        start, count = self._vector(slot, 4, name) or (0, 0)
+        self._reader.spend(4 * count, where)
+        for at in range(start, start + 4 * count, 4):
+            position = self._reader.target(at, where)
+            size = self._reader.length(position, 1, where)
+            self._reader.spend(size, where)
+            yield bytes(self._reader.data[position + 4 : position + 4 + size])
+
+    def text(self, slot: int, name: str) -> str:
+        """Return a string; invalid UTF-8 appears as escapes. Empty if it is missing."""
+        return self.content(slot, name).decode("utf-8", "backslashreplace")
+
+    def after(self, slot: int) -> Iterator[int]:
+        """Yield the slots from `slot` on in which the table has a field."""
+        vtable, vtable_bytes = self._fields
+        for number in range(slot, (vtable_bytes - 4) // 2):
+            if _U16.unpack_from(self._reader.data, vtable + 4 + 2 * number)[0]:
+                yield number
 
     def table(self, slot: int, name: str) -> "Table | None":
         """Return the table in a field, or None."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfq.errors import FlatbufferError, InputError
 from tfq.tflite import schema
+from tfq.tflite.associated_files import with_associated_files
 from tfq.tflite.binary import DAMAGED, DECODING_ERRORS
 from tfq.tflite.metadata import METADATA_NAME, decode_metadata, encode_metadata
 from tfq.tflite.reader import read
@@ -127,6 +128,8 @@ def edit_model(
     signature: Signature | SignatureNames | None = None,
     metadata: Mapping[str, Any] | None = None,
     ranges: RangeMap | None = None,
+    entries: Mapping[str, bytes] | None = None,
+    keep_files: bool = True,
 ) -> bytes:
     """Return the flatbuffer `data` with several changes, unpacked and packed only once.
 
@@ -137,6 +140,8 @@ def edit_model(
         signature: As in `add_signature`; a pair (inputs, outputs) is a signature `serving_default`.
         metadata: As in `write_metadata`.
         ranges: As in `inject_ranges`.
+        entries: Name -> content of metadata entries, which replace existing ones.
+        keep_files: Whether the result has the files after the flatbuffer, such as labels, that `data` has.
     """
     from ai_edge_litert import schema_py_generated as generated
 
@@ -146,10 +151,13 @@ def edit_model(
             signature = Signature(inputs=signature[0], outputs=signature[1])
         _set_signature(model, signature, generated)
     if metadata is not None:
-        _set_metadata(model, encode_metadata(metadata), generated)
+        _set_metadata(model, METADATA_NAME, encode_metadata(metadata), generated)
+    for name, content in (entries or {}).items():
+        _set_metadata(model, name, content, generated)
     if ranges is not None:
         _set_ranges(model, ranges, generated)
-    return pack(model, len(data))
+    result = pack(model, len(data))
+    return with_associated_files(result, data)[0] if keep_files else result
 
 
 def unpack(data: bytes) -> Any:
@@ -357,15 +365,16 @@ def _tensor_map(generated: Any, name: str, index: int) -> Any:
     return entry
 
 
-def _set_metadata(model: Any, content: bytes, generated: Any) -> None:
+def _set_metadata(model: Any, name: str, content: bytes, generated: Any) -> None:
     values = np.frombuffer(content, np.uint8)
-    model.metadata = model.metadata or []
-    for entry in model.metadata:
-        if _text(entry.name) == METADATA_NAME:
-            model.buffers[entry.buffer].data = values
-            return
+    model.metadata, model.buffers = model.metadata or [], model.buffers or [generated.BufferT()]
+    places = [entry.buffer for entry in model.metadata if _text(entry.name) == name]
+    for place in places:
+        model.buffers[place].data = values
+    if places:
+        return
     entry = generated.MetadataT()
-    entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
+    entry.name, entry.buffer = name, len(model.buffers)
     buffer = generated.BufferT()
     buffer.data = values
     model.buffers.append(buffer)
