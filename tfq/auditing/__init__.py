@@ -3,6 +3,7 @@
 
 from tfq.auditing.audit import audit_model
 from tfq.auditing.float_sources import float_source
+from tfq.auditing.io_table import IoTable, IoTensor, io_table
 from tfq.auditing.report import AuditReport, Execution, Finding, Weight, require, requirements_of
 from tfq.auditing.targets import Target, find_target
 
@@ -10,11 +11,14 @@ __all__ = [
     "AuditReport",
     "Execution",
     "Finding",
+    "IoTable",
+    "IoTensor",
     "Target",
     "Weight",
     "audit_model",
     "find_target",
     "float_source",
+    "io_table",
     "require",
     "requirements_of",
 ]

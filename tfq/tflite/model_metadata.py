@@ -9,7 +9,7 @@ Source: metadata_schema.fbs, as it is in the wheels of mediapipe 1.2.3 and tflit
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from tfq.tflite.table_codec import SchemaTable, column
 
@@ -232,6 +232,9 @@ ProcessUnitOptions: TypeAlias = (
 )
 
 
+_Options = TypeVar("_Options", bound=SchemaTable)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProcessUnit(SchemaTable):
     """A step that the caller applies before or after the model."""
@@ -306,7 +309,7 @@ class TensorMetadata(SchemaTable):
         """The kind of content, or None if it is unknown."""
         return self.content.content_properties if self.content else None
 
-    def unit(self, kind: type) -> ProcessUnitOptions | None:
+    def unit(self, kind: type[_Options]) -> _Options | None:
         """Return the options of the process unit of that class, or None if there is none."""
         return next((unit.options for unit in self.process_units if isinstance(unit.options, kind)), None)
 

@@ -76,7 +76,8 @@ class SchemaTable:
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON values, without fields that have their default.
 
-        The names are those of the schema, as in the JSON that flatc writes. Vectors of bytes are base64.
+        The names are those of the schema, as in the JSON that flatc writes. Vectors of bytes are base64, and numbers
+        that are not finite are None.
         """
         results: dict[str, Any] = {}
         for item in _columns(type(self)):
@@ -145,6 +146,8 @@ def _json_value(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, tuple):
         return [_json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
