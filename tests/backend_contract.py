@@ -29,6 +29,10 @@ HOSTILE = Path(__file__).resolve().parent / "hostile"
 DIGITS = golden("digits_int8")
 
 
+def _limit_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "memory_limit", lambda *_, **named: 4 << 20)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A backend under test.
@@ -38,7 +42,9 @@ class Subject:
         max_lsb: How far its quantized outputs may be from those of `local`.
         runs: Folder of its runs on the board, which must be empty after a run; None if it has none.
         finish: Ends what the backend keeps between runs on purpose.
-        limits_memory: Whether it limits the memory of the interpreter.
+        limit_memory: Limits the memory of the interpreter, so that images of 8x8 fit and those of `too_wide` do not;
+            None if the backend cannot limit it.
+        too_wide: Height and width of an image.
         crash: Name of a file in tests/hostile that ends its interpreter with SIGSEGV, after `before_crash`.
         before_crash: Prepares the crash.
         process_here: (process ID that a worker reports) -> its ID on this machine.
@@ -48,7 +54,8 @@ class Subject:
     max_lsb: int = 0
     runs: Path | None = None
     finish: Callable[[], None] = lambda: None
-    limits_memory: bool = True
+    limit_memory: Callable[[pytest.MonkeyPatch], None] | None = _limit_worker
+    too_wide: int = 1024
     crash: str = "crash_704317"
     before_crash: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
     process_here: Callable[[int], int] = lambda pid: pid
@@ -156,26 +163,30 @@ def test_contract_a_crash_of_the_interpreter_is_a_model_error(subject, monkeypat
         subject.assess(model, *inputs)
 
 
-def test_contract_a_model_that_takes_too_long_is_stopped(subject):
+def wide_island(size: int) -> bytes:
+    """Return a model of images of this height and width."""
+
     def wide(model):
         for tensor in activations(model):
             if len(tensor.shape) == 4:
-                tensor.shape = [1, 2048, 2048, tensor.shape[3]]
+                tensor.shape = [1, size, size, tensor.shape[3]]
 
+    return changed(golden("float_island"), wide)
+
+
+def test_contract_a_model_that_takes_too_long_is_stopped(subject):
     with refused(ModelError, field="timeout_secs"):
-        subject.assess(changed(golden("float_island"), wide), np.zeros((1, 2048, 2048, 1), np.int8), timeout_secs=0.2)
+        subject.assess(wide_island(2048), np.zeros((1, 2048, 2048, 1), np.int8), timeout_secs=0.2)
 
 
 def test_contract_memory_beyond_the_limit_is_refused(subject, monkeypatch):
-    if not subject.limits_memory:
+    if subject.limit_memory is None:
         return  # CI accepts no skipped test
-
-    def wide(model):
-        model.subgraphs[0].tensors[0].shape = [1, 1024, 1024, 1]
-
-    monkeypatch.setattr(worker, "memory_limit", lambda *_, **named: 4 << 20)
+    subject.limit_memory(monkeypatch)
+    subject.assess(wide_island(8), np.zeros((1, 8, 8, 1), np.int8))
     with refused(ModelError):
-        subject.assess(changed(golden("float_island"), wide), np.zeros((1, 1024, 1024, 1), np.int8))
+        size = subject.too_wide
+        subject.assess(wide_island(size), np.zeros((1, size, size, 1), np.int8))
 
 
 def test_contract_progress_is_counted_in_examples(subject, monkeypatch):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend gpu with LiteRT's real accelerator on SwiftShader."""
 
+import average_pools
 import numpy as np
 import pytest
+from average_pools import every_sum
 from backend_contract import DIGITS, digits, local
 from built_models import Call, T, build
 from messages import refused
@@ -11,6 +13,7 @@ from strided_pointwise import model
 
 from tfq.backends import RunRequest, make_backend
 from tfq.backends.gpu import backend, vulkan
+from tfq.conversion.average_pools import with_exact_average_pools
 from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import BackendError, ModelError
 
@@ -64,6 +67,17 @@ def test_strided_1x1_convolutions_are_wrong_until_they_are_replaced():
     assert np.abs(wrong.outputs[0].astype(int) - expected).max() > 20 and any("mismatch" in n for n in wrong.notes)
     right = assess(without_strided_pointwise(model()), x)
     assert np.abs(right.outputs[0].astype(int) - expected).max() <= 1 and right.notes == ()
+
+
+def test_average_pools_round_otherwise_until_they_are_replaced():
+    # One mean of 0.5 or -0.5 is within the error of float32.
+    x, pool = every_sum((8, 8)), average_pools.model((8, 8))
+    (expected,) = local(pool, x)
+    different = [
+        np.abs(assess(content, x).outputs[0].astype(int) - expected)
+        for content in (pool, with_exact_average_pools(pool))
+    ]
+    assert different[0].max() == 1 and different[0].sum() > 50 and different[1].sum() <= 2
 
 
 def test_driver_from_debian_runs_the_same(tmp_path, monkeypatch):

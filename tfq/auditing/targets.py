@@ -54,6 +54,8 @@ class Target:
         per_channel_dense_reason: Why they may not.
         strided_pointwise: Whether it computes integer 1x1 convolutions with a stride right. If not, a conversion for
             this target moves the stride into a MAX_POOL_2D of size 1.
+        exact_average_pools: Whether its int8 AVERAGE_POOL_2D rounds a mean halfway between two integers as TFLite does.
+            If not, a conversion for this target replaces it with a DEPTHWISE_CONV_2D.
         static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
         only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
         max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
@@ -81,6 +83,7 @@ class Target:
     per_channel_dense: bool = True
     per_channel_dense_reason: str = ""
     strided_pointwise: bool = True
+    exact_average_pools: bool = True
     static_shapes: bool = True
     only_inner_axes: bool = False
     max_softmax: int = 0
@@ -256,6 +259,7 @@ register(
         short_title="GPU",
         io_types=("int8", "uint8", "float32"),
         strided_pointwise=False,
+        exact_average_pools=False,
         **_measured_on_gpu(),
     )
 )

@@ -8,6 +8,7 @@ from tfq.auditing.composition import CONVERTED, Composition
 from tfq.auditing.report import shown
 from tfq.auditing.schemes import INDEX_TYPES
 from tfq.config import AuditConfig, ConversionConfig
+from tfq.conversion.average_pools import with_exact_average_pools
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import InputError, warn
@@ -58,11 +59,13 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
 
 
 def with_target_forms(content: bytes, config: ConversionConfig) -> bytes:
-    """Return the flatbuffer `content` with exact replacements of ops that config.target computes wrongly."""
+    """Return the flatbuffer `content` with exact replacements of ops that config.target computes otherwise."""
     target = auditing.find_target(config.target)
-    if target is None or target.strided_pointwise:
+    if target is None:
         return content
-    return without_strided_pointwise(content)
+    if not target.strided_pointwise:
+        content = without_strided_pointwise(content)
+    return content if target.exact_average_pools else with_exact_average_pools(content)
 
 
 def is_ready_for(model: bytes, config: ConversionConfig) -> bool:
