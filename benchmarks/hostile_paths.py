@@ -55,6 +55,7 @@ BASE = {
         f"--model={GOLDEN}/digits_int8.tflite", f"--reference={GOLDEN}/digits_float32.tflite", SMALL, "--limit=8",
     ),
     "compare": (f"--reference={GOLDEN}/digits_float32.tflite", f"--model={GOLDEN}/digits_int8.tflite"),
+    "export": (f"--model={GOLDEN}/digits_int8.tflite", SMALL, "--out=OUT", "--platform=linux", "--noself_test"),
     "run": (
         f"--model={GOLDEN}/digits_float32.tflite", SMALL, "--out=OUT", "--nocompression.prune",
         "--nocompression.qat", "--evaluation.limit=8", "--evaluation.num_runs=0", "--benchmark.num_runs=1",
@@ -69,6 +70,8 @@ FORMATS = {
     "ranges": ("ranges",),
     "python": ("python",),
     "directory": ("directory",),
+    "text": ("labels",),
+    "json": ("json",),
     "config": ("json",),
 }
 # What --data's sources call the addresses that are paths.

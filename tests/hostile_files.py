@@ -511,6 +511,7 @@ CONTENTS: Mapping[str, tuple[str, Callable[[], Mapping[str, Callable[[Path], obj
     "json": (".json", lambda: _written(_TEXTS)),
     "ranges": (".json", lambda: _written(_TEXTS | {kind: _ranges(changes) for kind, changes in _RANGES.items()})),
     "python": (".py", lambda: _written(_PYTHON)),
+    "labels": (".txt", lambda: _written(_TEXTS)),
     "directory": ("", dict),
     "npz": (".npz", lambda: _written(_npz_files())),
     "tfrecord": (".tfrecord", lambda: _written(_tfrecord_files())),

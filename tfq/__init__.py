@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.conversion import convert_model
     from tfq.conversion import trace as trace
     from tfq.data import load_split as load_split
+    from tfq.deploy import export_bundle as export_bundle
     from tfq.evaluation import audit_and_run
     from tfq.evaluation import benchmark_models
     from tfq.evaluation import evaluate_model
@@ -63,6 +64,12 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.metric import concatenate_states as concatenate_states
     from tfq.auditing import Target as Target
     from tfq.data import DataSource as DataSource
+    from tfq.deploy import BundleContents as BundleContents
+    from tfq.deploy import Candidate as Candidate
+    from tfq.deploy import Platform as Platform
+    from tfq.deploy import Problem as Problem
+    from tfq.deploy import SelfTest as SelfTest
+    from tfq.deploy import SelfTestResult as SelfTestResult
     from tfq.keras_bridge import BridgedLayer as BridgedLayer
     from tfq.keras_bridge import Translation as Translation
     from tfq.ptq.calibration import CalibrationMethod as CalibrationMethod
@@ -85,6 +92,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import DataConfig as DataConfig
     from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
+    from tfq.config import ExportConfig as ExportConfig
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
     from tfq.config import RequireConfig as RequireConfig
@@ -101,6 +109,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.compression import QATParity as QATParity
     from tfq.compression import StructuredPruningResult as StructuredPruningResult
     from tfq.conversion import Trace as Trace
+    from tfq.deploy import Bundle as Bundle
     from tfq.data import Split as Split
     from tfq.data import SplitStream as SplitStream
     from tfq.evaluation import BenchmarkRecord as BenchmarkRecord

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     temporary = None
     try:
         # tempfile would make the file private to its owner; open() applies the user's umask.
-        fresh = path.with_name(f"{_temporary_prefix()}{path.name}.{secrets.token_hex(8)}")
+        fresh = path.with_name(f"{temporary_prefix()}{path.name}.{secrets.token_hex(8)}")
         with open(fresh, "xb") as file:
             temporary = fresh
             file.write(content)
@@ -59,7 +60,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         TfqError: The write fails, for example because the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_temporary_prefix()}{path.name}")
+    temporary = path.with_name(f"{temporary_prefix()}{path.name}")
     memory = os.memfd_create(path.name[-200:])
     try:
         temporary.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
@@ -91,15 +92,19 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _temporary_prefix() -> str:
+def temporary_prefix() -> str:
+    """Return the start of the names of this process's temporary files, by which `sweep` finds those of killed ones."""
     return f".tfq-{os.getpid()}-"
 
 
 def sweep(directory: Path) -> None:
-    """Delete the temporary files in `directory` of processes that were killed while writing."""
+    """Delete the temporary files and folders in `directory` of processes that were killed while writing."""
     for path in directory.glob(".tfq-*"):
         pid = path.name.removeprefix(".tfq-").partition("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+                continue
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -380,7 +385,7 @@ def check_out_dir(path: str | os.PathLike[str]) -> None:
 
 def _why_not_writable(directory: Path) -> str:
     """Return why no file can be created and listed in a directory; "" if it can. A full disk is found later."""
-    probe = directory / f"{_temporary_prefix()}{secrets.token_hex(8)}"
+    probe = directory / f"{temporary_prefix()}{secrets.token_hex(8)}"
     try:
         # Permissions do not show everything: the file system may be read-only, or one of the system, such as /proc.
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -37,6 +37,7 @@ MODULES = {
     "calibration_method": "tfq.ptq.calibration.methods",
     "data_source": "tfq.data.sources",
     "metric": "tfq.evaluation",
+    "platform": "tfq.deploy.platforms",
     "target": "tfq.auditing.targets",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"
@@ -100,7 +101,7 @@ def register(entry: T, *, replace: bool = False) -> T:
 
     Args:
         entry: An object of an extension point's class: `Backend` kinds (`BackendKind`), `BridgedLayer`,
-            `CalibrationMethod`, `DataSource`, `Metric` or `Target`.
+            `CalibrationMethod`, `DataSource`, `Metric`, `Platform` or `Target`.
         replace: Whether it may replace another object of the same name, for example when a notebook cell runs again.
 
     Returns:

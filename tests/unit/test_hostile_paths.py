@@ -99,7 +99,7 @@ def test_every_problem_of_an_outcome_is_found():
 def test_every_flag_that_names_a_file_is_marked():
     for setting in flags.every_setting():
         text = setting.field.metadata["help"]
-        words = (".tflite file", "float .tflite, Keras", "JSON file", "Python file", "output directory")
+        words = (".tflite file", "float .tflite, Keras", "JSON file", "Python file", "output directory", "text file")
         names_a_file = any(word in text for word in words)
         if str in (setting.type, *getattr(setting.type, "__args__", ())) and names_a_file:
             assert setting.field.metadata["path_of"], setting.flag

@@ -232,6 +232,7 @@ COMMANDS = {
     "search": ("--model=model.keras", "--data=digits"),
     "analyze": ("--model={golden}/digits_int8.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
     "compare": ("{golden}/digits_float32.tflite", "{golden}/digits_int8.tflite"),
+    "export": ("--model={golden}/digits_int8.tflite", "--data=digits", "--platform=linux"),
     "run": ("--model=digits_cnn", "--data=digits"),
 }
 

@@ -80,11 +80,21 @@ COMMANDS: dict[str | None, CommandFlags] = {
         ("data",),
         arguments=("comparison.reference", "model"),
     ),
+    "export": CommandFlags("export", "a .tflite file", ("data", "seed")),
     None: CommandFlags(
         "run",
         f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds",
         ("allow_code",),
-        ignores=("search", "analysis", "comparison", "evaluation.reference", "benchmark.against", "audit.execute"),
+        ignores=(
+            "search",
+            "analysis",
+            "comparison",
+            "evaluation.reference",
+            "benchmark.against",
+            "audit.execute",
+            "export.metadata_only",
+            "export.record",
+        ),
     ),
 }
 

@@ -24,6 +24,7 @@ from tfq.config.conversion import (
 )
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import KERNELS, BenchmarkConfig, CostRequireConfig, EvaluationConfig, RequireConfig
+from tfq.config.export import TASKS, ExportConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
 
@@ -36,6 +37,7 @@ __all__ = [
     "LOSSES",
     "SCHEMES",
     "SCHEME_IO_TYPES",
+    "TASKS",
     "AnalysisConfig",
     "AnalysisRequireConfig",
     "AuditConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "DataConfig",
     "DistillationConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "PruneConfig",
     "QATConfig",
     "RequireConfig",

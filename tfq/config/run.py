@@ -11,6 +11,7 @@ from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
+from tfq.config.export import ExportConfig
 from tfq.config.search import SearchConfig
 
 
@@ -40,3 +41,4 @@ class RunConfig(Config):
     search: SearchConfig = section(SearchConfig, "search for the cheapest int8 model within a budget")
     analysis: AnalysisConfig = section(AnalysisConfig, "causes of the accuracy loss of an int8 .tflite")
     comparison: ComparisonConfig = section(ComparisonConfig, "differences between two files")
+    export: ExportConfig = section(ExportConfig, "app bundle with metadata, sources and golden vectors")

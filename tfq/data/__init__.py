@@ -3,7 +3,14 @@
 
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint
-from tfq.data.loading import SPLITS, check_readable, load_calibration_split, load_split, source_fingerprint
+from tfq.data.loading import (
+    SPLITS,
+    check_readable,
+    load_calibration_split,
+    load_split,
+    load_unprocessed,
+    source_fingerprint,
+)
 from tfq.data.output_labels import check_output_names, join_labels, labeled_outputs, labels_of_output
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
 from tfq.data.provided import as_split, bind_inputs, is_dataset, shape_fits
@@ -27,6 +34,7 @@ from tfq.data.split import (
     MissingSplitError,
     Split,
     SplitStream,
+    check_lengths,
     class_labels,
     count_classes,
     example_shape,
@@ -50,6 +58,7 @@ __all__ = [
     "as_split",
     "batch_size_of",
     "bind_inputs",
+    "check_lengths",
     "check_output_names",
     "check_readable",
     "check_shapes",
@@ -71,6 +80,7 @@ __all__ = [
     "labels_of_output",
     "load_calibration_split",
     "load_split",
+    "load_unprocessed",
     "preprocess",
     "preprocessing_record",
     "real_units",

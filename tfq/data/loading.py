@@ -55,6 +55,30 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
     return _loaded(_limited(_examples_of(config, split), limit), config, split)
 
 
+def load_unprocessed(config: DataConfig, split: str, *, limit: int) -> Split:
+    """Return the first examples of a split as the source stores them, before any preprocessing.
+
+    Args:
+        config: The data source; its preprocessing is ignored.
+        split: "train", "val" or "test".
+        limit: How many examples to load at most, >= 1. They are loaded into memory.
+
+    Raises:
+        MissingSplitError: The source has no such split.
+        InputError: The source is unknown, or a file cannot be read.
+    """
+    examples = _limited(_examples_of(config, split), limit)
+    pieces = list(examples.read(0, examples.num_examples))
+    labels = [piece.labels for piece in pieces if piece.labels is not None]
+    return Split(
+        name=split,
+        inputs={name: np.concatenate([piece.inputs[name] for piece in pieces]) for name in pieces[0].inputs},
+        labels=np.concatenate(labels) if labels else None,
+        source=config.source,
+        class_names=examples.class_names,
+    )
+
+
 def _examples_of(config: DataConfig, split: str) -> Examples:
     source, address = find_source(config)
     if source.splits and split not in source.splits:

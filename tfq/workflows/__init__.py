@@ -14,6 +14,7 @@ from tfq.workflows.compression import (
 )
 from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
 from tfq.workflows.evaluation import Evaluated, evaluate
+from tfq.workflows.export import Exported, export
 from tfq.workflows.models import (
     check_model_file,
     check_named,
@@ -35,6 +36,7 @@ from tfq.workflows.models import (
 __all__ = [
     "Compressed",
     "Evaluated",
+    "Exported",
     "bit_widths_on_data",
     "check_compressible",
     "check_model_file",
@@ -47,6 +49,7 @@ __all__ = [
     "compression_suffix",
     "convert",
     "evaluate",
+    "export",
     "is_compressed",
     "is_file",
     "load",

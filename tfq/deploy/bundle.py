@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export a `.tflite` as an app bundle: the model with metadata, io.json, golden vectors, sources and README.md."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import artifacts, progress, registry, tflite
+from tfq import data as datasets
+from tfq.config import DataConfig, ExportConfig
+from tfq.data import MissingSplitError
+from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
+from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
+from tfq.deploy.io_table import io_table
+from tfq.deploy.labels import check_names, labeled_output, read_labels
+from tfq.deploy.platform import (
+    GOLDEN_FILE,
+    IO_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    BundleContents,
+    Candidate,
+    Platform,
+    SelfTestResult,
+)
+from tfq.deploy.readme import readme
+from tfq.deploy.results import Results, read_results, results_of, tolerance_of
+from tfq.errors import InputError, RequirementError, warn
+from tfq.typing import PathOrBytes
+
+FOLDER = "bundle"
+# Later splits were not used to train or to choose a model.
+_SPLITS = ("test", "val", "train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A written bundle.
+
+    Attributes:
+        folder: Its folder.
+        zip: The archive of the same files; None if none was asked for.
+        files: {path in the bundle: SHA-256}.
+        platforms: The platforms that it has sources for.
+        self_tests: The results of the self-tests.
+        golden: What the golden vectors are, how many there are, and whether they are real data.
+        notes: What is missing in the bundle, and how to get it.
+    """
+
+    folder: Path
+    zip: Path | None
+    files: Mapping[str, str]
+    platforms: tuple[str, ...]
+    self_tests: tuple[SelfTestResult, ...]
+    golden: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values for a record."""
+        return {
+            "folder": self.folder.name,
+            "zip": None if self.zip is None else self.zip.name,
+            "files": dict(self.files),
+            "platforms": list(self.platforms),
+            "self_tests": [result.to_dict() for result in self.self_tests],
+            "golden": dict(self.golden),
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """Return a summary for the terminal."""
+        lines = [f"{self.folder}: {len(self.files)} files for {', '.join(self.platforms)}"]
+        lines += [f"self-test {result.name}: {result.status} ({result.detail})" for result in self.self_tests]
+        return "\n".join([*lines, *self.notes])
+
+    def check(self) -> None:
+        """Raise RequirementError if a self-test failed."""
+        failed = [result for result in self.self_tests if result.status == "failed"]
+        if failed:
+            raise RequirementError(
+                "; ".join(f"the self-test {result.name} failed: {result.detail}" for result in failed),
+                field="export.self_test",
+                expected="passed",
+                got=[result.name for result in failed],
+            )
+
+
+def export_bundle(
+    model: PathOrBytes,
+    config: ExportConfig,
+    *,
+    out: str | os.PathLike[str],
+    data: DataConfig | Mapping[str, NDArray] | NDArray | None = None,
+    name: str = "",
+    record: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Bundle:
+    """Write an app bundle of a `.tflite` into the folder `out/bundle`, and as `out/bundle.zip`.
+
+    The bundle has the model with TFLite Metadata, a table of its inputs and outputs (io.json), golden vectors, sources
+    for each platform with a self-test, and a README.md. The self-tests that can run on this machine are run.
+
+    Examples:
+        >>> config = tfq.ExportConfig(platform=("linux",), labels="labels.txt")
+        >>> bundle = tfq.export_bundle("model_int8.tflite", config, out="out", data=tfq.DataConfig(source="npz:x.npz"))
+        >>> bundle.check()  # raises RequirementError if a self-test failed
+
+    Args:
+        model: The path or the bytes of the `.tflite`.
+        config: The platforms, the labels and the texts of the metadata.
+        out: The directory to write to. A bundle that is there is replaced.
+        data: Examples for the golden vectors: a data source, or arrays (n, ...) before preprocessing, by input name if
+            there are several. None takes the data that the record of the file's evaluation names, or random numbers.
+        name: The name of the model; "" is the stem of the file.
+        record: The record of `tfq evaluate` or `tfq run` with the results of this file; None looks for evaluate.json
+            and report.json next to the file.
+        seed: The seed of random golden vectors.
+
+    Returns:
+        What was written, and the results of the self-tests.
+
+    Raises:
+        InputError: The file is not a `.tflite`, a platform refuses it, or labels or data do not fit it.
+        ModelError: The model does not run on this machine.
+        TfqError: A file cannot be written; an earlier bundle is unchanged.
+    """
+    content = artifacts.content_of(model, "model")
+    folder = None if isinstance(model, (bytes, bytearray, memoryview)) else Path(model).absolute().parent
+    stem = name or ("model" if folder is None else Path(os.fspath(model)).stem)  # type: ignore[arg-type]
+    platforms = chosen_platforms(config)
+    target = artifacts.make_out_dir(out) / FOLDER
+    check_replaceable(target, GOLDEN_FILE)
+    parsed = tflite.read(content)
+    results = _results(content, config, folder, record)
+    source, preprocessing, class_names = _source(content, parsed, data, results, config.num_golden, seed)
+    contents, notes = _contents(stem, content, parsed, config, source, preprocessing, class_names, results, platforms)
+    with artifacts.locked_directory(target.parent):
+        return _write(contents, platforms, target, config, notes)
+
+
+def chosen_platforms(config: ExportConfig) -> tuple[Platform, ...]:
+    """Return the platforms of a config, each once.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not config.platform:
+        names = registry.names("platform")
+        raise InputError(
+            f"export.platform is missing: choose from {', '.join(names)}",
+            field="export.platform",
+            expected=names,
+            got=(),
+        )
+    return tuple(registry.get(Platform, name, field="export.platform") for name in dict.fromkeys(config.platform))
+
+
+def _results(content: bytes, config: ExportConfig, folder: Path | None, record: Mapping[str, Any] | None) -> Results:
+    sha256 = artifacts.sha256(content)
+    if record is None:
+        return read_results(sha256, config.record, folder)
+    results = results_of(record, sha256, f"{record.get('command', 'record')}.json")
+    if results is None:
+        raise InputError(
+            "record has no results of this model: expected the record of a command that evaluated it",
+            field="record",
+            expected=sha256,
+        )
+    return results
+
+
+def _source(
+    content: bytes,
+    model: tflite.Model,
+    provided: DataConfig | Mapping[str, NDArray] | NDArray | None,
+    results: Results,
+    count: int,
+    seed: int,
+) -> tuple[SourceExamples, DataConfig, tuple[str, ...]]:
+    """Return examples for golden vectors, the preprocessing of the model, and the class names of the data source."""
+    recorded = _recorded_preprocessing(content)
+    needed = count * (datasets.batch_size_of(model) or 1)
+    if provided is not None and not isinstance(provided, DataConfig):
+        arrays = provided if isinstance(provided, Mapping) else {datasets.UNNAMED: provided}
+        inputs = {name: np.asarray(array)[:needed] for name, array in arrays.items()}
+        datasets.check_lengths(inputs, None, "data")
+        source = SourceExamples(inputs=inputs, labels=None, description="arrays of the caller", is_real=True)
+        return source, recorded, ()
+    config = provided if provided is not None and provided.source else _recorded_data(results)
+    if config is None:
+        base = provided or DataConfig()
+        preprocessing = _merged(base, recorded)
+        warn("the golden vectors are random numbers, because no data is named. Set data.source to real examples")
+        return random_source(model, preprocessing, count, seed), preprocessing, ()
+    split = _first_split(config, needed)
+    source = SourceExamples(
+        inputs=split.inputs,
+        labels=split.labels,
+        description=f"the first examples of {config.source} ({split.name})",
+        is_real=True,
+    )
+    return source, _merged(config, recorded), split.class_names
+
+
+def _first_split(config: DataConfig, count: int) -> datasets.Split:
+    with progress.stage(f"reading {config.source}"):
+        for name in _SPLITS:
+            try:
+                return datasets.load_unprocessed(config, name, limit=count)
+            except MissingSplitError as error:
+                missing = error
+    raise missing
+
+
+def _recorded_data(results: Results) -> DataConfig | None:
+    """Return the data settings of the record, if its source can be read here."""
+    if not results.data.get("source"):
+        return None
+    try:
+        config = DataConfig.from_dict(results.data)
+        datasets.check_readable(config)
+    except InputError as error:
+        warn(f"the data of {results.record} cannot be read here ({error})")
+        return None
+    return config
+
+
+def _recorded_preprocessing(content: bytes) -> DataConfig:
+    """Return the preprocessing that the conversion stored in the file; none if it stored none."""
+    recorded = (tflite.read_metadata(content) or {}).get("preprocessing")
+    if not isinstance(recorded, Mapping):
+        return DataConfig()
+    known = {name: recorded[name] for name in ("resize", "scale", "offset") if name in recorded}
+    try:
+        return DataConfig.from_dict(known, "preprocessing")
+    except InputError as error:
+        warn(f"the preprocessing that the file's metadata records is not used: {error}")
+        return DataConfig()
+
+
+def _merged(config: DataConfig, recorded: DataConfig) -> DataConfig:
+    """Return the preprocessing of `config`, or the recorded one if `config` has none; a contradiction is a warning."""
+    own = datasets.preprocessing_record(config)
+    stored = datasets.preprocessing_record(recorded)
+    none = datasets.preprocessing_record(DataConfig())
+    if own == none:
+        return recorded
+    if stored not in (none, own):
+        warn(
+            f"the model was converted with the preprocessing {stored}, but the bundle is made with {own}: use the same"
+        )
+    return config
+
+
+def _contents(
+    stem: str,
+    content: bytes,
+    model: tflite.Model,
+    config: ExportConfig,
+    source: SourceExamples,
+    preprocessing: DataConfig,
+    class_names: tuple[str, ...],
+    results: Results,
+    platforms: Sequence[Platform],
+) -> tuple[BundleContents, tuple[str, ...]]:
+    labels = _labels(model, config, class_names)
+    table = io_table(model, preprocessing, labels)
+    refuse_problems(Candidate(content=content, model=model, io=table, task=config.task), platforms)
+    golden = golden_vectors(content, model, source, preprocessing, labels, tolerance_of(results))
+    notes = [] if source.is_real else ["golden vectors: random numbers, not real data: set data.source to examples"]
+    notes += [f"accuracy and backends: {results.missing}: name a record in export.record"] if results.missing else []
+    contents = BundleContents(
+        name=stem,
+        model=content,
+        io=table,
+        golden=golden,
+        labels=next(iter(labels.values()), ()),
+        results=results,
+        source_sha256=artifacts.sha256(content),
+        parsed=model,
+    )
+    return contents, tuple(notes)
+
+
+def _labels(model: tflite.Model, config: ExportConfig, class_names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return {output: class names}; empty if there are no names."""
+    if config.labels:
+        names, where = read_labels(config.labels), artifacts.shown(config.labels)
+        return {labeled_output(model, names, where): names}
+    if not class_names:
+        return {}
+    try:
+        names = check_names(class_names, "the data source")
+        return {labeled_output(model, names, "the data source"): names}
+    except InputError as error:
+        warn(f"the bundle has no labels: {error}")
+        return {}
+
+
+def refuse_problems(candidate: Candidate, platforms: Sequence[Platform]) -> None:
+    """Raise InputError with everything that the platforms refuse, and the conversions that they can run."""
+    problems = [(platform, problem) for platform in platforms for problem in platform.check(candidate)]
+    if problems:
+        text = "; ".join(f"{platform.title}: {problem.reason}: {problem.advice}" for platform, problem in problems)
+        raise InputError(
+            f"the file cannot be exported for {', '.join(dict.fromkeys(item.name for item, _ in problems))}: {text}",
+            field="export.platform",
+            expected=tuple(problem.advice for _, problem in problems),
+            got=tuple(problem.reason for _, problem in problems),
+        )
+
+
+def bundle_files(contents: BundleContents, platforms: Sequence[Platform]) -> dict[str, bytes]:
+    """Return all files of a bundle except README.md: {path: content}."""
+    files = {
+        MODEL_FILE: contents.model,
+        IO_FILE: _json(contents.io),
+        GOLDEN_FILE: _json(contents.golden.document),
+        **contents.golden.files,
+    }
+    if contents.labels:
+        files[LABELS_FILE] = "".join(f"{label}\n" for label in contents.labels).encode()
+    for platform in platforms:
+        for path, content in platform.sources(contents).items():
+            if files.setdefault(path, content) != content:
+                raise AssertionError(f"platform {platform.name} writes {path} with another content")
+    return files
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _write(
+    contents: BundleContents,
+    platforms: Sequence[Platform],
+    target: Path,
+    config: ExportConfig,
+    notes: tuple[str, ...],
+) -> Bundle:
+    files = bundle_files(contents, platforms)
+    with progress.stage("writing the bundle"), staged_folder(target) as fresh:
+        write_files(fresh, files)
+        self_tests = run_self_tests(platforms, fresh, run=config.self_test)
+        files["README.md"] = readme(contents, platforms, self_tests).encode()
+        write_files(fresh, {"README.md": files["README.md"]})
+        archive = zip_bytes(files, FOLDER) if config.zip else None
+    path = target.with_suffix(".zip")
+    if archive is not None:
+        artifacts.write_bytes(path, archive)
+    else:
+        path.unlink(missing_ok=True)  # an archive of an earlier bundle
+    return Bundle(
+        folder=target,
+        zip=None if archive is None else path,
+        files={name: artifacts.sha256(content) for name, content in sorted(files.items())},
+        platforms=tuple(platform.name for platform in platforms),
+        self_tests=self_tests,
+        golden={
+            "data": contents.golden.document["data"],
+            "is_real": contents.golden.document["is_real"],
+            "count": len(contents.golden.examples),
+        },
+        notes=notes,
+    )
+
+
+def run_self_tests(platforms: Sequence[Platform], folder: Path, *, run: bool = True) -> tuple[SelfTestResult, ...]:
+    """Return the results of the self-tests of all platforms; with `run` False, none of them runs."""
+    results = []
+    for platform in platforms:
+        for test in platform.self_tests:
+            if not run:
+                reason = "export.self_test is False"
+                results.append(SelfTestResult(name=test.name, status="not run", detail=reason))
+                continue
+            with progress.stage(f"running the self-test {test.name}"):
+                results.append(test.result(folder))
+    return tuple(results)

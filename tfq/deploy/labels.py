@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class names for a bundle: read, checked, and joined with the output that they belong to."""
+
+from collections.abc import Sequence
+
+from tfq import artifacts
+from tfq.errors import InputError
+from tfq.tflite import Model
+
+_MOST_BYTES = 1 << 24
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """Return the lines of a label file, in UTF-8. Empty lines at its end are left out.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8, has an empty line before its end, or has a name twice.
+    """
+    expected = "a text file with the name of one class per line"
+    content = artifacts.read_bytes(path, expected, field="export.labels", max_bytes=_MOST_BYTES)
+    with artifacts.decoding(path, f"{expected}, in UTF-8", field="export.labels"):
+        lines = content.decode("utf-8-sig").splitlines()
+    labels = [line.strip() for line in lines]
+    while labels and not labels[-1]:
+        labels.pop()
+    return check_names(labels, artifacts.shown(path))
+
+
+def check_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return class names as a tuple.
+
+    Raises:
+        InputError: There are none, one is empty, or one occurs twice; `got` is its line.
+    """
+    if not labels:
+        raise InputError(
+            f"{where} has no class names: expected one per line, in the order of the output",
+            field="export.labels",
+            expected="class names",
+            got=0,
+        )
+    lines: dict[str, int] = {}
+    for number, label in enumerate(labels, start=1):
+        problem = f"line {number} is empty" if not label else ""
+        if label in lines:
+            problem = f"lines {lines[label]} and {number} are both {label!r}"
+        if problem:
+            raise InputError(
+                f"{where}: {problem}. Expected a different name for each class, in the order of the output",
+                field="export.labels",
+                expected="a different name for each class",
+                got=number,
+            )
+        lines[label] = number
+    return tuple(labels)
+
+
+def labeled_output(model: Model, labels: Sequence[str], where: str) -> str:
+    """Return the name of the output whose last axis has one value for each class name.
+
+    Raises:
+        InputError: No output has this number of classes.
+    """
+    widths = {
+        name: tensor.shape[-1]
+        for name, tensor in zip(model.output_names, model.main_subgraph.output_tensors, strict=True)
+        if tensor.shape
+    }
+    for name, width in widths.items():
+        if width == len(labels):
+            return name
+    outputs = ", ".join(f"{name} ({width} values)" for name, width in widths.items()) or "no output with an axis"
+    raise InputError(
+        f"{where} has {len(labels)} class names, but the model's outputs are {outputs}. Expected as many names as the "
+        "last axis of an output has values",
+        field="export.labels",
+        expected=tuple(widths.values()),
+        got=len(labels),
+    )
