@@ -19,6 +19,7 @@ import pytest
 from built_models import Call, T, build
 from golden_models import changed, golden
 from messages import refused
+from one_op_models import options
 
 from tfq import progress
 from tfq.backends import Backend, InputStream, RunRequest, child, make_backend, timing_backend, worker
@@ -245,6 +246,36 @@ def test_contract_a_full_disk_is_an_error_that_says_so(subject):
             subject.assess(DIGITS, digits(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def dense_layers(count: int, dtype: str = "float32") -> bytes:
+    """Return `count` dense layers of 256 inputs and outputs that share their weights."""
+    scale = 0.1 if dtype == "int8" else None
+    weights = np.random.default_rng(0).integers(-9, 9, (256, 256)).astype(dtype)
+    tensors = {f"x{place}": T(dtype, (1, 256), scale) for place in range(count + 1)}
+    tensors["w"] = T(dtype, (256, 256), scale, values=weights)
+    calls = [Call("FULLY_CONNECTED", [f"x{i}", "w"], [f"x{i + 1}"], options("FullyConnected")) for i in range(count)]
+    return build(tensors, calls, ["x0"], [f"x{count}"])
+
+
+def test_contract_memory_and_packed_weights_are_measured(subject):
+    if not (subject.backend.kind.reports_memory and subject.backend.kind.has_cpu_kernels):
+        return
+
+    def memory(model, dtype="float32", **settings):
+        request = RunRequest(model=model, inputs=(np.zeros((1, 256), dtype),), measure_memory=True, **settings)
+        result = subject.backend.assess(request)
+        return result.memory_bytes, " ".join(result.notes)
+
+    for dtype, size in (("float32", 4), ("int8", 1)):
+        measured, notes = memory(dense_layers(1, dtype), dtype)
+        # Each weight is copied; each of the 256 outputs also has a bias, a scale and padding.
+        assert 256 * 256 * size <= measured["xnnpack_packed_weights"] <= 256 * 256 * size + 256 * 64
+        assert measured["peak_rss"] > measured["peak_rss.before_the_model"] > 4 << 20
+        assert "packed" not in notes
+    measured, notes = memory(dense_layers(3))
+    assert measured["xnnpack_packed_weights"] < 2 * 256 * 256 * 4 and "2 more ops" in notes
+    assert "xnnpack_packed_weights" not in memory(dense_layers(1), kernels="builtin")[0]
 
 
 def timing_request() -> TimingRequest:

@@ -8,7 +8,11 @@ from tfq.backends.child import LostConnectionError
 from tfq.backends.relay.backend import RelayBackend
 
 PIPE = BackendKind(
-    name="pipe", help="a relay on this machine", open=lambda address: PipeBackend(Path(address)), times=True
+    name="pipe",
+    help="a relay on this machine",
+    open=lambda address: PipeBackend(Path(address)),
+    times=True,
+    reports_memory=True,
 )
 
 

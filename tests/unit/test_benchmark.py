@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from golden_models import INT32, changed, golden
 from messages import refused
+from piped_board import PipeBackend
 
 from tfq import evaluation, tflite
 from tfq.backends import make_backend
+from tfq.backends.relay.board import PYTHON_VARIABLE
 from tfq.backends.target import benchmark as target
 from tfq.backends.timing import TimedModel, TimingRequest
 from tfq.config import BenchmarkConfig
@@ -20,6 +22,7 @@ from tfq.data import as_split
 from tfq.errors import InputError, ModelError
 from tfq.evaluation.benchmark import timed_model
 from tfq.evaluation.paired import MIN_PAIRS
+from tfq.evaluation.throughput import in_batches_of, measure_throughput
 
 SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
 
@@ -50,6 +53,18 @@ def test_every_model_is_timed_on_every_kernel(record):
         )
         assert model["min_ms"] <= model["mean_ms"] <= model["max_ms"]
         assert min(model["initialization_ms"], model["first_ms"], model["std_ms"], model["overhead_ms"]) > 0
+
+
+def test_memory_of_each_model_is_measured_by_itself(record):
+    memory = {(model["name"], model["kernels"]): model["costs"]["memory_bytes"] for model in record["models"]}
+    for name, file in (("int8", "digits_int8"), ("float", "digits_float32")):
+        graph = tflite.read(golden(file)).main_subgraph
+        dense = [op for op in graph.ops if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")]
+        weights = sum(graph.tensors[op.inputs[1]].buffer_bytes for op in dense)
+        # Kernels pad few channels to the width of a vector.
+        assert weights <= memory[name, "xnnpack"]["xnnpack_packed_weights"] <= 4 * weights
+        assert "xnnpack_packed_weights" not in memory[name, "builtin"]
+        assert memory[name, "builtin"]["peak_rss"] > memory[name, "builtin"]["peak_rss.before_the_model"]
 
 
 def test_only_xnnpack_delegates(record):
@@ -99,6 +114,68 @@ def test_a_model_of_dynamic_batch_is_timed_and_profiled():
     (model,) = evaluation.benchmark_models({"dynamic": golden("digits_int8_dynamic_batch")}, config).models
     assert model.mean_ms > 0
     assert model.ops_reason is None
+
+
+@pytest.fixture(params=["local", "relay"])
+def timer(request, tmp_path, monkeypatch):
+    monkeypatch.setenv(PYTHON_VARIABLE, sys.executable)
+    return make_backend("local") if request.param == "local" else PipeBackend(tmp_path)
+
+
+def test_throughput_has_every_batch_size_and_number_of_threads(timer):
+    config = BenchmarkConfig(**SHORT, batch_sizes=(1, 16), thread_counts=(2, 1), kernels=("builtin",))
+    contents = {"fixed": golden("digits_int8"), "dynamic": golden("digits_int8_dynamic_batch")}
+    parsed = {name: tflite.read(content) for name, content in contents.items()}
+    models = [timed_model(name, contents[name], parsed[name], None, 0)[0] for name in contents]
+    rows = measure_throughput(models, parsed, config, timer, 0)
+    assert {(row.name, row.batch, row.num_threads) for row in rows} == {
+        (name, batch, threads) for name in contents for batch in (1, 16) for threads in (1, 2)
+    }
+    rates = {(row.name, row.batch, row.num_threads): row for row in rows}
+    refused_rows = [key for key, row in rates.items() if row.reason is not None]
+    assert sorted(refused_rows) == [("fixed", 16, 1), ("fixed", 16, 2)]
+    assert "conversion.batch_size" in rates["fixed", 16, 1].reason and rates["fixed", 16, 1].mean_ms is None
+    larger, smaller = rates["dynamic", 16, 1], rates["dynamic", 1, 1]
+    # 16 examples are more work than one, and a rate counts examples, not inferences.
+    assert larger.mean_ms > 2 * smaller.mean_ms
+    assert larger.examples_per_second == pytest.approx(16e3 / larger.mean_ms)
+
+
+def test_inputs_of_a_batch_repeat_the_examples_in_order():
+    model, _ = timed_model("m", golden("digits_int8"), tflite.read(golden("digits_int8")), None, 0)
+    (array,) = in_batches_of(model, 1, 40).inputs
+    assert array.shape == (1, 40, 8, 8, 1)
+    np.testing.assert_array_equal(array[0, :16], model.inputs[0][:, 0])
+    np.testing.assert_array_equal(array[0, 32:], array[0, :8])
+
+
+def test_a_batch_that_fails_leaves_the_figures_of_the_others(monkeypatch):
+    backend, calls = make_backend("local"), []
+    time_models = backend.time_models
+
+    def fail_at_4(request):
+        calls.append(len(request.models))
+        if any(model.inputs[0].shape[1] == 4 for model in request.models):
+            raise ModelError("no batch of 4")
+        return time_models(request)
+
+    monkeypatch.setattr(backend, "time_models", fail_at_4)
+    content = golden("digits_int8_dynamic_batch")
+    model, _ = timed_model("m", content, tflite.read(content), None, 0)
+    config = BenchmarkConfig(**SHORT, batch_sizes=(4, 2))
+    rows = measure_throughput([model], {"m": tflite.read(content)}, config, backend, 0)
+    assert [(row.batch, row.reason, row.mean_ms is None) for row in rows] == [
+        (4, "no batch of 4", True),
+        (2, None, False),
+    ]
+    assert calls == [2, 1, 1]
+
+
+def test_batch_sizes_need_a_backend_that_measures_time():
+    with refused(InputError, field="benchmark.batch_sizes"):
+        evaluation.benchmark_models(
+            {"m": golden("digits_int8")}, BenchmarkConfig(backend="qemu:cortex-a53", batch_sizes=(2,))
+        )
 
 
 def test_without_the_profiler_there_are_times_and_a_reason(monkeypatch):

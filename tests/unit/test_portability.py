@@ -193,3 +193,6 @@ def test_table_is_json_and_keeps_the_latency_of_the_evaluation(model, examples, 
     values = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert values["rows"]["local"]["evaluation"]["latency_p50_ms"] == evaluated.latency_p50_ms
     assert values["rows"]["local"]["difference"]["max_abs_error_lsb"] == 0
+    memory = values["rows"]["local"]["evaluation"]["memory_bytes"]
+    assert memory["peak_rss"] > memory["xnnpack_packed_weights"] > 0
+    assert f"local: peak rss {memory['peak_rss']:,} B, xnnpack packed weights" in table.to_text()

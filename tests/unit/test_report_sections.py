@@ -138,7 +138,33 @@ def test_gain_over_float_is_in_figures_of_this_model():
     # The means are 1.01 times 42, 21 and 21.1 microseconds.
     assert work.rows[1][1:] == ("12.5", "1.25", "10", "47,148", "3.20x", "3.20x", "2.00x")
     assert work.rows[0][-3:] == ("1.00x", "1.00x", "1.00x")
+    assert "4.00x smaller, 4.00x less traffic, and 1.99x as fast" in text_of(record, "latency")
     assert not [item for item in sections_of(newest_record()) for each in item.tables if each.key == "work"]
+    assert "4x" not in text_of(newest_record(), "latency")
+
+
+def test_throughput_has_a_column_for_each_number_of_threads():
+    record = newest_record()
+    assert not [item for item in section(record, "latency").tables if item.key in ("throughput", "memory")]
+    key = {"name": "float", "kernels": "xnnpack"}
+    record["benchmark"]["throughput"] = [
+        {**key, "batch": 1, "num_threads": 1, "examples_per_second": 512.0, "reason": None},
+        {**key, "batch": 8, "num_threads": 1, "examples_per_second": None, "reason": "fixed to 1"},
+        {**key, "batch": 1, "num_threads": 2, "examples_per_second": 768.0, "reason": None},
+    ]
+    result = table(record, "latency", "throughput")
+    assert result.columns[3:] == ("1 thread", "2 threads")
+    assert [item[2:] for item in result.rows] == [("1", "512", "768"), ("8", "—", "—")]
+    assert any("fixed to 1" in note for note in result.notes)
+
+
+def test_memory_of_a_benchmark_has_its_units():
+    record = newest_record()
+    memory = {"peak_rss": 30_500_000, "peak_rss.before_the_model": 20_000_000, "xnnpack_packed_weights": 5632}
+    record["benchmark"]["models"][1]["costs"] = {"memory_bytes": memory, "notes": ["shared weights count once"]}
+    result = table(record, "latency", "memory")
+    assert [item[2:] for item in result.rows] == [("30.5", "20", "5.6")]
+    assert "shared weights count once" in result.notes
 
 
 def test_without_instructions_there_is_no_such_section():

@@ -66,13 +66,14 @@ def count_operations(model: Model) -> int:
     return sum(_count_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
 
 
-def memory_limit(model: Model, available: int | None = None, *, num_threads: int = 1) -> int:
+def memory_limit(model: Model, available: int | None = None, *, num_threads: int = 1, enlarged: int = 1) -> int:
     """Return a generous limit on the bytes of one interpreter.
 
     Args:
         model: The model.
         available: Bytes of memory of the machine that runs it; None for this machine.
         num_threads: Threads of the interpreter.
+        enlarged: How many times larger than in the file the batch is.
 
     Raises:
         ModelError: The tensors need more memory than the machine has, or a tensor is far larger than its op's inputs
@@ -80,7 +81,11 @@ def memory_limit(model: Model, available: int | None = None, *, num_threads: int
     """
     for graph in model.subgraphs:
         _check_sizes(model, graph)
-    tensors = sum(tensor_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
+    tensors = sum(
+        tensor_bytes(tensor) * (1 if tensor.is_constant else enlarged)
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+    )
     if available is None:
         available = _memory()
     if tensors + model.model_bytes > available:

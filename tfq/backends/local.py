@@ -44,7 +44,9 @@ class LocalBackend(Backend):
     def assess(self, request: RunRequest) -> BackendResult:
         """Run the request, as `Backend.assess` describes."""
         self.check_available()
-        return run_worker(self.COMMAND, request, backend=self.name, path=module_path(), start=start_fork)
+        return run_worker(
+            self.COMMAND, request, backend=self.name, path=module_path(), start=start_fork, reports_memory=True
+        )
 
     def run_samples(self, model: bytes, samples: Sequence[Arrays], kernels: str = "xnnpack") -> list[Arrays]:
         """Run a few samples one by one with `worker.run_samples` on this machine."""
@@ -76,6 +78,7 @@ LOCAL = register(
         help="this machine's CPU",
         open=lambda address: LocalBackend(),
         times=True,
+        reports_memory=True,
         unavailable=_unavailable,
     )
 )

@@ -71,6 +71,8 @@ class RunRequest:
             with nothing else running, and cycle over the first examples.
         outputs: Whether the outputs of the examples are needed.
         count_instructions: Whether to count the instructions of one inference of the first example.
+        measure_memory: Whether to measure the memory of the process that runs the model, which is also measured if
+            `num_runs` is not 0: XNNPACK's packed weights need another preparation of the model.
 
     Raises:
         InputError: A value is invalid for every model.
@@ -86,6 +88,7 @@ class RunRequest:
     num_runs: int = 0
     outputs: bool = True
     count_instructions: bool = False
+    measure_memory: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that does not depend on the model."""

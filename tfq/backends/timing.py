@@ -254,11 +254,22 @@ def _memory_limit(model: TimedModel, resources: Resources | None, num_threads: i
     """Return the limit on the bytes of one interpreter; raise ModelError if the model cannot run on the machine."""
     try:
         available = None if resources is None else resources.memory_bytes
-        return memory_limit(tflite.read(model.model), available, num_threads=num_threads)
+        parsed = tflite.read(model.model)
+        return memory_limit(parsed, available, num_threads=num_threads, enlarged=_enlarged(parsed, model.inputs))
     except ModelError as error:
         raise ModelError(
             f"{model.name}: {error}", field=error.field, expected=error.expected, got=error.got, limit=error.limit
         ) from error
+
+
+def _enlarged(model: tflite.Model, inputs: Sequence[NDArray]) -> int:
+    """Return how many times larger than in the file the batch of the inputs is, at least 1."""
+    batches = [
+        (array.shape[1], tensor.shape[0])
+        for array, tensor in zip(inputs, model.main_subgraph.input_tensors, strict=False)
+        if array.ndim > 1 and tensor.shape and tensor.shape[0]
+    ]
+    return max((-(-batch // own) for batch, own in batches), default=1)
 
 
 def _write(directory: Path, position: int, model: TimedModel) -> dict[str, Any]:

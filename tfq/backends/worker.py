@@ -42,6 +42,9 @@ MESSAGE = struct.Struct("<qqq")
 # How often a run continues after its connection was lost, and the seconds to wait the first time.
 RECONNECTS, RECONNECT_SECS = 3, 1.0
 
+# Ops whose second input XNNPACK packs.
+PACKED_OPS = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+
 Arrays = tuple[NDArray, ...]
 
 
@@ -284,27 +287,25 @@ def run_worker(
         interpreter: Entries of the request that choose another interpreter than LiteRT's, and configure it.
         start: Starts the child, as in `run_child`.
         resources: Cores and memory of the machine that runs the child; None for this machine.
-        reports_memory: Whether the result has the peak memory of the process with the interpreter.
+        reports_memory: Whether the result has the memory of the process with the interpreter, if it is requested.
 
     Raises:
         InputError: The model does not accept the inputs.
         ModelError: The model fails, crashes, does not finish or needs more memory than there is.
         BackendError: Anything else went wrong.
     """
-    model = tflite.read(request.model)
-    resources = resources or local_resources()
+    model, resources = tflite.read(request.model), resources or local_resources()
+    measures_memory = reports_memory and (request.measure_memory or request.num_runs > 0)
     first, pieces = split_first(request.inputs)
     plan = _make_plan(request, model, first, resources)
     settings = {
         "mode": "examples",
         "num_examples": request.num_examples,
         "num_workers": plan.num_workers,
-        "num_threads": request.num_threads,
-        "kernels": request.kernels,
-        "warmup_runs": request.warmup_runs,
-        "num_runs": request.num_runs,
+        **{name: getattr(request, name) for name in ("num_threads", "kernels", "warmup_runs", "num_runs")},
         "path": list(path),
         "memory_bytes": memory_limit(model, resources.memory_bytes, num_threads=request.num_threads),
+        "packed_weights": measures_memory and request.kernels == "xnnpack",
         **(interpreter or {}),
     }
     with scratch_directory() as directory:
@@ -336,8 +337,32 @@ def run_worker(
                 completed, (first, pieces) = feed.completed, split_first(request.inputs)
         feed.check_complete(backend)
         if reports_memory:
-            result["memory_bytes"] = {"peak_rss": result["used"]["peak_kb"] << 10}
+            result |= _memory(result, model) if measures_memory else {"memory_reason": NO_MEMORY}
         return _read_result(directory, result, request.num_examples, emulated, attempt)
+
+
+NO_MEMORY = "not requested: it is measured with latencies (num_runs is 0)"
+
+
+def _memory(result: dict[str, Any], model: tflite.Model) -> dict[str, Any]:
+    """Return the memory that the child has measured, as entries of its result with notes on the figures."""
+    notes = list(result["notes"])
+    memory = {"peak_rss": result["used"]["peak_kb"] << 10, "peak_rss.before_the_model": result["base_kb"] << 10}
+    packed = result["packed_weights"] or {}
+    if "bytes" in packed:
+        memory["xnnpack_packed_weights"] = packed["bytes"]
+        graph = model.main_subgraph
+        weights = [graph.tensors[op.inputs[1]] for op in graph.ops if op.name in PACKED_OPS]
+        places = [tensor.buffer_offset for tensor in weights if tensor.is_constant]
+        shared = len(places) - len(set(places))
+        if shared:
+            notes.append(
+                f"xnnpack_packed_weights counts weights that several ops share once, as XNNPACK's weight cache does. "
+                f"Without a cache, XNNPACK packs them again for {shared} more ops"
+            )
+    if "reason" in packed:
+        notes.append(f"XNNPACK's packed weights were not measured: {packed['reason']}")
+    return {"memory_bytes": memory, "notes": notes}
 
 
 def _make_plan(request: RunRequest, model: tflite.Model, first: Arrays, resources: Resources) -> Plan:
@@ -434,6 +459,7 @@ def _read_result(
         latencies_ms=np.array(result["latencies_ms"], np.float64) if timed else None,
         latency_reason=None if timed else "no timed runs were requested (num_runs is 0)",
         memory_bytes=result["memory_bytes"],
+        memory_reason=result.get("memory_reason"),
         total_ops=result["total_ops"],
         delegated_ops=result["delegated_ops"],
         unaccelerated=result["unaccelerated"],

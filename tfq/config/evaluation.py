@@ -119,6 +119,15 @@ class BenchmarkConfig(Config):
         choices=KERNELS,
     )
     num_threads: int = setting(1, "threads of the interpreter", minimum=1)
+    batch_sizes: tuple[int, ...] = setting(
+        (),
+        "batch sizes of an additional table of examples per second; empty uses the file's own. Others need a file "
+        "with a dynamic batch dimension",
+        minimum=1,
+    )
+    thread_counts: tuple[int, ...] = setting(
+        (), "numbers of threads of this table; empty uses benchmark.num_threads", minimum=1
+    )
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "minimum number of timed inferences of each model", minimum=1)
     min_secs: float = setting(1.0, "minimum seconds of timed inferences of each model", minimum=0)

@@ -106,6 +106,7 @@ def assess_model(
     metric: str | Metric | MetricFunction | None = None,
     preprocessing: Preprocessing | None = None,
     count_instructions: bool = False,
+    measure_memory: bool = False,
 ) -> Assessment:
     """Do the work of `evaluate_model`, and return the raw outputs too.
 
@@ -117,6 +118,7 @@ def assess_model(
         metric: Used instead of `config.metric`.
         preprocessing: How `data` was preprocessed.
         count_instructions: Whether to count the instructions of an inference too.
+        measure_memory: Whether to measure memory even if no latency is.
 
     Raises:
         InputError: Data, labels, model and reference do not fit each other.
@@ -132,7 +134,7 @@ def assess_model(
     if reference is not None and not isinstance(reference, ReferenceOutputs):
         reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
     feed = Feed(parsed, data)
-    result = backend.assess(_request(model, feed, config, count_instructions))
+    result = backend.assess(_request(model, feed, config, count_instructions, measure_memory))
     if result.outputs is None:
         reason = str(result.outputs_reason)
         record = _costs(model, data, config, chosen, result)
@@ -243,7 +245,9 @@ def _costs(
     )
 
 
-def _request(model: bytes, feed: Feed, config: EvaluationConfig, count_instructions: bool) -> RunRequest:
+def _request(
+    model: bytes, feed: Feed, config: EvaluationConfig, count_instructions: bool, measure_memory: bool
+) -> RunRequest:
     return RunRequest(
         model=model,
         inputs=feed.inputs,
@@ -254,6 +258,7 @@ def _request(model: bytes, feed: Feed, config: EvaluationConfig, count_instructi
         warmup_runs=config.warmup_runs,
         num_runs=config.num_runs,
         count_instructions=count_instructions,
+        measure_memory=measure_memory,
     )
 
 

@@ -15,7 +15,7 @@ from tfq.artifacts import content_of
 from tfq.backends import Backend, RunRequest, make_backend, place_of, public_names, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
-from tfq.data import Split
+from tfq.data import Split, batch_size_of
 from tfq.errors import BackendError, InputError, warn
 from tfq.evaluation.benchmark_record import BenchmarkRecord, ModelTimes, TimeRatio
 from tfq.evaluation.costs import Costs
@@ -23,6 +23,7 @@ from tfq.evaluation.inputs import prepare_inputs
 from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import latency_statistics, paired_ratio
+from tfq.evaluation.throughput import measure_throughput
 from tfq.progress import stage
 from tfq.tflite import Model, Tensor
 from tfq.tflite.workload import workload
@@ -161,6 +162,13 @@ def benchmark_models(
         raise InputError("models is empty: expected at least one model to benchmark", field="models", got=0)
     contents = {name: content_of(model, f"models[{name!r}]") for name, model in models.items()}
     backend = make_backend(config.backend, field="benchmark.backend")
+    if not backend.kind.times and (config.batch_sizes or config.thread_counts):
+        raise InputError(
+            f"benchmark.batch_sizes and benchmark.thread_counts need a backend that measures time, not {backend.name}: "
+            "leave them out, or use another backend",
+            field="benchmark.batch_sizes" if config.batch_sizes else "benchmark.thread_counts",
+            got=backend.name,
+        )
     reason = backend.unavailable()
     if reason:
         raise BackendError(f"{backend.name}: {reason}")
@@ -192,11 +200,14 @@ def benchmark_models(
             _times(parsed[model.name], model, kernels, timing, sources[model.name][1], request, config, backend)
             for (model, kernels), timing in zip(request.entries, timings, strict=True)
         ]
+    with stage("measuring throughput"):
+        throughput = measure_throughput(request.models, parsed, config, timer, seed)
     return BenchmarkRecord(
         backend=public_names([config.backend])[config.backend],
         num_threads=config.num_threads,
         models=tuple(times),
         ratios=_ratios(request, timings),
+        throughput=throughput,
         machine=machine,
     )
 
@@ -244,8 +255,28 @@ def _times(
         ops=None if isinstance(ops, str) else tuple(ops),
         ops_by=None if isinstance(ops, str) else OPS_BY,
         ops_reason=ops if isinstance(ops, str) else None,
+        costs=_memory(parsed, model, kernels, config, backend) if backend.kind.reports_memory else None,
         workload=workload(parsed),
     )
+
+
+def _memory(parsed: Model, model: TimedModel, kernels: str, config: BenchmarkConfig, backend: Backend) -> Costs:
+    """Return the memory of one inference in a separate process, because other models add to that of a shared one."""
+    request = RunRequest(
+        model=model.model,
+        inputs=_first_inference(parsed, model),
+        num_threads=config.num_threads,
+        kernels=kernels,
+        outputs=False,
+        measure_memory=True,
+    )
+    return Costs.of(backend.assess(request))
+
+
+def _first_inference(parsed: Model, model: TimedModel) -> tuple[NDArray, ...]:
+    """Return the examples of the first inference, with the examples along axis 0."""
+    has_batch = batch_size_of(parsed) is not None
+    return tuple(array[0] if has_batch else array[:1] for array in model.inputs)
 
 
 def _ratios(request: TimingRequest, timings: list[Timing]) -> tuple[TimeRatio, ...]:
@@ -304,8 +335,8 @@ def _costs(
     for name, content in models.items():
         model, source = timed_model(name, bytes(content), parsed[name], data, seed)
         with stage(f"assessing {name} on {place_of(config.backend)}"):
-            first_batch = tuple(array[0] for array in model.inputs)
-            result = backend.assess(RunRequest(model=bytes(content), inputs=first_batch, outputs=False))
+            first = _first_inference(parsed[name], model)
+            result = backend.assess(RunRequest(model=bytes(content), inputs=first, outputs=False))
         for note in result.notes:
             warn(f"{name}: {note}")
         times.append(

@@ -48,7 +48,8 @@ class ModelTimes:
         ops_by: How the ops were measured.
         ops_reason: Why they were not measured.
         instructions: {backend: instruction counts} of an emulator. A count is not a time.
-        costs: Memory, cycles and ops on the CPU, of a backend that reports these instead of times.
+        costs: Memory, cycles and ops on the CPU, of a backend that reports them; of one that measures times, the memory
+            in a separate run of one inference.
         workload: Multiply-adds and bytes of each op, counted from the shapes.
     """
 
@@ -94,6 +95,38 @@ class ModelTimes:
             "workload": None if self.workload is None else self.workload.to_dict(),
             "examples_per_second": self.examples_per_second,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """The throughput of one model with one set of kernels, at one batch size and number of threads.
+
+    Args:
+        name: The name of the model.
+        kernels: "xnnpack", "builtin" or "reference".
+        batch: Examples in each inference.
+        num_threads: Threads of the interpreter.
+        mean_ms: The mean time of an inference (`invoke` alone) in milliseconds; None if it was not measured.
+        num_runs: The number of timed inferences.
+        reason: Why it was not measured.
+    """
+
+    name: str
+    kernels: str
+    batch: int
+    num_threads: int
+    mean_ms: float | None = None
+    num_runs: int = 0
+    reason: str | None = None
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Examples per second; None if it was not measured."""
+        return 1000 * self.batch / self.mean_ms if self.mean_ms else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**vars(self), "examples_per_second": self.examples_per_second}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +177,7 @@ class BenchmarkRecord:
         models: The timings of each model with each set of kernels.
         ratios: The time of each other model relative to the first one with the same kernels, and of the first one with
             other kernels relative to it with `kernels[0]`.
+        throughput: Examples per second at the batch sizes and numbers of threads that were requested.
         machine: The machine and the versions of the software that ran the models.
     """
 
@@ -151,6 +185,7 @@ class BenchmarkRecord:
     num_threads: int
     models: tuple[ModelTimes, ...]
     ratios: tuple[TimeRatio, ...]
+    throughput: tuple[Throughput, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,6 +195,7 @@ class BenchmarkRecord:
             "num_threads": self.num_threads,
             "models": [model.to_dict() for model in self.models],
             "ratios": [dict(vars(ratio)) for ratio in self.ratios],
+            "throughput": [item.to_dict() for item in self.throughput],
             "machine": self.machine,
         }
 
@@ -184,10 +220,12 @@ class BenchmarkRecord:
             for backend, count in (model.instructions or {}).items()
         ]
         for model in self.models:
-            if model.costs is not None:
+            if model.costs is not None and model.mean_ms is None:
                 lines += [*([""] if lines else []), *_costs_text(model, self.backend)]
         lines += [ratio.to_text() for ratio in self.ratios]
         lines += [_work_text(model) for model in self.models if model.workload is not None]
+        lines += [_memory_text(model) for model in timed if model.costs is not None]
+        lines += ["", *_throughput_lines(self.throughput)] if self.throughput else []
         for model in timed:
             lines += ["", *_expensive(model)]
         return "\n".join(lines)
@@ -233,6 +271,27 @@ def _work_text(model: ModelTimes) -> str:
     return f"{model.name}{f', {model.kernels}' if model.kernels else ''}: {'; '.join(parts)}"
 
 
+def _memory_text(model: ModelTimes) -> str:
+    """Return the memory of a model that was timed as one line."""
+    assert model.costs is not None
+    costs = model.costs.to_dict()
+    items = [f"{name} {text}" for name, text in cost_rows({**costs, "figures": {}, "unaccelerated": {}, "caveats": ()})]
+    items += [costs["memory_reason"]] if costs["memory_reason"] else []
+    return f"{model.name}, {model.kernels}: {'; '.join([*items, *costs['notes']])}"
+
+
+def _throughput_lines(throughput: Sequence[Throughput]) -> list[str]:
+    """Return a table with a row for each model, kernels and batch size, and a column for each number of threads."""
+    threads = list(dict.fromkeys(item.num_threads for item in throughput))
+    cells = {(item.name, item.kernels, item.batch, item.num_threads): item for item in throughput}
+    rows = [["model", "kernels", "batch", *(f"{count} thread{'' if count == 1 else 's'}" for count in threads)]]
+    for name, kernels, batch in dict.fromkeys(key[:3] for key in cells):
+        rates = [cells[name, kernels, batch, count].examples_per_second for count in threads]
+        rows.append([name, kernels, f"{batch:,}", *("-" if rate is None else f"{rate:,.0f}" for rate in rates)])
+    reasons = dict.fromkeys(f"{item.name}, batch {item.batch}: {item.reason}" for item in throughput if item.reason)
+    return ["examples per second by batch size and threads", *aligned(rows, left=2), *reasons]
+
+
 def _expensive(model: ModelTimes) -> list[str]:
     title = f"{model.name}, {model.kernels}"
     if model.ops is None:
@@ -260,14 +319,11 @@ def _costs_text(model: ModelTimes, backend: str) -> list[str]:
 
 
 def benchmark_requirements(record: BenchmarkRecord, require: CostRequireConfig) -> dict[str, list[Requirement]]:
-    """Return for each model every bound of `require`, with the value and the verdict.
-
-    A backend that measures times has no memory in its benchmark, so that bounds on memory are missed there.
-    """
+    """Return for each model every bound of `require`, with the value and the verdict."""
     results: dict[str, list[Requirement]] = {}
     for model in record.models:
         costs = {
-            "memory_reason": "a benchmark that measures time reports no memory",
+            "memory_reason": "this backend reports no memory",
             **({} if model.costs is None else model.costs.to_dict()),
             "total_ops": model.total_ops,
             "delegated_ops": model.delegated_ops,

@@ -73,7 +73,7 @@ def cost_rows(costs: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in memory.items():
         if "." not in name:
             items = {key[len(name) + 1 :]: size for key, size in memory.items() if key.startswith(f"{name}.")}
-            listed = ", ".join(f"{key} {size:,}" for key, size in items.items())
+            listed = ", ".join(f"{_words(key)} {size:,}" for key, size in items.items())
             rows.append((_words(name), f"{value:,} bytes ({how}){f': {listed}' if listed else ''}"))
     for name, value in costs["figures"].items():
         rows.append((_words(name), f"{value:,} ({how})" if value == int(value) else f"{value:,.6g} ({how})"))

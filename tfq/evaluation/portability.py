@@ -144,7 +144,14 @@ def _row(
     if unavailable is not None:
         return dataclasses.replace(blank, reason=f"not available: {unavailable}")
     try:
-        assessed = assess_model(model, data, config, reference=reference, count_instructions=kind.counts_instructions)
+        assessed = assess_model(
+            model,
+            data,
+            config,
+            reference=reference,
+            count_instructions=kind.counts_instructions,
+            measure_memory=kind.reports_memory,
+        )
     except (ModelError, InputError) as error:
         return dataclasses.replace(blank, status="failed", reason=str(error))
     except BackendError as error:

@@ -195,7 +195,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
 
 def _memory(evaluation: Mapping[str, Any]) -> str:
     memory = {name: size for name, size in (evaluation.get("memory_bytes") or {}).items() if "." not in name}
-    return ", ".join(f"{name} {size:,} B" for name, size in memory.items()) or DASH
+    return ", ".join(f"{name.replace('_', ' ')} {size:,} B" for name, size in memory.items()) or DASH
 
 
 def _cost(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from tfq.report.formatting import (
     count,
     cpu_label,
     is_number,
+    kilobytes,
     millions,
     model_label,
     number_of,
@@ -100,8 +101,11 @@ def latency_section(record: Record) -> Section:
             f"The models were timed in turns, so that a change in the machine's speed affects all of them: "
             f"{', '.join(words)}."
         )
+        if gains := _gains(timed):
+            about.append(gains)
         ops, reasons = _op_tables(record, timed)
-        tables += [_timings(record, timed, reasons), *_work(record, timed), *_ratios(record, benchmark, timed), *ops]
+        tables += [_timings(record, timed, reasons), *_work(record, timed), *_throughput(record, benchmark)]
+        tables += [*_memory(record, timed), *_ratios(record, benchmark, timed), *ops]
     else:
         reasons_known = [benchmark.get("not_run"), *(item.get("time_reason") for item in benchmark.get("models") or [])]
         reason = next((plain(item) for item in reasons_known if item), "the record has no benchmark")
@@ -147,16 +151,42 @@ def _timings(record: Record, timed: Sequence[Record], reasons: Reasons) -> Table
     )
 
 
-def _work(record: Record, timed: Sequence[Record]) -> list[Table]:
-    """Return the counted work of each model, and how much smaller, lighter and faster it is than the float model.
+def _reference(counted: Sequence[Record]) -> Record:
+    return next((model for model in counted if model_label(model.get("name", "?")) == REFERENCE), {})
 
-    Quantization is said to make files and traffic 4 times smaller and inference 2 to 4 times faster: these are the
-    figures of this model on this machine.
-    """
+
+def _gain(reference: Record, model: Record) -> tuple[str, str, str]:
+    """Return how many times smaller the file is, how much less traffic it has, and how much faster it is."""
+    work = part(model, "workload")
+    return (
+        _times_less(reference.get("model_bytes"), model.get("model_bytes")),
+        _times_less(part(reference, "workload").get("bytes_moved"), work.get("bytes_moved")),
+        _times_less(reference.get("mean_ms"), model.get("mean_ms")),
+    )
+
+
+def _gains(timed: Sequence[Record]) -> str:
+    """Return what the last model gains over the float one, next to what int8 is often said to gain; "" if unknown."""
+    counted = [model for model in timed if part(model, "workload")]
+    reference = _reference(counted)
+    others = [model for model in counted if model_label(model.get("name", "?")) != REFERENCE]
+    others = [model for model in others if model.get("kernels") == reference.get("kernels")]
+    if not reference or not others:
+        return ""
+    size, traffic, speed = _gain(reference, others[-1])
+    return (
+        "int8 is often said to make a file 4x smaller, to need 4x less memory bandwidth, and to be 2x to 4x faster. "
+        f"For {model_label(others[-1].get('name', '?'))}, the figures are {size} smaller, {traffic} less traffic, and "
+        f"{speed} as fast, compared with float."
+    )
+
+
+def _work(record: Record, timed: Sequence[Record]) -> list[Table]:
+    """Return the counted work of each model, and how much smaller, lighter and faster it is than the float model."""
     counted = [model for model in timed if part(model, "workload")]
     if not counted:
         return []
-    reference = next((model for model in counted if model_label(model.get("name", "?")) == REFERENCE), {})
+    reference = _reference(counted)
     rows = []
     for model in counted:
         work = part(model, "workload")
@@ -168,9 +198,7 @@ def _work(record: Record, timed: Sequence[Record]) -> list[Table]:
                 millions(work.get("bytes_moved")),
                 significant(work.get("intensity")),
                 significant(model.get("examples_per_second")),
-                _times_less(reference.get("model_bytes"), model.get("model_bytes")),
-                _times_less(part(reference, "workload").get("bytes_moved"), work.get("bytes_moved")),
-                _times_less(reference.get("mean_ms"), model.get("mean_ms")),
+                *_gain(reference, model),
             )
         )
     names = ("model", *(["kernels"] if not _kernels(timed) else []))
@@ -187,6 +215,75 @@ def _work(record: Record, timed: Sequence[Record]) -> list[Table]:
                 "multiply-adds and MB moved: counted from the shapes of the ops; each byte counts whenever an op reads "
                 "or writes it, as if nothing stayed in a cache",
                 "faster: ratio of the mean latencies on this machine",
+            ),
+        )
+    ]
+
+
+def _throughput(record: Record, benchmark: Record) -> list[Table]:
+    """Return examples per second by batch size and number of threads; no table if none were measured."""
+    items = benchmark.get("throughput") or []
+    if not items:
+        return []
+    threads = list(dict.fromkeys(item.get("num_threads") for item in items))
+    cells = {tuple(item.get(key) for key in ("name", "kernels", "batch", "num_threads")): item for item in items}
+    lines = list(dict.fromkeys(key[:3] for key in cells))
+    reasons = Reasons()
+    for item in items:
+        if item.get("reason"):
+            reasons.add(f"batch {count(item.get('batch'))}", model_label(item.get("name", "?")), plain(item["reason"]))
+    return [
+        Table(
+            key="throughput",
+            columns=("model", "kernels", "batch", *(number_of(number, "thread") for number in threads)),
+            rows=tuple(
+                (
+                    model_label(name),
+                    kernels_word(kernels),
+                    count(batch),
+                    *(
+                        significant(cells.get((name, kernels, batch, number), {}).get("examples_per_second"))
+                        for number in threads
+                    ),
+                )
+                for name, kernels, batch in lines
+            ),
+            numeric=(False, False, *[True] * (1 + len(threads))),
+            caption="Examples per second by batch size and threads",
+            row_series=tuple(series_of(record, name) for name, _, _ in lines),
+            notes=tuple(reasons.notes()),
+        )
+    ]
+
+
+def _memory(record: Record, timed: Sequence[Record]) -> list[Table]:
+    """Return the memory of each model; no table if the backend reports none."""
+    measured = [model for model in timed if part(part(model, "costs"), "memory_bytes")]
+    if not measured:
+        return []
+    keys = ("peak_rss", "peak_rss.before_the_model", "xnnpack_packed_weights")
+    notes = [plain(note) for model in measured for note in part(model, "costs").get("notes") or []]
+    return [
+        Table(
+            key="memory",
+            columns=("model", "kernels", "peak RSS, MB", "before the model, MB", "packed weights, kB"),
+            rows=tuple(
+                (
+                    model_label(model.get("name", "?")),
+                    kernels_word(model.get("kernels")),
+                    *(millions(part(part(model, "costs"), "memory_bytes").get(key)) for key in keys[:2]),
+                    kilobytes(part(part(model, "costs"), "memory_bytes").get(keys[2])).removesuffix(" kB"),
+                )
+                for model in measured
+            ),
+            numeric=(False, False, True, True, True),
+            caption="Memory of one inference in a separate process",
+            row_series=tuple(series_of(record, model.get("name")) for model in measured),
+            notes=(
+                "peak RSS: largest resident memory of the process; before the model: what Python, NumPy and LiteRT "
+                "need without a model",
+                "packed weights: copies of the constants in the layout of XNNPACK's kernels, in addition to the file",
+                *dict.fromkeys(notes),
             ),
         )
     ]

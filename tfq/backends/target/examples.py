@@ -16,13 +16,14 @@ import collections
 import fcntl
 import mmap
 import os
+import resource
 import struct
 import time
 
 import ai_edge_litert.interpreter  # noqa: F401  imported before the model loads, so that a failure is not blamed on it
 import numpy as np
 
-from . import fork, session
+from . import fork, packed_weights, session
 
 PROGRESS_SECONDS = 0.2
 MESSAGE = struct.Struct("<qqq")
@@ -36,7 +37,9 @@ ArraySpec = collections.namedtuple("ArraySpec", ["dtype", "shape"])
 def run(directory, request):
     """Run all examples, then the timed inferences. Write the outputs, and return the result as JSON values."""
     session.limit_memory(request.get("memory_bytes"))
+    base_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Fork while there are no threads and no interpreter.
+    packed = packed_weights.measure(directory, request["num_threads"]) if request.get("packed_weights") else None
     forks = [fork.Fork(lambda: work_in_fork(directory, request)) for _ in range(request["num_workers"] - 1)]
     worker = Worker(directory, request, forks)
     reports = [worker.work(), *(other.report() for other in forks)]
@@ -67,6 +70,8 @@ def run(directory, request):
         "delegated_ops": delegated,
         "unaccelerated": facts.get("unaccelerated", {}),
         "memory_bytes": facts.get("memory_bytes"),
+        "base_kb": base_kb,
+        "packed_weights": packed,
         "machine": {**session.machine(), **facts.get("machine", {})},
         "notes": [note for note in notes if note],
     }
