@@ -56,6 +56,7 @@ BASE = {
     ),
     "compare": (f"--reference={GOLDEN}/digits_float32.tflite", f"--model={GOLDEN}/digits_int8.tflite"),
     "export": (f"--model={GOLDEN}/digits_int8.tflite", SMALL, "--out=OUT", "--platform=linux", "--noself_test"),
+    "report": ("--folder=OUT/search.json", "--out=OUT"),
     "run": (
         f"--model={GOLDEN}/digits_float32.tflite", SMALL, "--out=OUT", "--nocompression.prune",
         "--nocompression.qat", "--evaluation.limit=8", "--evaluation.num_runs=0", "--benchmark.num_runs=1",
@@ -68,6 +69,7 @@ FORMATS = {
     "flatbuffer": ("flatbuffer",),
     "comparable": ("flatbuffer",),
     "ranges": ("ranges",),
+    "records": ("json",),
     "python": ("python",),
     "directory": ("directory",),
     "text": ("labels",),
@@ -152,6 +154,12 @@ def arguments_of(case, directory):
         path = PATHS[case.kind](directory, suffix)
     name = case.flag.partition("=")[0]
     base = [item.replace("OUT", f"{directory}/out") for item in BASE[case.command]]
+    if case.command == "report":
+        from tfq.provenance import SCHEMA_VERSION
+
+        record = {"schema_version": SCHEMA_VERSION, "command": "search", "candidates": []}
+        (directory / "out").mkdir()
+        (directory / "out" / "search.json").write_text(json.dumps(record))
     if name == "config":  # flags would override the config
         return [case.command, *base, f"--config={path}"]
     base = [item for item in base if not item.startswith(f"--{name}=")]

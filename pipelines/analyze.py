@@ -19,7 +19,7 @@ Reads both files, and examples of --data without their labels. Prints one line p
     alone dB         SQNR of the model's outputs with only this op quantized (--sensitivity)
 
 --require.min_layer_sqnr_db sets a bound on every op; the exit code is 1 if one is below it. Ops that output only zeros
-are not counted. With --out it writes analyze.json, and analyze.html with plots.
+are not counted. With --out it writes analyze.json, and the pages analyze.html, with plots, and analyze.md.
 
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
@@ -33,7 +33,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfq import analysis, artifacts, report, workflows
+from tfq import analysis, artifacts, workflows
 from tfq.cli import flags, process
 from tfq.errors import InputError
 
@@ -86,8 +86,7 @@ def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
         texts.append(measured.to_text())
     record = process.record(invocation, "analyze", **results)
     if out is not None:
-        page = artifacts.write_text(out / "analyze.html", report.analysis_page(record))
-        texts.append(str(page))
+        texts.append(str(out / "analyze.html"))
     process.finish(invocation, record, "\n\n".join(texts))
     if analyzed is not None:
         analysis.check_requirements(analyzed, config.analysis.require)

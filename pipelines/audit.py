@@ -13,7 +13,7 @@ The file is also run once on neutral inputs, in a child process, and a file that
 a custom op, or one compiled for another device, cannot be run here and is not judged by that. --noexecute skips the
 run.
 
-With --out it writes audit.json.
+With --out it writes audit.json, and the pages audit.html and audit.md.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ are random numbers, or the first test examples of --data. A --backend that does 
 instead: qemu:CPU counts instructions, tflm records the tensor arena, ethos-u55-128 estimates memory and cycles.
 --require.* set bounds on these costs; the exit code is 1 if a model misses one.
 
-With --out it writes benchmark.json.
+With --out it writes benchmark.json, and the pages benchmark.html and benchmark.md.
 """
 
 from collections.abc import Sequence

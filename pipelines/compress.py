@@ -10,7 +10,8 @@ is pruned and then trained with fake quantization; --noprune, --noqat, --cluster
 steps.
 
 Writes <model>_<steps>.h5 to --out, a tf_keras model for `tfq convert`; <steps> is pruned_qat by default. For a Keras 3
-model it also writes <model>_<steps>.keras: your own model with the trained weights. The details are in compress.json.
+model it also writes <model>_<steps>.keras: your own model with the trained weights. The details are in compress.json,
+and in the pages compress.html and compress.md.
 
 --preflight needs no data and trains nothing. It reports for each layer whether it can be pruned and trained with fake
 quantization, and which of its ops would stay float in an int8 .tflite. The exit code is 1 if a layer is unsupported.

@@ -12,7 +12,7 @@ model. --input_shapes fixes sizes that the model leaves open, --signature choose
 A .tflite that has the scheme already is accepted if --target needs another form of some ops: only these are replaced.
 
 Writes <model>_<scheme>.tflite, the calibrated ranges in <model>_<scheme>_ranges.json (for --calibration.ranges), and
-convert.json to --out.
+convert.json with its pages to --out.
 
 The result is verified: it is run next to the float model on up to 20 of the examples. Outputs that lost their
 information (collapsed) are reported with the op, the cause and what other settings would give. With --strict they are

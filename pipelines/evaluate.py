@@ -17,7 +17,7 @@ available here.
 
 --require.* set bounds for --backend and for each backend that --backends names. The exit code is 1 if one is not met.
 
-With --out it writes evaluate.json.
+With --out it writes evaluate.json, and the pages evaluate.html and evaluate.md.
 """
 
 from collections.abc import Sequence

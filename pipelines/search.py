@@ -14,8 +14,8 @@ Without class labels, candidates are compared with the float model: by the fract
 output is known to predict a class, by the fraction of examples whose outputs have an SQNR of at least
 --budget.min_sqnr_db. A warning and the record say so, and --budget.max_accuracy_drop bounds the rest of that fraction.
 
-Writes <model>_search_int8.tflite and search.json to --out. An interrupted search resumes. The exit code is 1 if no
-candidate is within the budget; the best candidate is written anyway.
+Writes <model>_search_int8.tflite, and search.json with the pages search.html and search.md to --out. An interrupted
+search resumes. The exit code is 1 if no candidate is within the budget; the best candidate is written anyway.
 """
 
 from collections.abc import Sequence

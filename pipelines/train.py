@@ -9,8 +9,8 @@ Reads the train and val splits of --data, and measures the accuracy on the test 
 of the files in models/, such as digits_cnn, ds_cnn or resnet8. A model from a file is trained further from its weights.
 To compress a trained model of your own, skip this command.
 
-Writes <model>.keras (<model>_trained.keras for a file) and train.json to --out. With --keras=tf_keras (the default), a
-model that tfq builds can be pruned and trained with fake quantization.
+Writes <model>.keras (<model>_trained.keras for a file), and train.json with the pages train.html and train.md to --out.
+With --keras=tf_keras (the default), a model that tfq builds can be pruned and trained with fake quantization.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
 from tfq.ptq.causes import Diagnosis, TensorFacts
-from tfq.report import analysis_page
+from tfq.report.page import page_of
 
 IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])
 
@@ -373,7 +373,7 @@ def test_histograms_count_every_value_within_the_quantized_range():
 def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
     result["ops"][1]["label"] = result["histograms"][0]["label"] = "<script>alert(1)</script>"
-    page = analysis_page({**result, "config": {"model": "<b>.tflite"}})
+    page = page_of({**result, "command": "analyze", "config": {"model": "<b>.tflite"}})
     with_weights = sum(item["weights"] is not None for item in result["histograms"])
     assert page.count("<svg") == 2 + len(result["histograms"]) + with_weights
     assert "<script>alert" not in page and "<b>.tflite" not in page
@@ -383,7 +383,7 @@ def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
 
 def test_panels_of_the_page_without_data_say_why():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, histograms=False)).to_dict()
-    page = analysis_page({**result, "config": {"model": "model.tflite"}})
+    page = page_of({**result, "command": "analyze", "config": {"model": "model.tflite"}})
     captions = dict(re.findall(r'<figure data-plot="(\w+)">.*?<figcaption>(.*?)</figcaption>', page, flags=re.DOTALL))
     assert page.count("<svg") == 1 and "analysis.sensitivity" in captions["sensitivity"]
     assert "analysis.histograms" in page[page.index('id="values"') :]

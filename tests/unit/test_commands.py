@@ -131,7 +131,7 @@ def test_help_reads_well_exits_0_and_loads_no_tensorflow(command, root):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"tfq {command}: ")
-    assert "--model" in done.stdout
+    assert "--out" in done.stdout
     assert "Exit codes" in done.stdout
 
 

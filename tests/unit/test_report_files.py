@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.json, report.md and report.html: complete, deterministic, and names from a model file stay text."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -17,7 +18,7 @@ from messages import refused
 from report_record import audit, finding, full_record, newest_record, not_run, timed, weight
 
 from tfq.errors import InputError, TfqError
-from tfq.report import write_report
+from tfq.report import KINDS, write_report
 from tfq.report.markdown import escaped, markdown_of
 from tfq.report.page import page_of
 from tfq.report.plots import Plot, plots_of
@@ -180,7 +181,8 @@ def test_layer_names_are_escaped_in_the_page(name):
     record = full_record()
     record["sparsity"] = {name: 0.5}
     no_plots = dict.fromkeys(PLOTS, Plot(title="", svg="", caption=""))
-    with mock.patch("tfq.report.page.plots_of", return_value=no_plots):
+    undrawn = dataclasses.replace(KINDS["run"], plots=lambda _: no_plots)
+    with mock.patch.dict(KINDS, run=undrawn):
         tags = parsed(page_of(full_record())).count
         page = page_of(record)
     assert set(parsed(page).count) <= set(tags)

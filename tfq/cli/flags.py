@@ -28,7 +28,7 @@ class CommandFlags(NamedTuple):
 
     Args:
         command: Its name: a file in pipelines/.
-        model: What --model accepts, for the help.
+        model: What --model accepts, for the help; "" if the command has no --model.
         uses: What it reads besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
         ignores: What it does not read of the sections that it uses, or sets itself.
         arguments: The fields that arguments without a flag set: the last argument sets the last field.
@@ -81,6 +81,7 @@ COMMANDS: dict[str | None, CommandFlags] = {
         arguments=("comparison.reference", "model"),
     ),
     "export": CommandFlags("export", "a .tflite file", ("data", "seed")),
+    "report": CommandFlags("report", "", (), arguments=("report.folder",)),
     None: CommandFlags(
         "run",
         f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds",
@@ -89,6 +90,7 @@ COMMANDS: dict[str | None, CommandFlags] = {
             "search",
             "analysis",
             "comparison",
+            "report",
             "evaluation.reference",
             "benchmark.against",
             "audit.execute",
@@ -145,7 +147,7 @@ def settings_of(section: str | None) -> tuple[Setting, ...]:
     if section is None:
         settings = every_setting()
     else:
-        uses = ("model", "out", "plugin", *COMMANDS[section].uses)
+        uses = (*(["model"] if COMMANDS[section].model else []), "out", "plugin", *COMMANDS[section].uses)
         settings = [item for item in every_setting() if any(_is_within(item.path, name) for name in uses)]
         settings += _walk(field_types(config.RunConfig)[section], (section,), ())
     ignores = COMMANDS[section].ignores
@@ -168,7 +170,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
 
     Raises:
         HelpRequested: The arguments contain --help.
-        InputError: A flag is unknown, a value is not allowed, or there is a positional argument.
+        InputError: A flag is unknown, a value is not allowed, or there are too many arguments without a flag.
     """
     settings = settings_of(section)
     values = _define(settings, section)
@@ -178,7 +180,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         raise InputError(
             f"{_explain(error, values)} (tfq {command} --help lists all flags)", got=getattr(error, "flagname", None)
         ) from error
-    if values["model"].present > 1:
+    if "model" in values and values["model"].present > 1:
         advice = ". Name the other files with --against" if "against" in values else ""
         raise InputError(
             f"--model is set {values['model'].present} times, expected one{advice}",
@@ -196,7 +198,9 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     if values["help"].value:
         raise HelpRequested(_help(command, section, description, settings, values))
     for setting in settings:
-        if values[setting.flag].present:
+        if setting.path in positional:
+            _assign(tree, setting.path, positional[setting.path])
+        elif values[setting.flag].present:
             _assign(tree, setting.path, _plain(setting, values[setting.flag].value))
     return Invocation(
         config=config.RunConfig.from_dict(tree),

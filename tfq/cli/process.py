@@ -190,10 +190,12 @@ def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[s
 
 
 def finish(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
-    """Write `<command>.json` into the directory of --out, if there is one; print the record or `text` by --format."""
+    """Write the record and its pages into the directory of --out, if there is one; print it or `text` by --format."""
     if invocation.config.out:
+        from tfq import report
+
         with out_dir(invocation) as out:
-            artifacts.write_json(out / f"{command_record['command']}.json", command_record)
+            report.write_report(command_record, out)
     show(invocation, command_record, text)
 
 

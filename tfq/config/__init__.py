@@ -25,6 +25,7 @@ from tfq.config.conversion import (
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import KERNELS, BenchmarkConfig, CostRequireConfig, EvaluationConfig, RequireConfig
 from tfq.config.export import TASKS, ExportConfig
+from tfq.config.report import ReportConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
 
@@ -57,6 +58,7 @@ __all__ = [
     "ExportConfig",
     "PruneConfig",
     "QATConfig",
+    "ReportConfig",
     "RequireConfig",
     "RunConfig",
     "SearchConfig",

@@ -50,7 +50,7 @@ def setting(
         repeatable: Whether the flag may occur several times, with one value each, instead of a list with commas.
         keyed: Whether a value may also be KEY=CHOICE, where KEY is anything.
         path_of: What the value is the path of: "model", "flatbuffer", "comparable" (a flatbuffer or a record),
-            "ranges", "python", "text", "json" or "directory"; "" if it is not a path.
+            "ranges", "records", "python", "text", "json" or "directory"; "" if it is not a path.
     """
     metadata = {
         "help": help,

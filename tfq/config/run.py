@@ -12,6 +12,7 @@ from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
 from tfq.config.export import ExportConfig
+from tfq.config.report import ReportConfig
 from tfq.config.search import SearchConfig
 
 
@@ -42,3 +43,4 @@ class RunConfig(Config):
     analysis: AnalysisConfig = section(AnalysisConfig, "causes of the accuracy loss of an int8 .tflite")
     comparison: ComparisonConfig = section(ComparisonConfig, "differences between two files")
     export: ExportConfig = section(ExportConfig, "app bundle with metadata, sources and golden vectors")
+    report: ReportConfig = section(ReportConfig, "pages of records")

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the record of a run as JSON, Markdown and HTML with plots, and as a table for the terminal."""
+"""Write the records of commands as JSON, Markdown and HTML with plots, and as a table for the terminal.
 
-from tfq.report.analysis_page import analysis_page
-from tfq.report.files import write_report
+`kinds.py` has the registry of the kinds of records. The modules imported here fill it.
+"""
+
+from tfq.report import analysis_content, command_content, content
+from tfq.report.files import build_report, write_report
+from tfq.report.kinds import KINDS, RecordKind
 from tfq.report.portability_content import portability_text
 from tfq.report.summary import summary_table
 
-__all__ = ["analysis_page", "portability_text", "summary_table", "write_report"]
+_CONTENTS = (content, command_content, analysis_content)
+
+__all__ = ["KINDS", "RecordKind", "build_report", "portability_text", "summary_table", "write_report"]

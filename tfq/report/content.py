@@ -2,7 +2,7 @@
 """The sections of a report, built from the record of a run, for Markdown and HTML alike."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfq.report.audit_content import audit_section, layers_section
@@ -31,11 +31,14 @@ from tfq.report.formatting import (
     seconds,
     with_interval,
 )
+from tfq.report.kinds import RecordKind, kind_of, register
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
+from tfq.report.plots import plots_of
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, Reported, models_of, part, reference_of, stages_of
 from tfq.report.summary import delegated_text, summary_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
+from tfq.report.verdict import verdict_of_run
 
 # Details of stages that other sections show.
 _SHOWN_ELSEWHERE = (
@@ -74,6 +77,33 @@ def result_section(record: Record) -> Section:
     counts = [part(model.instructions, name) for model in models for name in model.instructions]
     plots += ["instructions"] if any(is_number(item.get("instructions")) for item in counts) else []
     return Section(key="result", title="Result", tables=(summary_of(record),), plots=tuple(plots), folded=False)
+
+
+def subtitle_of(record: Record) -> str:
+    """Return the data, the seed and the CPU of a record on one line."""
+    config, cpu = part(record, "config"), part(record, "cpu")
+    source = config.get("data")
+    source = source.get("source") if isinstance(source, Mapping) else source
+    parts = [
+        f"data {plain(source)}" if source else "",
+        f"seed {plain(record['seed'])}" if record.get("seed") is not None else "",
+        plain(cpu.get("model") or cpu.get("machine") or ""),
+    ]
+    return " · ".join(item for item in parts if item)
+
+
+RUN = register(
+    RecordKind(
+        command="run",
+        help="a whole run: train or load, compress, convert, audit, evaluate, benchmark",
+        needs={"models": list, "stages": list},
+        stem="report",
+        sections=sections_of,
+        plots=plots_of,
+        verdict=verdict_of_run,
+        subtitle=subtitle_of,
+    )
+)
 
 
 def stages_section(record: Record) -> Section:
@@ -154,7 +184,12 @@ def provenance_sections(record: Record) -> list[Section]:
         Table(key="hashes", columns=("file or data", "SHA-256"), rows=tuple(hashes.items()), numeric=text_columns),
     )
     config = json.dumps(record.get("config") or {}, indent=2)
-    repeat = "To repeat the run, pass report.json to tfq run as its config, with another folder for the output."
+    command = plain(record.get("command") or "run")
+    file = kind_of(record).file
+    repeat = (
+        f"To repeat the {'run' if command == 'run' else 'command'}, pass {file} to tfq {command} as its config, with "
+        "another folder for the output."
+    )
     return [
         Section(key="provenance", title="Versions and hashes", tables=tables),
         Section(

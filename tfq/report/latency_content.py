@@ -116,6 +116,12 @@ def latency_section(record: Record) -> Section:
     return Section(key="latency", title="Latency", gist=gist, paragraphs=tuple(about), tables=tuple(tables))
 
 
+def evaluated_latency_section(record: Record) -> Section | None:
+    """Return the latencies that an evaluation measured; None if it has none."""
+    table = _while_evaluating(models_of(record))
+    return None if table is None else Section(key="latency", title="Latency", tables=(table,), folded=False)
+
+
 def _kernels(timed: Sequence[Record]) -> list[str]:
     """Return the kernels as a list of one, if they are the same in all rows; else an empty list."""
     names = {kernels_word(model.get("kernels")) for model in timed}

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tfq.report.content import sections_of
+from tfq.report.kinds import kind_of
 from tfq.report.record import title_of, warnings_of
 from tfq.report.tables import Section, Table
-from tfq.report.verdict import STATE_WORDS, checks_of, costs_of, headline_of, subject_of
+from tfq.report.verdict import STATE_WORDS, Verdict
 
 # Characters that would turn a name into markup, a link or another cell. Underscores inside words are harmless.
 _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
@@ -16,25 +16,29 @@ _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
 
 def markdown_of(record: Mapping[str, Any]) -> str:
     """Return the whole report, with a newline at the end."""
-    parts = [f"# {escaped(title_of(record))}", _verdict(record)]
-    if messages := warnings_of(record):
+    kind = kind_of(record)
+    view = kind.view(record)
+    verdict = kind.verdict(view)
+    parts = [f"# {escaped(title_of(record))}", *([_verdict(verdict)] if verdict else [])]
+    if messages := warnings_of(view):
         parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in messages))
-    parts += [_section(section) for section in sections_of(record)]
+    parts += [_section(section) for section in kind.sections(view)]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(record: Mapping[str, Any]) -> str:
-    _, headline = headline_of(record)
-    parts = [f"**{escaped(headline)}**"]
-    if costs := costs_of(record):
-        parts.append(f"{escaped(subject_of(record))}:")
+def _verdict(verdict: Verdict) -> str:
+    parts = [f"**{escaped(verdict.headline)}**"]
+    if verdict.costs:
+        parts.append(f"{escaped(verdict.subject)}:")
         parts.append(
             "\n".join(
-                f"- {escaped(cost.name)}: {'; '.join(map(escaped, (cost.value, *cost.details)))}" for cost in costs
+                f"- {escaped(cost.name)}: {'; '.join(map(escaped, (cost.value, *cost.details)))}"
+                for cost in verdict.costs
             )
         )
-    checks = [f"{STATE_WORDS[check.state]}: {check.question}: {check.answer}" for check in checks_of(record)]
-    parts += ["Checks:", "\n".join(f"- {escaped(check)}" for check in checks)]
+    checks = [f"{STATE_WORDS[check.state]}: {check.question}: {check.answer}" for check in verdict.checks]
+    if checks:
+        parts += ["Checks:", "\n".join(f"- {escaped(check)}" for check in checks)]
     return "\n\n".join(parts)
 
 
@@ -46,6 +50,8 @@ def escaped(text: str) -> str:
 def _section(section: Section) -> str:
     parts = [f"## {escaped(section.title)}"]
     parts += [escaped(paragraph) for paragraph in section.paragraphs]
+    if section.items:
+        parts.append("\n".join(f"- {escaped(item)}" for item in section.items))
     parts += [_table(table) for table in section.tables]
     if section.code:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", section.code)), default=0))

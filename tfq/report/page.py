@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tfq.report.content import sections_of
-from tfq.report.formatting import number_of, plain
-from tfq.report.plots import Plot, plots_of
-from tfq.report.record import part, title_of, warnings_of
+from tfq.report.formatting import number_of
+from tfq.report.kinds import kind_of
+from tfq.report.plots import Plot
+from tfq.report.record import title_of, warnings_of
 from tfq.report.tables import Section, table_html
-from tfq.report.verdict import STATE_WORDS, Check, Cost, checks_of, costs_of, headline_of, subject_of
+from tfq.report.verdict import STATE_WORDS, Check, Cost, Verdict
 
 _MARKS = {"good": "✓", "open": "!", "bad": "✗"}
 _MANY_WARNINGS = 8
@@ -30,14 +30,16 @@ CONTENT_POLICY = (
 
 def page_of(record: Mapping[str, Any]) -> str:
     """Return the page. All text from the record is escaped, because names in a model file can be hostile."""
-    title = escape(title_of(record))
-    sections, plots = sections_of(record), plots_of(record)
+    kind, title = kind_of(record), escape(title_of(record))
+    view = kind.view(record)
+    sections, plots, verdict = kind.sections(view), kind.plots(view), kind.verdict(view)
+    subtitle = f'<p class="subtitle">{escape(kind.subtitle(view))}</p>'
     body = [
-        f"<header><h1>{title}</h1>{_subtitle(record)}</header>",
-        _verdict(record),
+        f"<header><h1>{title}</h1>{subtitle}</header>",
+        _verdict(verdict) if verdict else "",
         _links(sections),
         "<main>",
-        _warnings(warnings_of(record)),
+        _warnings(warnings_of(view)),
         *(section_html(section, plots) for section in sections),
         "</main>",
     ]
@@ -56,28 +58,16 @@ def document(title: str, body: str) -> str:
     )
 
 
-def _subtitle(record: Mapping[str, Any]) -> str:
-    config, cpu = part(record, "config"), part(record, "cpu")
-    source = config.get("data")
-    source = source.get("source") if isinstance(source, Mapping) else source
-    parts = [
-        f"data {plain(source)}" if source else "",
-        f"seed {plain(record['seed'])}" if record.get("seed") is not None else "",
-        plain(cpu.get("model") or cpu.get("machine") or ""),
-    ]
-    return f'<p class="subtitle">{escape(" · ".join(item for item in parts if item))}</p>'
-
-
-def _verdict(record: Mapping[str, Any]) -> str:
-    """Return the first screen: whether to ship, the main numbers, and the checks."""
-    state, headline = headline_of(record)
-    costs = "".join(map(_tile, costs_of(record)))
-    subject = f'<p class="about">{escape(subject_of(record))}</p>' if costs else ""
+def _verdict(verdict: Verdict) -> str:
+    """Return the first screen: the verdict, the main numbers, and the checks."""
+    state = verdict.state
+    costs = "".join(map(_tile, verdict.costs))
+    subject = f'<p class="about">{escape(verdict.subject)}</p>' if costs else ""
     tiles = f'{subject}<dl class="tiles">{costs}</dl>' if costs else ""
+    checks = f'<ul class="checks">{"".join(map(_check, verdict.checks))}</ul>' if verdict.checks else ""
     return (
         f'<section class="verdict {state}" data-state="{state}" aria-label="Verdict">'
-        f'<p class="headline">{_mark(state)}{escape(headline)}</p>{tiles}'
-        f'<ul class="checks">{"".join(map(_check, checks_of(record)))}</ul></section>'
+        f'<p class="headline">{_mark(state)}{escape(verdict.headline)}</p>{tiles}{checks}</section>'
     )
 
 
@@ -121,6 +111,8 @@ def _warnings(messages: Sequence[str]) -> str:
 def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
     """Return a section, folded if it says so. plots: all plots by their keys."""
     paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
+    items = "".join(f"<li>{escape(item)}</li>" for item in section.items)
+    items = f'<ul data-{section.key}="{len(section.items)}">{items}</ul>' if items else ""
     tables = "".join(table_html(table) for table in section.tables)
     figures = "".join(figure_html(key, plots[key]) for key in section.plots)
     figures = f'<div class="figures">{figures}</div>' if figures else ""
@@ -128,7 +120,7 @@ def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
     if section.code:
         code = f"<details><summary>{escape(section.code_title)}</summary><pre>{escape(section.code)}</pre></details>"
     heading = f'<h2 id="{section.key}">{escape(section.title)}</h2>'
-    content = f"{paragraphs}{tables}{figures}{code}"
+    content = f"{paragraphs}{items}{tables}{figures}{code}"
     if not section.folded:
         return f"<section>{heading}{content}</section>"
     gist = f'<span class="gist">{escape(section.gist)}</span>' if section.gist else ""

@@ -81,6 +81,7 @@ class Section:
         title: The heading.
         gist: A few words next to the heading of a folded section: its result.
         paragraphs: Plain text.
+        items: A list below the paragraphs.
         tables: Below the paragraphs.
         plots: Keys of the plots that a page shows with the section.
         code: Text that is shown verbatim; a page folds it.
@@ -92,6 +93,7 @@ class Section:
     title: str
     gist: str = ""
     paragraphs: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     plots: tuple[str, ...] = ()
     code: str = ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first screen of a report: whether the run succeeded, its main numbers, and every check."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from tfq.report.formatting import (
     paired_interval_text,
     percent,
     plain,
+    scalar,
     seconds,
     significant,
     time_unit,
@@ -85,6 +86,57 @@ class Cost:
     name: str
     value: str
     details: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The first screen of a page.
+
+    Attributes:
+        state: GOOD, BAD, or OPEN if the reader has to decide.
+        headline: The verdict in one sentence.
+        subject: What the costs are about; "" if there are none.
+        costs: The main numbers.
+        checks: The conditions, failed ones first.
+    """
+
+    state: str
+    headline: str
+    subject: str = ""
+    costs: tuple[Cost, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+def verdict_of_run(record: Record) -> Verdict:
+    """Return the verdict on a run: whether to ship its last model."""
+    state, headline = headline_of(record)
+    costs, checks = tuple(costs_of(record)), tuple(checks_of(record))
+    return Verdict(state=state, headline=headline, subject=subject_of(record), costs=costs, checks=checks)
+
+
+def verdict_of_requirements(record: Record) -> Verdict | None:
+    """Return the verdict on the requirements in a record; None if nothing was required."""
+    items = [item for item in record.get("requirements") or [] if isinstance(item, Mapping)]
+    if not items:
+        return None
+    checks = []
+    for item in items:
+        where = f"{plain(item['model'])}: " if item.get("model") else ""
+        reason = f": {plain(item['reason'])}" if item.get("reason") else ""
+        answer = f"{where}required {_bound_text(item.get('bound'))}, got {_bound_text(item.get('value'))}{reason}"
+        state = GOOD if item.get("holds") is True else BAD
+        checks.append(Check(key="requirement", state=state, question=plain(item.get("name", "?")), answer=answer))
+    missed = sum(check.state == BAD for check in checks)
+    met = "The requirement is met" if len(checks) == 1 else f"All {len(checks)} requirements are met"
+    return Verdict(
+        state=BAD if missed else GOOD,
+        headline=f"{number_of(missed, 'requirement')} not met" if missed else met,
+        checks=tuple(sorted(checks, key=lambda check: check.state != BAD)),
+    )
+
+
+def _bound_text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else scalar(value)
 
 
 def headline_of(record: Record) -> tuple[str, str]:

@@ -4,12 +4,12 @@
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from tfq.config import FLOAT_BITS
+from tfq.report.content import provenance_sections
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, points
-from tfq.report.page import document, figure_html, section_html
+from tfq.report.kinds import RecordKind, register
 from tfq.report.plots import (
     Plot,
     color_of,
@@ -20,44 +20,77 @@ from tfq.report.plots import (
     style,
     svg_of,
 )
+from tfq.report.record import Record
 from tfq.report.tables import Section, Table
 
 _MOST_ROWS, _MOST_HISTOGRAMS = 40, 12
 
 
-def analysis_page(record: Mapping[str, Any]) -> str:
-    """Return the page of a record that `tfq analyze` wrote: the analysis of ops, of bit widths, or of both."""
-    title = f"tfq analyze: {escape(plain(record.get('config', {}).get('model', '')))}"
-    counts, body = [], []
+def _subtitle(record: Record) -> str:
+    counts = []
     if "ops" in record:
         counts.append(number_of(record["num_samples"], "sample"))
-        body += _op_sections(record)
     if "bit_widths" in record:
         measured = record["bit_widths"]
         examples = number_of(measured["num_examples"], "test example")
         counts.append(f"{examples}, float accuracy {percent(measured['float_accuracy'])}")
         reason = (measured.get("criterion") or {}).get("reason")
         if reason:
-            counts.append(f"compared with the float model, because {reason}")
-        body += _bit_width_sections(measured)
-    header = f'<header><h1>{title}</h1><p class="subtitle">{escape(" · ".join(counts))}</p></header>'
-    return document(title, "\n".join([header, "<main>", *body, "</main>"]))
+            counts.append(f"compared with the float model, because {plain(reason)}")
+    return " · ".join(counts)
 
 
-def _op_sections(record: Mapping[str, Any]) -> list[str]:
-    ops = record["ops"]
+def _sections(record: Record) -> list[Section]:
+    """Return the analysis of ops, of bit widths, or of both."""
+    sections = _op_sections(record) if "ops" in record else []
+    sections += _bit_width_sections(record["bit_widths"]) if "bit_widths" in record else []
+    return [*sections, *provenance_sections(record)]
+
+
+def _plots(record: Record) -> dict[str, Plot]:
+    plots: dict[str, Plot] = {}
+    if "ops" in record:
+        ops = record["ops"]
+        plots["depth"] = _plot("Error of each op", lambda: _depth(ops))
+        plots["sensitivity"] = _plot(
+            "Sensitivity of the outputs", lambda: _sensitivity(record.get("sensitivity") or [])
+        )
+        plots |= {
+            key: _plot(title, functools.partial(_histogram, bars)) for key, (title, bars) in _histograms(record).items()
+        }
+    if "bit_widths" in record:
+        measured = record["bit_widths"]
+        alone, others = _by_activations(measured)
+        plots["weights"] = _plot("Weights quantized, activations float", lambda: _curves(alone, measured))
+        plots["activations"] = _plot("Activations quantized, alone and with weights", lambda: _curves(others, measured))
+    return plots
+
+
+ANALYSIS = register(
+    RecordKind(
+        command="analyze",
+        help="error and sensitivity of each op of an int8 model; accuracy by bit width",
+        needs={"ops": list, "bit_widths": dict},
+        sections=_sections,
+        plots=_plots,
+        subtitle=_subtitle,
+    )
+)
+
+
+def _op_sections(record: Record) -> list[Section]:
     findings = tuple(plain(finding["message"]) for finding in record["findings"])
     about = "SQNR is the ratio of signal to quantization error in dB: higher is better, 6 dB more is half the error."
-    plots = {
-        "depth": _plot("Error of each op", lambda: _depth(ops)),
-        "sensitivity": _plot("Sensitivity of the outputs", lambda: _sensitivity(record.get("sensitivity") or [])),
-    }
-    list_of_findings = "".join(f"<li>{escape(finding)}</li>" for finding in findings)
     return [
-        '<section><h2 id="findings">Findings</h2>'
-        f'<ul data-findings="{len(findings)}">{list_of_findings or "<li>no problems found</li>"}</ul></section>',
-        section_html(Section(key="ops", title="Ops", paragraphs=(about,), plots=tuple(plots), folded=False), plots),
-        section_html(Section(key="numbers", title="All numbers", tables=(_numbers(ops),), folded=False), {}),
+        Section(
+            key="findings",
+            title="Findings",
+            paragraphs=() if findings else ("No problems were found.",),
+            items=findings,
+            folded=False,
+        ),
+        Section(key="ops", title="Ops", paragraphs=(about,), plots=("depth", "sensitivity"), folded=False),
+        Section(key="numbers", title="All numbers", tables=(_numbers(record["ops"]),), folded=False),
         _values_section(record),
     ]
 
@@ -156,23 +189,26 @@ def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return svg_of(figure, "Sensitivity"), caption
 
 
-def _values_section(record: Mapping[str, Any]) -> str:
+def _values_section(record: Record) -> Section:
     """Return the histograms of the worst ops: outputs and weights, with the quantized range."""
     about = (
         "Values of the float model in the ops with the lowest SQNR, and their weights, on a logarithmic scale. The "
         "pale band is the range of the quantized values; values outside it are clipped."
     )
-    worst = _worst(record)
-    if not worst:
+    keys = tuple(_histograms(record))
+    if not keys:
         about = "Not drawn: the record has no histograms (analysis.histograms)."
-    figures = "".join(
-        figure_html("histogram", _plot(f"{_short(item['label'])}: {what}", functools.partial(_histogram, bars)))
-        for item in worst
+    return Section(key="values", title="Values and ranges", paragraphs=(about,), plots=keys, folded=False)
+
+
+def _histograms(record: Record) -> dict[str, tuple[str, Record]]:
+    """Return key -> (title, histogram) of the outputs and weights of the worst ops."""
+    return {
+        f"histogram{place}{what}": (f"{_short(item['label'])}: {what}", bars)
+        for place, item in enumerate(_worst(record))
         for what, bars in (("output", item["activations"]), ("weights", item["weights"]))
         if bars
-    )
-    grid = f'<div class="figures">{figures}</div>' if figures else ""
-    return f'<section><h2 id="values">Values and ranges</h2><p>{escape(about)}</p>{grid}</section>'
+    }
 
 
 def _worst(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -195,15 +231,15 @@ def _histogram(bars: Mapping[str, Any]) -> tuple[str, str]:
     return svg_of(figure, "Histogram"), ""
 
 
-def _bit_width_sections(record: Mapping[str, Any]) -> list[str]:
+def _by_activations(measured: Record) -> tuple[list[Record], list[Record]]:
+    """Return the combinations with float activations, and the others."""
+    ways = measured["ways"]
+    alone = [way for way in ways if way["activation_bits"] == FLOAT_BITS]
+    return alone, [way for way in ways if way["activation_bits"] != FLOAT_BITS]
+
+
+def _bit_width_sections(measured: Record) -> list[Section]:
     """Return the section on bit widths: plots for weights and for activations, and all numbers."""
-    ways = record["ways"]
-    weights_alone = [way for way in ways if way["activation_bits"] == FLOAT_BITS]
-    others = [way for way in ways if way["activation_bits"] != FLOAT_BITS]
-    plots = {
-        "weights": _plot("Weights quantized, activations float", lambda: _curves(weights_alone, record)),
-        "activations": _plot("Activations quantized, alone and with weights", lambda: _curves(others, record)),
-    }
     about = (
         "Accuracy of the model with fewer bits, simulated in float without training. If TFLite can run a combination, "
         "the last column has the setting that makes such a file."
@@ -211,15 +247,20 @@ def _bit_width_sections(record: Mapping[str, Any]) -> list[str]:
     table = Table(
         key="bit_widths",
         columns=("weights", "activations", "grid", "accuracy", "minus float, points", "95% interval", "on TFLite"),
-        rows=tuple(map(_row, ways)),
+        rows=tuple(map(_row, measured["ways"])),
         numeric=(False, False, False, True, True, True, False),
         sortable=True,
     )
-    sections = (
-        Section(key="bit_widths", title="Accuracy by bit width", paragraphs=(about,), plots=tuple(plots), folded=False),
+    return [
+        Section(
+            key="bit_widths",
+            title="Accuracy by bit width",
+            paragraphs=(about,),
+            plots=("weights", "activations"),
+            folded=False,
+        ),
         Section(key="all_bit_widths", title="All combinations", tables=(table,), folded=False),
-    )
-    return [section_html(section, plots) for section in sections]
+    ]
 
 
 def _curves(ways: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> tuple[str, str]:
