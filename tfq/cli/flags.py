@@ -198,9 +198,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     if values["help"].value:
         raise HelpRequested(_help(command, section, description, settings, values))
     for setting in settings:
-        if setting.path in positional:
-            _assign(tree, setting.path, positional[setting.path])
-        elif values[setting.flag].present:
+        if values[setting.flag].present:
             _assign(tree, setting.path, _plain(setting, values[setting.flag].value))
     return Invocation(
         config=config.RunConfig.from_dict(tree),
