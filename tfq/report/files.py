@@ -74,9 +74,9 @@ def build_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
             message names each of these files. The pages of the others are written before.
         TfqError: Writing fails.
     """
-    source = Path(folder)
-    paths = _json_files(source) if source.is_dir() else [source]
-    target = make_out_dir(out or (source if source.is_dir() else source.parent))
+    source, is_folder = Path(folder), os.path.isdir(folder)
+    paths = _json_files(source) if is_folder else [source]
+    target = make_out_dir(out or (source if is_folder else source.parent))
     pages: list[Path] = []
     titles: dict[str, tuple[str, str]] = {}
     problems: list[str] = []
