@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import artifacts, progress, registry, tflite
+from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
 from tfq.data import MissingSplitError
 from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
-from tfq.deploy.io_table import io_table
 from tfq.deploy.labels import check_names, labeled_output, read_labels
 from tfq.deploy.platform import (
     GOLDEN_FILE,
@@ -138,8 +137,11 @@ def export_bundle(
     check_replaceable(target, GOLDEN_FILE)
     parsed = tflite.read(content)
     results = _results(content, config, folder, record)
-    source, preprocessing, class_names = _source(content, parsed, data, results, config.num_golden, seed)
-    contents, notes = _contents(stem, content, parsed, config, source, preprocessing, class_names, results, platforms)
+    examples, config_of_data = _examples(parsed, data, results, config.num_golden)
+    changed = _with_preprocessing(content, config_of_data)
+    contents, notes = _contents(
+        stem, changed, config, examples, results, platforms, seed, source_sha256=artifacts.sha256(content)
+    )
     with artifacts.locked_directory(target.parent):
         return _write(contents, platforms, target, config, notes)
 
@@ -175,37 +177,23 @@ def _results(content: bytes, config: ExportConfig, folder: Path | None, record: 
     return results
 
 
-def _source(
-    content: bytes,
+def _examples(
     model: tflite.Model,
     provided: DataConfig | Mapping[str, NDArray] | NDArray | None,
     results: Results,
     count: int,
-    seed: int,
-) -> tuple[SourceExamples, DataConfig, tuple[str, ...]]:
-    """Return examples for golden vectors, the preprocessing of the model, and the class names of the data source."""
-    recorded = _recorded_preprocessing(content)
+) -> tuple[datasets.Split | None, DataConfig | None]:
+    """Return the examples of the golden vectors before preprocessing, and the settings of their source.
+
+    Both are None if they are unknown.
+    """
     needed = count * (datasets.batch_size_of(model) or 1)
     if provided is not None and not isinstance(provided, DataConfig):
         arrays = provided if isinstance(provided, Mapping) else {datasets.UNNAMED: provided}
         inputs = {name: np.asarray(array)[:needed] for name, array in arrays.items()}
-        datasets.check_lengths(inputs, None, "data")
-        source = SourceExamples(inputs=inputs, labels=None, description="arrays of the caller", is_real=True)
-        return source, recorded, ()
+        return datasets.Split(name="golden", inputs=inputs, labels=None, source="arrays of the caller"), None
     config = provided if provided is not None and provided.source else _recorded_data(results)
-    if config is None:
-        base = provided or DataConfig()
-        preprocessing = _merged(base, recorded)
-        warn("the golden vectors are random numbers, because no data is named. Set data.source to real examples")
-        return random_source(model, preprocessing, count, seed), preprocessing, ()
-    split = _first_split(config, needed)
-    source = SourceExamples(
-        inputs=split.inputs,
-        labels=split.labels,
-        description=f"the first examples of {config.source} ({split.name})",
-        is_real=True,
-    )
-    return source, _merged(config, recorded), split.class_names
+    return (_first_split(config, needed), config) if config is not None else (None, provided)
 
 
 def _first_split(config: DataConfig, count: int) -> datasets.Split:
@@ -231,48 +219,43 @@ def _recorded_data(results: Results) -> DataConfig | None:
     return config
 
 
-def _recorded_preprocessing(content: bytes) -> DataConfig:
-    """Return the preprocessing that the conversion stored in the file; none if it stored none."""
-    recorded = (tflite.read_metadata(content) or {}).get("preprocessing")
-    if not isinstance(recorded, Mapping):
-        return DataConfig()
-    known = {name: recorded[name] for name in ("resize", "scale", "offset") if name in recorded}
-    try:
-        return DataConfig.from_dict(known, "preprocessing")
-    except InputError as error:
-        warn(f"the preprocessing that the file's metadata records is not used: {error}")
-        return DataConfig()
+def _with_preprocessing(content: bytes, config: DataConfig | None) -> bytes:
+    """Return the file with the preprocessing of the data's settings in its metadata, unless they have none.
 
-
-def _merged(config: DataConfig, recorded: DataConfig) -> DataConfig:
-    """Return the preprocessing of `config`, or the recorded one if `config` has none; a contradiction is a warning."""
-    own = datasets.preprocessing_record(config)
-    stored = datasets.preprocessing_record(recorded)
-    none = datasets.preprocessing_record(DataConfig())
-    if own == none:
-        return recorded
-    if stored not in (none, own):
+    Settings that differ from those in the file replace them, with a warning.
+    """
+    own = datasets.preprocessing_record(config or DataConfig())
+    if own == datasets.preprocessing_record(DataConfig()):
+        return content
+    metadata = tflite.read_metadata(content) or {}
+    recorded = metadata.get("preprocessing")
+    if recorded == own:
+        return content
+    if recorded is not None and recorded != datasets.preprocessing_record(DataConfig()):
         warn(
-            f"the model was converted with the preprocessing {stored}, but the bundle is made with {own}: use the same"
+            f"the model was converted with the preprocessing {recorded}, but the bundle uses {own}: use the same values"
         )
-    return config
+    changed = tflite.write_metadata(content, {**metadata, "preprocessing": own})
+    return tflite.with_associated_files(changed, content)[0]
 
 
 def _contents(
     stem: str,
     content: bytes,
-    model: tflite.Model,
     config: ExportConfig,
-    source: SourceExamples,
-    preprocessing: DataConfig,
-    class_names: tuple[str, ...],
+    examples: datasets.Split | None,
     results: Results,
     platforms: Sequence[Platform],
+    seed: int,
+    *,
+    source_sha256: str,
 ) -> tuple[BundleContents, tuple[str, ...]]:
-    labels = _labels(model, config, class_names)
-    table = io_table(model, preprocessing, labels)
+    model = tflite.read(content)
+    labels = _labels(model, config, () if examples is None else examples.class_names)
+    table = auditing.io_table(content, labels).to_dict()
     refuse_problems(Candidate(content=content, model=model, io=table, task=config.task), platforms)
-    golden = golden_vectors(content, model, source, preprocessing, labels, tolerance_of(results))
+    source = random_source(model, table, config.num_golden, seed) if examples is None else _source_of(examples)
+    golden = golden_vectors(content, model, source, table, tolerance_of(results))
     notes = [] if source.is_real else ["golden vectors: random numbers, not real data: set data.source to examples"]
     notes += [f"accuracy and backends: {results.missing}: name a record in export.record"] if results.missing else []
     contents = BundleContents(
@@ -280,12 +263,21 @@ def _contents(
         model=content,
         io=table,
         golden=golden,
-        labels=next(iter(labels.values()), ()),
+        labels=next((tuple(entry["labels"]) for entry in table["outputs"] if entry["labels"]), ()),
         results=results,
-        source_sha256=artifacts.sha256(content),
+        source_sha256=source_sha256,
         parsed=model,
     )
     return contents, tuple(notes)
+
+
+def _source_of(examples: datasets.Split) -> SourceExamples:
+    return SourceExamples(
+        inputs=examples.inputs,
+        labels=examples.labels,
+        description=f"the first examples of {examples.source} ({examples.name})",
+        is_real=True,
+    )
 
 
 def _labels(model: tflite.Model, config: ExportConfig, class_names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

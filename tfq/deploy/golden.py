@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tfq import data, progress
 from tfq.backends import LocalBackend
-from tfq.config import DataConfig
-from tfq.data import Split
-from tfq.evaluation.inputs import Tallies, decode_outputs, encode_inputs, scale_of
+from tfq.deploy.steps import apply_steps
+from tfq.errors import InputError
+from tfq.evaluation.inputs import decode_outputs, scale_of
 from tfq.tflite import Model, Tensor
 
 FORMAT = 1
@@ -65,8 +65,7 @@ def golden_vectors(
     content: bytes,
     model: Model,
     source: SourceExamples,
-    preprocessing: DataConfig,
-    labels: Mapping[str, Sequence[str]],
+    table: Mapping[str, Any],
     tolerance: Mapping[str, Mapping[str, Any]],
 ) -> GoldenVectors:
     """Run the model on examples, and return them as golden vectors.
@@ -76,34 +75,26 @@ def golden_vectors(
         model: The same, parsed.
         source: The examples. If an inference has a batch of k, it uses k of them; there are as many vectors as full
             batches, at least one.
-        preprocessing: How the model's inputs are computed from them: resize, scale and offset.
-        labels: {output name: class names}, for outputs that have labels.
+        table: The table of inputs and outputs, as in io.json. Its steps make the inputs from the examples.
         tolerance: {backend: {output name: largest difference to these outputs}}.
 
     Raises:
         InputError: The examples do not fit the model.
         ModelError: The model cannot run on this machine.
     """
+    labels = {entry["name"]: entry["labels"] for entry in table["outputs"] if entry["labels"]}
     groups = _groups(model, source)
-    prepared = data.preprocess(groups.inputs, preprocessing, source.description)
-    split = Split(name="golden", inputs=prepared, labels=None, source=source.description)
-    fed = encode_inputs(model, split, Tallies())
     raw = data.bind_inputs(groups.inputs, model.input_names)
-    tensors = model.main_subgraph.input_tensors
-    samples = [
-        tuple(_of_inference(model, tensor, array, place) for tensor, array in zip(tensors, fed, strict=True))
-        for place in range(groups.count)
-    ]
+    sources = [[_source(array, groups, place) for array in raw] for place in range(groups.count)]
+    samples = [_fed(model, table, arrays) for arrays in sources]
     with progress.stage("computing the golden vectors"):
         outputs = _run(content, samples)
     files: dict[str, bytes] = {}
     examples = []
     for place in range(groups.count):
         chosen = slice(place * groups.batch, (place + 1) * groups.batch)
-        inputs = [
-            _input(place, index, name, _source(array[chosen], groups.has_batch), samples[place][index], files)
-            for index, (name, array) in enumerate(zip(model.input_names, raw, strict=True))
-        ]
+        named = zip(model.input_names, sources[place], samples[place], strict=True)
+        inputs = [_input(place, index, *rest, files) for index, rest in enumerate(named)]
         examples.append(
             {
                 "label": _label(groups.labels, chosen, labels),
@@ -149,19 +140,31 @@ def _groups(model: Model, source: SourceExamples) -> _Groups:
     )
 
 
-def _of_inference(model: Model, tensor: Tensor, array: NDArray, place: int) -> NDArray:
-    """Return the array of one inference from (n, ...) examples."""
-    size = data.batch_size_of(model)
-    if size is not None:
-        return np.ascontiguousarray(array[place * size : (place + 1) * size])
-    item = array[place]
-    return np.ascontiguousarray(item[None] if item.ndim == len(tensor.shape) - 1 else item)
-
-
-def _source(array: NDArray, has_batch: bool) -> NDArray:
-    array = array if has_batch else array[0]
+def _source(array: NDArray, groups: _Groups, place: int) -> NDArray:
+    """Return the values of one inference before preprocessing: a batch, or the input of an example."""
+    array = array[place * groups.batch : (place + 1) * groups.batch] if groups.has_batch else array[place]
     kept = array.dtype.name in _KEPT_TYPES
     return np.ascontiguousarray(array if kept else data.real_units(array, "golden vectors"))
+
+
+def _fed(model: Model, table: Mapping[str, Any], sources: Sequence[NDArray]) -> tuple[NDArray, ...]:
+    """Return the inputs of one inference in the model's types."""
+    results = []
+    for entry, tensor, source in zip(table["inputs"], model.main_subgraph.input_tensors, sources, strict=True):
+        where = f"the golden vector of input {entry['name']!r}"
+        # An input of several that share no batch dimension may start with a dimension of 1 that examples lack.
+        source = source[None] if source.ndim == len(tensor.shape) - 1 else source
+        array = apply_steps(source, entry, where)
+        if not data.shape_fits(array.shape, tensor.shape_signature):
+            raise InputError(
+                f"{where} has shape {list(array.shape)} after preprocessing, expected {list(tensor.shape_signature)}"
+                f"{data.image_advice(tensor.shape_signature, array.shape)}",
+                field="data",
+                expected=tensor.shape_signature,
+                got=array.shape,
+            )
+        results.append(np.ascontiguousarray(array))
+    return tuple(results)
 
 
 def _run(content: bytes, samples: list[tuple[NDArray, ...]]) -> list[tuple[NDArray, ...]]:
@@ -240,7 +243,7 @@ def _picture(source: NDArray) -> bytes | None:
     return stream.getvalue()
 
 
-def random_source(model: Model, preprocessing: DataConfig, count: int, seed: int) -> SourceExamples:
+def random_source(model: Model, table: Mapping[str, Any], count: int, seed: int) -> SourceExamples:
     """Return seeded random numbers in the range of the model's inputs, for a bundle without data.
 
     Quantized inputs cover their range, other float inputs 0 to 1, both after preprocessing. Integers without a scale
@@ -249,17 +252,26 @@ def random_source(model: Model, preprocessing: DataConfig, count: int, seed: int
     generator = np.random.default_rng(seed)
     size = data.batch_size_of(model)
     inputs = {}
-    for name, tensor in zip(model.input_names, model.main_subgraph.input_tensors, strict=True):
+    for entry, tensor in zip(table["inputs"], model.main_subgraph.input_tensors, strict=True):
         lengths = data.sample_shape(tensor.shape, size)
         shape = (count * (size or 1), *(1 if length in (None, -1) else int(length or 0) for length in lengths))
         if tensor.is_quantized or np.dtype(tensor.dtype).kind == "f":
-            low, high = _real_range(name, tensor)
-            scale = preprocessing.scale or 1.0
-            values = (generator.uniform(low, high, shape) - preprocessing.offset) / scale
-            inputs[name] = values.astype(np.float32)
+            low, high = _real_range(entry["name"], tensor)
+            values = generator.uniform(low, high, shape).astype(np.float32)
+            inputs[entry["name"]] = _before(values, entry)
         else:
-            inputs[name] = np.zeros(shape, tensor.dtype)
+            inputs[entry["name"]] = np.zeros(shape, tensor.dtype)
     return SourceExamples(inputs=inputs, labels=None, description="random numbers, not real data", is_real=False)
+
+
+def _before(values: NDArray, entry: Mapping[str, Any]) -> NDArray:
+    """Return values that the steps of an input map to these values: the inverse of scaling and normalization."""
+    for step in reversed(entry["preprocessing"]):
+        if step["step"] == "scale_offset":
+            values = (values - step["offset"]) / (step["scale"] or 1.0)
+        elif step["step"] == "normalize" and "mean" in step:
+            values = values * np.asarray(step["std"]) + np.asarray(step["mean"])
+    return values.astype(np.float32)
 
 
 def _real_range(name: str, tensor: Tensor) -> tuple[float, float]:

@@ -23,12 +23,15 @@ def preprocess(values, entry):
     array = np.asarray(values)
     for step in entry["preprocessing"]:
         if step["step"] == "resize":
-            array = resize_bilinear(array.astype(np.float32), *step["size"])
-        elif step["step"] == "scale":
+            array = resize_bilinear(array.astype(np.float32), step["height"], step["width"])
+        elif step["step"] == "normalize":
+            mean, std = np.asarray(step["mean"], np.float32), np.asarray(step["std"], np.float32)
+            array = (array.astype(np.float32) - mean) / std
+        elif step["step"] == "scale_offset":
             array = array.astype(np.float32) * np.float32(step["scale"]) + np.float32(step["offset"])
         elif step["step"] == "quantize":
             array = quantize(array, step["scale"], step["zero_point"], entry["dtype"])
-        else:
+        elif step["step"] != "tokenize":  # the values are the numbers of tokens already
             raise ValueError(f"unknown preprocessing step {step['step']!r}")
     return np.ascontiguousarray(array, entry["dtype"])
 
