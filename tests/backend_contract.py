@@ -269,6 +269,7 @@ def test_contract_memory_and_packed_weights_are_measured(subject):
 
     for dtype, size in (("float32", 4), ("int8", 1)):
         measured, notes = memory(dense_layers(1, dtype), dtype)
+        assert "xnnpack_packed_weights" in measured, notes
         # Each weight is copied; each of the 256 outputs also has a bias, a scale and padding.
         assert 256 * 256 * size <= measured["xnnpack_packed_weights"] <= 256 * 256 * size + 256 * 64
         assert measured["peak_rss"] > measured["peak_rss.before_the_model"] > 4 << 20

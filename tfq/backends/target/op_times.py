@@ -79,20 +79,36 @@ class Library:
         return out if type is Pointer else out.value
 
 
-class Profiled:
+class Compiled:
+    """A model that LiteRT has prepared for the CPU."""
+
+    def __init__(self, path, options):
+        """Compile the model at `path`. `options`: identifier of LiteRT's options -> their text, as bytes and str."""
+        self.library = library = Library()
+        self.environment = library.get("LiteRtCreateEnvironment", ctypes.c_int(0), None)
+        self.model = library.get("LiteRtCreateModelFromFile", self.environment, os.fsencode(path))
+        table = library.get("LiteRtCreateOptions")
+        library.call("LiteRtSetOptionsHardwareAccelerators", table, ctypes.c_int(CPU))
+        self._keep, self._payloads = ctypes.CFUNCTYPE(None, Pointer)(lambda payload: None), []
+        for identifier, text in options.items():
+            self._add_option(table, identifier, text)
+        self.compiled = library.get("LiteRtCreateCompiledModel", self.environment, self.model, table)
+
+    def _add_option(self, options, identifier, text):
+        payload = ctypes.create_string_buffer(text.encode())
+        self._payloads.append(payload)
+        opaque = self.library.get("LiteRtCreateOpaqueOptions", identifier, payload, self._keep)
+        self.library.call("LiteRtAddOpaqueOptions", options, opaque)
+
+
+class Profiled(Compiled):
     """A compiled model with its profiler and buffers."""
 
     def __init__(self, path, inputs, kernels, num_threads):
         """Compile the model at `path` with profiling, and fill its inputs, a dictionary by tensor index."""
-        self.library = library = Library()
-        self.environment = library.get("LiteRtCreateEnvironment", ctypes.c_int(0), None)
-        self.model = library.get("LiteRtCreateModelFromFile", self.environment, os.fsencode(path))
-        options = library.get("LiteRtCreateOptions")
-        library.call("LiteRtSetOptionsHardwareAccelerators", options, ctypes.c_int(CPU))
-        self._keep, self._payloads = ctypes.CFUNCTYPE(None, Pointer)(lambda payload: None), []
-        self._add_option(options, b"runtime_options_string", "enable_profiling = true\n")
-        self._add_option(options, b"xnnpack", f'kernel_mode = "{kernels}"\nnum_threads = {num_threads}\n')
-        self.compiled = library.get("LiteRtCreateCompiledModel", self.environment, self.model, options)
+        xnnpack = f'kernel_mode = "{kernels}"\nnum_threads = {num_threads}\n'
+        super().__init__(path, {b"runtime_options_string": "enable_profiling = true\n", b"xnnpack": xnnpack})
+        library = self.library
         self.profiler = library.get("LiteRtCompiledModelGetProfiler", self.compiled)
         if not self.profiler:
             raise RuntimeError("this LiteRT has no profiler")
@@ -123,12 +139,6 @@ class Profiled:
             for event in events
             if event.type in (OP, *DELEGATE_OPS)
         ]
-
-    def _add_option(self, options, identifier, text):
-        payload = ctypes.create_string_buffer(text.encode())
-        self._payloads.append(payload)
-        opaque = self.library.get("LiteRtCreateOpaqueOptions", identifier, payload, self._keep)
-        self.library.call("LiteRtAddOpaqueOptions", options, opaque)
 
     def _buffers(self, side, values):
         """Return a buffer for each input or output of the signature. Inputs are filled by their tensor index."""
