@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare two flatbuffers."""
+"""Compare two flatbuffers without running them."""
 
+import collections
 import gzip
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tfq import tflite
 from tfq.artifacts import PathOrBytes, content_of, sha256
-from tfq.comparison.record import ComparisonRecord
+from tfq.comparison.activations import ActivationDifference, compare_activations
+from tfq.comparison.alignment import align
+from tfq.comparison.change import PARTS, Change
+from tfq.comparison.constants import ConstantDifference, File, compare_constants
+from tfq.comparison.interface import interface_changes, subgraph_pairs
+from tfq.comparison.metadata import file_changes, metadata_changes
+from tfq.comparison.record import ComparisonRecord, Matching
+from tfq.comparison.structure import structure_changes
+from tfq.ptq.causes import op_label
 
 
 def compare_models(reference: PathOrBytes, model: PathOrBytes) -> ComparisonRecord:
-    """Return the differences between two .tflite files.
+    """Return the differences between two .tflite files, which may have different schemes (float and int8).
+
+    Compared are ops and their options, constants as real numbers, quantization parameters, inputs and outputs,
+    signatures, metadata, and the files stored after the flatbuffer. Neither file is run.
+
+    Examples:
+        >>> record = tfq.compare_models("model_float32.tflite", "model_int8.tflite")
+        >>> print(record.to_text())
+        >>> worst = record.constants[0]
+        >>> print(worst.layer, worst.sqnr_db)
 
     Args:
         reference: The file to compare with: its bytes or its path.
@@ -24,12 +44,81 @@ def compare_models(reference: PathOrBytes, model: PathOrBytes) -> ComparisonReco
         FlatbufferError: A file is not a flatbuffer, or it is damaged.
     """
     contents = content_of(reference, "reference"), content_of(model, "model")
-    for content in contents:
-        tflite.read(content)
-    files = dict(zip(("reference", "model"), map(_file, contents), strict=True))
-    return ComparisonRecord(byte_identical=contents[0] == contents[1], files=files)
+    models = tflite.read(contents[0]), tflite.read(contents[1])
+    facts = dict(zip(("reference", "model"), map(_facts, contents), strict=True))
+    if contents[0] == contents[1]:
+        count = sum(len(graph.ops) for graph in models[0].subgraphs)
+        return ComparisonRecord(
+            byte_identical=True,
+            files=facts,
+            matching=Matching(reference_ops=count, model_ops=count, rules={"identical files": count}),
+        )
+    pairs = subgraph_pairs(*models)
+    changes = [*interface_changes(*models, pairs), *metadata_changes(contents, models), *file_changes(contents)]
+    files = File(contents[0], tflite.unpack(contents[0])), File(contents[1], tflite.unpack(contents[1]))
+    graphs = _Graphs(models, files)
+    for ours, theirs in pairs.items():
+        graphs.compare(ours, theirs)
+    changes += graphs.changes + _unpaired(models, pairs)
+    order = list(PARTS)
+    return ComparisonRecord(
+        byte_identical=False,
+        files=facts,
+        matching=Matching(
+            reference_ops=sum(len(graph.ops) for graph in models[0].subgraphs),
+            model_ops=sum(len(graph.ops) for graph in models[1].subgraphs),
+            rules=dict(graphs.rules),
+        ),
+        changes=tuple(sorted(changes, key=lambda change: order.index(change.part))),
+        constants=tuple(sorted(graphs.constants, key=lambda item: item.loss)),
+        activations=tuple(sorted(graphs.activations, key=lambda item: -item.size)),
+    )
 
 
-def _file(content: bytes) -> dict[str, Any]:
+def _facts(content: bytes) -> dict[str, Any]:
     compressed = len(gzip.compress(content, mtime=0))
     return {"bytes": len(content), "gzip_bytes": compressed, "sha256": sha256(content)}
+
+
+class _Graphs:
+    """Collects the differences of all pairs of subgraphs."""
+
+    def __init__(self, models: tuple[tflite.Model, tflite.Model], files: tuple[File, File]) -> None:
+        self.models, self.files = models, files
+        self.rules: collections.Counter[str] = collections.Counter()
+        self.changes: list[Change] = []
+        self.constants: list[ConstantDifference] = []
+        self.activations: list[ActivationDifference] = []
+
+    def compare(self, ours: int, theirs: int) -> None:
+        """Compare two subgraphs."""
+        alignment = align(self.models[0].subgraphs[ours], self.models[1].subgraphs[theirs])
+        self.rules.update(alignment.rules.values())
+        edited = self.files[0].edited.subgraphs[ours], self.files[1].edited.subgraphs[theirs]
+        prefix = f"subgraph {ours}, " if ours else ""
+        self._add(structure_changes(alignment, edited), prefix)
+        self._add(compare_constants(alignment, self.files, (ours, theirs)), prefix)
+        self._add(compare_activations(alignment), prefix)
+
+    def _add(self, items: Iterable[Change | ConstantDifference | ActivationDifference], prefix: str) -> None:
+        for item in items:
+            if isinstance(item, Change):
+                self.changes.append(replace(item, where=prefix + item.where))
+            elif isinstance(item, ConstantDifference):
+                self.constants.append(replace(item, op=prefix + item.op))
+            else:
+                self.activations.append(replace(item, where=prefix + item.where))
+
+
+def _unpaired(models: tuple[tflite.Model, tflite.Model], pairs: dict[int, int]) -> list[Change]:
+    """Return the ops of subgraphs that only one of the files has."""
+    results = []
+    for side, (model, paired) in enumerate(zip(models, (set(pairs), set(pairs.values())), strict=True)):
+        for graph in model.subgraphs:
+            if graph.index not in paired:
+                for op in graph.ops:
+                    where = f"subgraph {graph.index}, {op_label(graph, op.index)}"
+                    values = (op.name, None) if side == 0 else (None, op.name)
+                    what = ("removed", "added")[side]
+                    results.append(Change(part="ops", where=where, what=what, reference=values[0], model=values[1]))
+    return results

@@ -1,12 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a comparison of two flatbuffers, and checks of it against requirements."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from tfq.comparison.activations import ActivationDifference
+from tfq.comparison.change import Change
+from tfq.comparison.constants import ConstantDifference
 from tfq.config import ComparisonRequireConfig
 from tfq.errors import RequirementError
-from tfq.requirement import Requirement
+from tfq.requirement import Requirement, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """How the ops of two files were matched, over all subgraphs.
+
+    Attributes:
+        reference_ops: The number of ops of the reference.
+        model_ops: The number of ops of the model.
+        rules: The rule that matched ops -> the number of pairs: "output name", "Keras layer", "topology", "position".
+    """
+
+    reference_ops: int
+    model_ops: int
+    rules: dict[str, int]
+
+    @property
+    def matched(self) -> int:
+        """The number of pairs."""
+        return sum(self.rules.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**vars(self), "matched": self.matched}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,42 +41,87 @@ class ComparisonRecord:
     """The differences between two flatbuffers.
 
     Attributes:
-        byte_identical: Whether the files have the same bytes.
+        byte_identical: Whether the files have the same bytes. Then nothing else is listed.
         files: "reference" and "model" -> `bytes`, `gzip_bytes` and `sha256` of the file.
+        matching: How the ops were matched.
+        changes: Differences that are not differences of numbers, in the order of the parts of a file.
+        constants: The constants of matched ops, worst first; also those that are equal.
+        activations: Activations whose scale or zero point differs, largest ratio first.
+        notes: Sentences about what was not compared.
     """
 
     byte_identical: bool
     files: dict[str, dict[str, Any]]
+    matching: Matching
+    changes: tuple[Change, ...] = ()
+    constants: tuple[ConstantDifference, ...] = ()
+    activations: tuple[ActivationDifference, ...] = ()
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def num_differences(self) -> int:
-        """The number of differences, other than in the size and the bytes of the files."""
-        return 0
+        """The number of differences, other than in the size and the layout of the files."""
+        return len(self.changes) + len(self.activations) + sum(item.differs for item in self.constants)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return {
+            "byte_identical": self.byte_identical,
+            "num_differences": self.num_differences,
+            "files": self.files,
+            "matching": self.matching.to_dict(),
+            "changes": [item.to_dict() for item in self.changes],
+            "constants": [item.to_dict() for item in self.constants],
+            "activations": [item.to_dict() for item in self.activations],
+            "notes": list(self.notes),
+        }
 
     def to_text(self) -> str:
-        """Return the comparison as text for the terminal."""
-        return "identical" if self.byte_identical else "the files differ"
+        """Return the comparison as text for the terminal: A is the reference, B the model."""
+        from tfq.comparison.text import text_of
+
+        return text_of(self)
 
 
 def requirements_of(record: ComparisonRecord, require: ComparisonRequireConfig) -> tuple[Requirement, ...]:
     """Return every requirement that `require` sets, with its verdict."""
-    if not require.no_differences:
-        return ()
-    count = record.num_differences
-    return (Requirement(name="no_differences", bound=0, value=count, holds=count == 0),)
+    results = []
+    if require.no_differences:
+        count = record.num_differences
+        results.append(Requirement(name="no_differences", bound=0, value=count, holds=count == 0))
+    if (bound := require.min_weight_sqnr_db) is not None:
+        worst = _worst(record)
+        if worst is None:
+            reason = "all weights are equal"
+            results.append(Requirement(name="min_weight_sqnr_db", bound=bound, value=None, holds=True, reason=reason))
+        else:
+            reason = f"input {worst.input} of {worst.op}: {worst.reason}"
+            results.append(at_least("min_weight_sqnr_db", bound, worst.sqnr_db, reason))
+    return tuple(results)
 
 
 def check_requirements(record: ComparisonRecord, require: ComparisonRequireConfig) -> None:
-    """Raise RequirementError if a requirement is not met."""
+    """Raise RequirementError if a requirement is not met; the message names the first or the worst difference."""
     for item in requirements_of(record, require):
-        if not item.holds:
-            raise RequirementError(
-                f"the files differ in {item.value} places, but comparison.require.no_differences is set",
-                field="comparison.require.no_differences",
-                expected=0,
-                got=item.value,
-            )
+        if item.holds:
+            continue
+        field = f"comparison.require.{item.name}"
+        if item.name == "no_differences":
+            message = f"the files differ in {item.value} places, but {field} is set. The first is {_first(record)}"
+        else:
+            worst = _worst(record)
+            found = item.reason if item.value is None or worst is None else f"{worst.sqnr_db:.1f} dB, of {worst.op}"
+            message = f"the lowest SQNR of the weights is {found}, but {field} is {item.bound:g}"
+        raise RequirementError(message, field=field, expected=item.bound, got=item.value)
+
+
+def _worst(record: ComparisonRecord) -> ConstantDifference | None:
+    return next((item for item in record.constants if item.role == "weight" and not item.equal), None)
+
+
+def _first(record: ComparisonRecord) -> str:
+    if record.changes:
+        change = record.changes[0]
+        return f"{change.what} of {change.where}"
+    constant = next((item for item in record.constants if item.differs), None)
+    return f"input {constant.input} of {constant.op}" if constant else f"the scale of {record.activations[0].where}"

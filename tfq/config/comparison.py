@@ -13,7 +13,7 @@ class ComparisonRequireConfig(Config):
     no_differences: bool = setting(False, "require that nothing differs, except the size and the layout of the files")
     min_weight_sqnr_db: float | None = setting(
         None,
-        "lowest signal-to-noise ratio (SQNR) of the constants of any op against those of the reference, in dB",
+        "lowest signal-to-quantization-noise ratio (SQNR) of the weights of any op against the reference's, in dB",
     )
 
 

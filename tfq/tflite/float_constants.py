@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.errors import FlatbufferError, InputError
-from tfq.tflite.binary import DAMAGED
+from tfq.errors import InputError
 from tfq.tflite.edit import (
     operator_name,
     pack,
@@ -33,13 +32,10 @@ from tfq.tflite.edit import (
 )
 from tfq.tflite.op_types import COPIED_SLOTS, INDEX_INPUTS
 from tfq.tflite.schema import TENSOR_TYPES
-from tfq.tflite.sparse import densify
+from tfq.tflite.stored_values import BLOCKWISE, PACKED_BITS, has_blocks, real_values, stored_values, tensor_name
 
 _FLOAT32 = TENSOR_TYPES.index("float32")
-_BITS = {"int4": 4, "int2": 2, "uint4": 4}
-_STORED = ("float16", "bfloat16", "int8", "uint8", "int16", *_BITS)
-# In the schema: 0 no details, 1 custom, 2 a scale for each block, 3 for several axes.
-_BLOCKWISE = 2
+_STORED = ("float16", "bfloat16", "int8", "uint8", "int16", *PACKED_BITS)
 _CONVERTING = ("DEQUANTIZE", "CAST", "DENSIFY")
 # The new constants of a file may have 64 times its size, which no real file reaches.
 _LARGEST_FACTOR, _FREE_BYTES, _FLATBUFFER_BYTES = 64, 1 << 26, (1 << 31) - (1 << 20)
@@ -102,7 +98,7 @@ class _Writer:
         """
         shape = tuple(int(size) for size in ([] if source.shape is None else source.shape))
         keeps_type = target_type == source.type
-        has_own_scales = source.sparsity is None and not _has_blocks(source)
+        has_own_scales = source.sparsity is None and not has_blocks(source)
         key = (source.buffer, source.type, target_type, shape, _quantization_key(source)) if has_own_scales else None
         if key is None or key not in self._known:
             values = self._values(source, shape, tensors, keeps_type=keeps_type)
@@ -117,92 +113,19 @@ class _Writer:
         target.shape, target.quantization = source.shape, quantization
 
     def _values(self, source: Any, shape: tuple[int, ...], tensors: Sequence[Any], *, keeps_type: bool) -> NDArray:
-        name, dtype = _name(source), TENSOR_TYPES[source.type]
-        size = math.prod(shape) * (np.dtype(dtype).itemsize if keeps_type else 4)
+        size = math.prod(shape) * (np.dtype(TENSOR_TYPES[source.type]).itemsize if keeps_type else 4)
         if self.written + size > self._most:
             raise InputError(
-                f"tensor {name!r}: the float32 form of the file's constants needs more than {self._most:,} bytes, "
-                "which is too large. Pass a smaller model",
+                f"tensor {tensor_name(source)!r}: the float32 form of the file's constants needs more than "
+                f"{self._most:,} bytes, which is too large. Pass a smaller model",
                 field="model",
                 expected=self._most,
                 got=self.written + size,
                 limit="large-files",
             )
-        content = np.asarray(self._edited.buffers[source.buffer].data, np.uint8)
-        values = _unpacked(content, dtype)
-        if source.sparsity is not None:
-            values = densify(source.sparsity, values, shape, name)
-        elif values.size < math.prod(shape):
-            raise InputError(
-                f"tensor {name!r} has {values.size} values, expected {math.prod(shape)} for shape {shape}: {dtype}",
-                field=name,
-                expected=math.prod(shape),
-                got=values.size,
-            )
-        values = values.reshape(-1)[: math.prod(shape)].reshape(shape)
         if keeps_type:
-            return values
-        if _has_blocks(source):
-            return (values * self._block_scales(source, shape, tensors)).astype(np.float32)
-        return _as_float32(values, source, dtype, name)
-
-    def _block_scales(self, source: Any, shape: tuple[int, ...], tensors: Sequence[Any]) -> NDArray[np.float64]:
-        """Return the scale of each value of a constant with one for each block of its last axis."""
-        details = source.quantization.details
-        size, index = details.blockSize, details.scales
-        scales, zero_points = (tensors[at] if 0 <= at < len(tensors) else None for at in (index, details.zeroPoints))
-        expected = (*shape[:-1], shape[-1] // size) if shape and size > 0 and shape[-1] % size == 0 else None
-        dtype = TENSOR_TYPES[scales.type] if scales is not None else None
-        content = np.asarray([] if scales is None else self._edited.buffers[scales.buffer].data, np.uint8)
-        # The default index of the zero points is 0, which is an input of the model in files without them.
-        if zero_points is not None and self._edited.buffers[zero_points.buffer].data is not None:
-            expected = None
-        if expected is None or dtype not in ("float16", "float32"):
-            raise FlatbufferError(
-                f"tensor {_name(source)!r} of shape {list(shape)} has blocks of {size} values, whose scales are tensor "
-                f"{index} ({dtype}): expected blocks that divide the last axis, float16 or float32 scales, and no zero "
-                f"points: {DAMAGED}",
-                field=_name(source),
-            )
-        values = _unpacked(content, dtype)
-        if values.size != math.prod(expected):
-            raise FlatbufferError(
-                f"tensor {_name(source)!r} has {values.size} scales, expected {math.prod(expected)}, one for each "
-                f"block of {size} values: {DAMAGED}",
-                field=_name(source),
-                expected=math.prod(expected),
-                got=values.size,
-            )
-        return np.repeat(values.astype(np.float64).reshape(expected), size, axis=-1)
-
-
-def _unpacked(content: NDArray, dtype: str) -> NDArray:
-    """Return the stored values as a flat array; those of fewer than 8 bits are packed from the lowest bits upwards."""
-    bits = _BITS.get(dtype)
-    if bits is None:
-        stored = np.uint16 if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
-        return content[: content.size // np.dtype(stored).itemsize * np.dtype(stored).itemsize].view(stored)
-    parts = np.stack([content >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1).reshape(-1)
-    parts = parts.astype(np.int8)
-    return parts if dtype.startswith("u") else parts - ((parts >> (bits - 1)) << bits)
-
-
-def _as_float32(values: NDArray, source: Any, dtype: str, name: str) -> NDArray:
-    """Return the real values of a constant, with the same rounding as the interpreter's DEQUANTIZE."""
-    if dtype == "float16":
-        return values.astype(np.float32)
-    if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    quantization = source.quantization
-    scale = np.asarray([] if quantization.scale is None else quantization.scale, np.float32)
-    zero_point = np.asarray([] if quantization.zeroPoint is None else quantization.zeroPoint, np.int64)
-    if zero_point.size != scale.size:
-        zero_point = np.zeros(scale.size, np.int64)
-    if scale.size > 1:
-        along = [1] * values.ndim
-        along[quantization.quantizedDimension] = -1
-        scale, zero_point = scale.reshape(along), zero_point.reshape(along)
-    return ((values.astype(np.int64) - zero_point).astype(np.float64) * scale).astype(np.float32)
+            return stored_values(self._edited.buffers, source, shape)
+        return real_values(self._edited.buffers, source, shape, tensors).astype(np.float32, copy=False)
 
 
 def _quantization_key(tensor: Any) -> Any:
@@ -314,11 +237,6 @@ class _Graph:
         return self._is_constant(tensor) and TENSOR_TYPES[tensor.type] in _STORED[2:] and _has_scale(tensor)
 
 
-def _has_blocks(tensor: Any) -> bool:
-    """Check whether a tensor has a scale for each block of its values."""
-    return tensor.quantization is not None and tensor.quantization.detailsType == _BLOCKWISE
-
-
 def _has_scale(tensor: Any) -> bool:
     """Check whether a tensor has a scale.
 
@@ -328,17 +246,13 @@ def _has_scale(tensor: Any) -> bool:
     quantization = tensor.quantization
     if quantization is None:
         return False
-    if quantization.detailsType not in (0, _BLOCKWISE):
+    if quantization.detailsType not in (0, BLOCKWISE):
         raise InputError(
-            f"tensor {_name(tensor)!r} has a custom quantization, or one along several axes, which tfq does not "
+            f"tensor {tensor_name(tensor)!r} has a custom quantization, or one along several axes, which tfq does not "
             "support as the source of a conversion. Pass the float model",
             field="model",
             expected="one scale, or one for each channel or block",
-            got=_name(tensor),
+            got=tensor_name(tensor),
             limit="custom-quantization",
         )
-    return _has_blocks(tensor) or (quantization.scale is not None and len(quantization.scale) > 0)
-
-
-def _name(tensor: Any) -> str:
-    return tensor.name.decode("utf-8", "replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+    return has_blocks(tensor) or (quantization.scale is not None and len(quantization.scale) > 0)
