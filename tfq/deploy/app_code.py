@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sources for apps say about a model: its inputs and outputs, its golden vectors, and where it is from."""
+
+import math
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfq import artifacts, registry
+from tfq.backends import BackendKind
+from tfq.deploy.platform import BundleContents, Candidate, Problem
+from tfq.errors import InputError
+from tfq.progress import printable
+from tfq.provenance import package_versions
+from tfq.tflite import Model, Tensor
+
+# Differences of float32 kernels, relative to the largest value.
+_FLOAT_TOLERANCE = 1e-4
+_HEADER_WIDTH = 114
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeTensor:
+    """An input or output as sources describe it.
+
+    Args:
+        name: Its name in io.json.
+        shape: Its shape; a dynamic batch is 1.
+        dtype: The type of its values.
+        scale: The step of its quantized values; None if it is not quantized.
+        zero_point: The quantized value of 0.0.
+        resize: Whether images are resized to its height and width first.
+        factor: What values are multiplied by then.
+        offset: What is added to the product.
+        mean: What is subtracted instead: one number, or one for each channel. Empty if `factor` and `offset` apply.
+        std: What the differences are divided by.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None
+    zero_point: int = 0
+    resize: bool = False
+    factor: float = 1.0
+    offset: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def code_inputs(contents: BundleContents) -> list[CodeTensor]:
+    """Return the inputs of a model in the order of its main subgraph.
+
+    Raises:
+        InputError: Their preprocessing has a step that sources for apps do not have.
+    """
+    tensors = contents.parsed.main_subgraph.input_tensors
+    return [
+        _tensor(entry, tensor, **_preprocessing(entry))
+        for entry, tensor in zip(contents.io["inputs"], tensors, strict=True)
+    ]
+
+
+def code_outputs(contents: BundleContents) -> list[CodeTensor]:
+    """Return the outputs of a model in the order of its main subgraph."""
+    tensors = contents.parsed.main_subgraph.output_tensors
+    return [_tensor(entry, tensor) for entry, tensor in zip(contents.io["outputs"], tensors, strict=True)]
+
+
+def _tensor(entry: Mapping[str, Any], tensor: Tensor, **preprocessing: Any) -> CodeTensor:
+    scale = entry["scale"]
+    return CodeTensor(
+        name=entry["name"],
+        shape=tuple(tensor.shape),
+        dtype=entry["dtype"],
+        scale=None if scale is None else float(scale),
+        zero_point=0 if scale is None else int(entry["zero_point"]),
+        **preprocessing,
+    )
+
+
+def _preprocessing(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing of an input as arguments of `CodeTensor`."""
+    values: dict[str, Any] = {}
+    for step in entry["preprocessing"]:
+        match step["step"]:
+            case "resize":
+                values["resize"] = True
+            case "scale" | "scale_offset":
+                values |= {"factor": step["scale"], "offset": step["offset"]}
+            case "normalize" if step.get("mean") and step.get("std"):
+                values |= {"mean": tuple(step["mean"]), "std": tuple(step["std"])}
+            case "quantize" | "tokenize":
+                pass  # the tensor's scale and zero point; the app's own tokenizer: see `_missing_steps`
+            case unknown:
+                raise InputError(
+                    f"input {entry['name']!r} has the preprocessing step {unknown!r} ({step.get('formula')}), which "
+                    "the sources for apps do not have: expected resize, scale_offset, normalize or quantize",
+                    field="export.platform",
+                    expected=("resize", "scale_offset", "normalize", "quantize"),
+                    got=unknown,
+                )
+    return values
+
+
+def _missing_steps(contents: BundleContents) -> list[str]:
+    """Return a line for each step before or after the model that the sources leave to the app."""
+    return [
+        f"Not in this code: {step['formula']} ({side} {entry['name']})."
+        for side, steps in (("input", "preprocessing"), ("output", "postprocessing"))
+        for entry in contents.io[f"{side}s"]
+        for step in entry.get(steps, ())
+        if step["step"] in ("tokenize", "calibrate", "threshold")
+    ]
+
+
+def header(contents: BundleContents, tried: str) -> list[str]:
+    """Return the lines of the comment at the top of a source: the model, the versions, and how far it was tried.
+
+    They have no line separators of any language, and no backslash, which would continue a comment of C.
+    """
+    version = package_versions().get("tfq")
+    paragraphs = [
+        f"{contents.name}: model.tflite with SHA-256 {artifacts.sha256(contents.model)}",
+        f"Exported by tfq {version}. {tried}",
+        *_missing_steps(contents),
+    ]
+    plain = [" ".join(printable(paragraph).split()).replace("\\", "/") for paragraph in paragraphs]
+    return [line for paragraph in plain for line in textwrap.wrap(paragraph, _HEADER_WIDTH)]
+
+
+def float_literal(value: float) -> str:
+    """Return the shortest decimal number that is this float32: "0.00390625", "1e-10"."""
+    return str(np.float32(value))
+
+
+def tolerances(contents: BundleContents) -> list[float]:
+    """Return how far each output may be from its golden vectors on another CPU.
+
+    In steps of the scale if the output is quantized: the largest measured difference of all CPU backends, but at least
+    one step. Else in real units: at least one step of the tensor that the output is dequantized from, and float32's
+    rounding.
+    """
+    model = contents.parsed
+    result = []
+    for index, tensor in enumerate(model.main_subgraph.output_tensors):
+        name = contents.io["outputs"][index]["name"]
+        measured = [
+            value
+            for backend, outputs in contents.golden.document["tolerance"].items()
+            if _runs_cpu_kernels(backend)
+            for value in outputs.get(name, {}).values()
+            if value is not None
+        ]
+        result.append(float(max([_least_tolerance(contents, index, tensor), *measured])))
+    return result
+
+
+def _runs_cpu_kernels(backend: str) -> bool:
+    kind = registry.entries(BackendKind).get(backend.partition(":")[0])
+    return kind is not None and kind.has_cpu_kernels
+
+
+def _least_tolerance(contents: BundleContents, index: int, tensor: Tensor) -> float:
+    if tensor.is_quantized:
+        return 1.0
+    if np.dtype(tensor.dtype).kind != "f":
+        return 0.0
+    files = [example["outputs"][index]["decoded_file"] for example in contents.golden.examples]
+    largest = max(float(np.abs(np.frombuffer(contents.golden.files[file], "<f4")).max(initial=0)) for file in files)
+    return max(_FLOAT_TOLERANCE * largest, _step_before(contents.parsed, tensor))
+
+
+def _step_before(model: Model, tensor: Tensor) -> float:
+    """Return the scale of the tensor that DEQUANTIZE makes this one from; 0 if there is none."""
+    graph = model.main_subgraph
+    for op in graph.ops:
+        if op.name == "DEQUANTIZE" and graph.tensors[op.outputs[0]] is tensor:
+            source = graph.tensors[op.inputs[0]]
+            return source.scale[0] if source.is_quantized else 0.0
+    return 0.0
+
+
+def best_label(output: Mapping[str, Any]) -> str | None:
+    """Return the label of the best class of a golden output; None if it has no labels."""
+    return output["top"][0]["label"] if output.get("top") else None
+
+
+def check_tensors(dtypes: Collection[str], *, title: str) -> Callable[[Candidate], tuple[Problem, ...]]:
+    """Return the check of a platform whose sources have only these types, and fixed shapes except for the batch."""
+
+    def check(candidate: Candidate) -> tuple[Problem, ...]:
+        return (*type_problems(candidate, dtypes, title), *shape_problems(candidate))
+
+    return check
+
+
+def type_problems(candidate: Candidate, dtypes: Collection[str], title: str) -> list[Problem]:
+    """Return a problem for each input and output of another type."""
+    return [
+        Problem(
+            reason=f"{side} {entry['name']!r} is {entry['dtype']}, and {title} has only {', '.join(dtypes)}",
+            advice=_type_advice(side, entry["dtype"], dtypes),
+        )
+        for side, entry in _entries(candidate)
+        if entry["dtype"] not in dtypes
+    ]
+
+
+def _type_advice(side: str, dtype: str, dtypes: Collection[str]) -> str:
+    if dtype not in ("int8", "int16", "float16"):
+        return f"let the model have {' or '.join(dtypes)} there"
+    other = "uint8" if dtype == "int8" and "uint8" in dtypes else "float32"
+    return f"convert with conversion.inference_{side}_type={other}"
+
+
+def shape_problems(candidate: Candidate, *, allow_batch: bool = True) -> list[Problem]:
+    """Return a problem for each input and output whose shape is dynamic; a dynamic batch may be allowed."""
+    problems = []
+    for side, entry in _entries(candidate):
+        dynamic = [axis for axis, length in enumerate(entry["shape"]) if length == -1 and (axis or not allow_batch)]
+        if dynamic:
+            shape = " x ".join("any" if length == -1 else str(length) for length in entry["shape"])
+            problems.append(
+                Problem(
+                    reason=f"{side} {entry['name']!r} has the dynamic shape {shape}",
+                    advice="convert with a fixed conversion.batch_size, and fixed conversion.input_shapes",
+                )
+            )
+    return problems
+
+
+def _entries(candidate: Candidate) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(side[:-1], entry) for side in ("inputs", "outputs") for entry in candidate.io[side]]
+
+
+def has_images(inputs: Sequence[CodeTensor]) -> bool:
+    """Check whether an input may be an image: (batch, height, width, 1 or 3 channels)."""
+    return any(len(tensor.shape) == 4 and tensor.shape[3] in (1, 3) for tensor in inputs)
+
+
+def num_values(shape: Sequence[int]) -> int:
+    """Return the number of values of a tensor."""
+    return math.prod(shape)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iOS: Swift sources for an app that runs the model in LiteRT's interpreter."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfq.deploy.app_code import (
+    CodeTensor,
+    best_label,
+    check_tensors,
+    code_inputs,
+    code_outputs,
+    float_literal,
+    header,
+    tolerances,
+)
+from tfq.deploy.platform import BundleContents, Platform, SelfTest
+from tfq.deploy.templates import fill, read_source
+from tfq.registry import register
+
+TRIED = "tfq's tests check the syntax of the Swift sources (tree-sitter-swift). They were never compiled or run."
+DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
+
+
+def _sources(contents: BundleContents) -> dict[str, bytes]:
+    top = "\n".join(f"// {line}" for line in header(contents, TRIED))
+    inputs = "\n".join(f"    ModelInput({_arguments(tensor)})," for tensor in code_inputs(contents))
+    outputs = "\n".join(f"    ModelOutput({_arguments(tensor)})," for tensor in code_outputs(contents))
+    limits = tolerances(contents)
+    examples = "\n".join(_example(example, limits) for example in contents.golden.examples)
+    parts = {
+        "Model.swift": {"header": top, "inputs": inputs, "outputs": outputs},
+        "LiteRtModel.swift": {"header": top},
+        "SelfTest.swift": {"header": top, "examples": examples},
+    }
+    return {f"ios/{name}": fill(read_source(f"ios/{name}"), values).encode() for name, values in parts.items()}
+
+
+def _arguments(tensor: CodeTensor) -> str:
+    """Return the arguments of a tensor's initializer in Swift."""
+    arguments = [swift_string(tensor.name), f"[{', '.join(map(str, tensor.shape))}]", f".{tensor.dtype}"]
+    if tensor.scale is not None:
+        arguments.append(f"Quantization(scale: {float_literal(tensor.scale)}, zeroPoint: {tensor.zero_point})")
+    if tensor.resize:
+        arguments.append("resize: true")
+    if (tensor.factor, tensor.offset) != (1.0, 0.0):
+        arguments.append(f"scale: {float_literal(tensor.factor)}, offset: {float_literal(tensor.offset)}")
+    if tensor.mean:
+        mean, std = (", ".join(map(float_literal, values)) for values in (tensor.mean, tensor.std))
+        arguments.append(f"mean: [{mean}], std: [{std}]")
+    return ", ".join(arguments)
+
+
+def _example(example: Mapping[str, Any], limits: Sequence[float]) -> str:
+    """Return a golden vector as an `Example` in Swift."""
+    inputs = "\n".join(f"        {_golden_input(entry)}," for entry in example["inputs"])
+    outputs = "\n".join(
+        f"        {_golden_output(entry, limit)}," for entry, limit in zip(example["outputs"], limits, strict=True)
+    )
+    return f"    Example(\n      inputs: [\n{inputs}\n      ],\n      outputs: [\n{outputs}\n      ]\n    ),"
+
+
+def _golden_input(entry: Mapping[str, Any]) -> str:
+    source = entry["source"]
+    shape = ", ".join(map(str, source["shape"]))
+    files = f"source: {swift_string(source['file'])}, type: .{source['dtype']}, shape: [{shape}]"
+    return f"GoldenInput({files}, file: {swift_string(entry['file'])})"
+
+
+def _golden_output(entry: Mapping[str, Any], limit: float) -> str:
+    files = f"file: {swift_string(entry['file'])}, decoded: {swift_string(entry['decoded_file'])}"
+    label = best_label(entry)
+    best = "nil" if label is None else swift_string(label)
+    return f"GoldenOutput({files}, tolerance: {float_literal(limit)}, best: {best})"
+
+
+def swift_string(text: str) -> str:
+    """Return text as a string literal of Swift."""
+    return '"' + "".join(_escaped(character) for character in text) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if " " <= character <= "~" else f"\\u{{{ord(character):x}}}"
+
+
+register(
+    Platform(
+        name="ios",
+        help="iOS: Swift for LiteRT's interpreter",
+        title="the Swift code for iOS",
+        tried=TRIED,
+        sources=_sources,
+        check=check_tensors(DTYPES, title="the Swift code"),
+        self_tests=(
+            SelfTest(
+                name="Swift",
+                commands=(),
+                not_run="it is part of the app: call SelfTest.failures in a unit test",
+            ),
+        ),
+    )
+)

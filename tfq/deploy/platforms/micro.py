@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Microcontrollers: a C array, op resolver, arena and self-test for TensorFlow Lite Micro."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.auditing import audit_model
+from tfq.backends import RunRequest, make_backend
+from tfq.config import AuditConfig
+from tfq.data import batch_size_of
+from tfq.deploy.app_code import header, tolerances
+from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest
+from tfq.deploy.templates import fill, read_source
+from tfq.errors import TfqError
+from tfq.registry import register
+
+BACKEND = TARGET = "tflm"
+TRIED = (
+    "tfq's tests compile the sources against declarations of TensorFlow Lite Micro, and the bytes of the C array "
+    "reproduce golden vectors in its Python package on a computer. No microcontroller was tried."
+)
+# Methods of MicroMutableOpResolver whose names differ from those of the ops in more than underscores.
+# Source: tensorflow/lite/micro/micro_mutable_op_resolver.h of tflite-micro, 2025.
+_METHODS = {
+    "BATCH_MATMUL": "AddBatchMatMul",
+    "CUMSUM": "AddCumSum",
+    "PADV2": "AddPadV2",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
+}
+_CUSTOM_METHODS = {"TFLite_Detection_PostProcess": "AddDetectionPostprocess", "ethos-u": "AddEthosU"}
+# Metadata that TensorFlow Lite Micro does not read, so that it does not take up flash.
+_UNUSED_METADATA = (b"tfq", b"TFLITE_METADATA")
+# Of the arena: for scratch memory of optimized kernels, which the reference kernels do not need.
+_MARGIN, _LEAST_MARGIN = 1 / 8, 1024
+# The golden vectors of the self-test must fit into a microcontroller's flash.
+_MOST_GOLDEN_BYTES = 64 * 1024
+_TYPES = {"float32": "kFloat32", "int8": "kInt8", "uint8": "kUint8", "int16": "kInt16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What TensorFlow Lite Micro's Python package measured.
+
+    Args:
+        arena: The bytes of the tensor arena that it used; None if it did not run.
+        reason: Why it did not run.
+        differences: The largest difference of each output to the golden vectors: in quantized values, or real ones.
+    """
+
+    arena: int | None
+    reason: str = ""
+    differences: tuple[float, ...] = ()
+
+
+def op_methods(model: tflite.Model) -> list[str]:
+    """Return the methods of MicroMutableOpResolver that add the ops of a model, each once, sorted."""
+    return sorted({_method(op) for graph in model.subgraphs for op in graph.ops})
+
+
+def _method(op: tflite.Op) -> str:
+    if op.custom_code:
+        return _CUSTOM_METHODS[op.custom_code]
+    return _METHODS.get(op.name) or "Add" + op.name.replace("_", " ").title().replace(" ", "")
+
+
+def flash_model(content: bytes) -> bytes:
+    """Return a `.tflite` without the metadata and the files that TensorFlow Lite Micro does not read."""
+    model = tflite.unpack(content)
+    unused = [entry for entry in model.metadata or [] if bytes(entry.name) in _UNUSED_METADATA]
+    for entry in unused:
+        model.buffers[entry.buffer].data = None
+    model.metadata = [entry for entry in model.metadata or [] if entry not in unused] or None
+    return tflite.pack(model, len(content))
+
+
+def measure(content: bytes, contents: BundleContents) -> Measurement:
+    """Run the golden vectors in TensorFlow Lite Micro on this machine, if it is installed."""
+    backend = make_backend(BACKEND)
+    reason = backend.unavailable()
+    if reason:
+        return Measurement(arena=None, reason=reason)
+    inputs = _stacked(contents, "inputs")
+    try:
+        result = backend.assess(RunRequest(model=content, inputs=inputs))
+    except TfqError as error:
+        return Measurement(arena=None, reason=str(error))
+    differences = [
+        float(np.abs(output.reshape(-1).astype(np.float64) - golden.reshape(-1).astype(np.float64)).max(initial=0))
+        for output, golden in zip(result.computed_outputs(), _stacked(contents, "outputs"), strict=True)
+    ]
+    return Measurement(arena=(result.memory_bytes or {})["arena"], differences=tuple(differences))
+
+
+def _stacked(contents: BundleContents, side: str) -> tuple[NDArray, ...]:
+    """Return the arrays of all golden vectors: the examples of each input or output along axis 0."""
+    has_batch = batch_size_of(contents.parsed) is not None
+    stacked = []
+    for index in range(len(contents.golden.examples[0][side])):
+        entries = [example[side][index] for example in contents.golden.examples]
+        arrays = [
+            np.frombuffer(contents.golden.files[entry["file"]], entry["dtype"]).reshape(entry["shape"])
+            for entry in entries
+        ]
+        is_single = has_batch or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
+        stacked.append(np.concatenate(arrays) if is_single else np.stack(arrays))
+    return tuple(stacked)
+
+
+def _sources(contents: BundleContents) -> dict[str, bytes]:
+    content = flash_model(contents.model)
+    measured = measure(content, contents)
+    lines = header(contents, TRIED)
+    c_header = "\n".join(f"/* {line.replace('*/', '* /').replace('/*', '/ *')} */" for line in lines)
+    cc_header = "\n".join(f"// {line}" for line in lines)
+    parts = {
+        "model_data.h": {"header": c_header},
+        "model_data.c": {"header": c_header, "data": _model_data(content, len(contents.model))},
+        "arena.h": {"header": c_header, "arena": _arena(measured)},
+        "op_resolver.h": {"header": cc_header, "ops": _ops(op_methods(contents.parsed))},
+        "golden_data.h": {"header": cc_header, "vectors": _vectors(contents, measured)},
+        "main.cc": {"header": cc_header},
+    }
+    return {f"micro/{name}": fill(read_source(f"micro/{name}"), values).encode() for name, values in parts.items()}
+
+
+def _model_data(content: bytes, full_size: int) -> str:
+    left_out = f"; {full_size - len(content):,} bytes of metadata in model.tflite are left out"
+    return (
+        f"/* {len(content):,} bytes{left_out if full_size > len(content) else ''}. */\n"
+        f"alignas(16) const unsigned char g_model_data[] = {{\n{_bytes(content)}\n}};\n"
+        f"const unsigned int g_model_data_size = {len(content)};"
+    )
+
+
+def _bytes(content: bytes) -> str:
+    """Return bytes as rows of C numbers."""
+    numbers = content.hex(" ").split(" ") if content else ["00"]
+    rows = [numbers[start : start + 16] for start in range(0, len(numbers), 16)]
+    return "\n".join("    " + " ".join(f"0x{number}," for number in row) for row in rows)
+
+
+def _arena(measured: Measurement) -> str:
+    if measured.arena is None:
+        reason = " ".join(measured.reason.split()).replace("*/", "* /")
+        return (
+            f"/* Not measured: {reason} */\n"
+            "#ifndef MODEL_ARENA_BYTES\n"
+            '#error "The arena was not measured: define MODEL_ARENA_BYTES"\n'
+            "#endif"
+        )
+    return (
+        f"/* Measured: {measured.arena:,} bytes, in a 64-bit build with reference kernels. The rest is a margin:\n"
+        f" * an eighth, but at least {_LEAST_MARGIN:,} bytes, because optimized kernels (CMSIS-NN and others) need\n"
+        " * scratch memory. Print arena_used_bytes() on the device, and reduce it. */\n"
+        f"#define MODEL_ARENA_MEASURED_BYTES {measured.arena}\n"
+        "#ifndef MODEL_ARENA_BYTES\n"
+        f"#define MODEL_ARENA_BYTES {arena_with_margin(measured.arena)}\n"
+        "#endif"
+    )
+
+
+def arena_with_margin(measured: int) -> int:
+    """Return the bytes of the arena to reserve: a multiple of 16."""
+    return -(-(measured + max(int(measured * _MARGIN), _LEAST_MARGIN)) // 16) * 16
+
+
+def _ops(methods: Sequence[str]) -> str:
+    calls = " &&\n         ".join(f"resolver.{method}() == kTfLiteOk" for method in methods)
+    return (
+        f"// Exactly the ops of the model.\nusing OpResolver = MicroMutableOpResolver<{len(methods)}>;\n\n"
+        "// Adds the ops to the resolver. Returns false if one is refused.\n"
+        f"inline bool AddOps(OpResolver& resolver) {{\n  return {calls};\n}}"
+    )
+
+
+def _vectors(contents: BundleContents, measured: Measurement) -> str:
+    limits = tolerances(contents)
+    if measured.differences:
+        limits = [max(pair) for pair in zip(limits, measured.differences, strict=True)]
+    examples = contents.golden.examples[: num_golden_examples(contents)]
+    arrays, tables = [], {}
+    for side, name in (("inputs", "Input"), ("outputs", "Output")):
+        rows = []
+        for number, example in enumerate(examples):
+            cells = []
+            for index, entry in enumerate(example[side]):
+                symbol = f"k{number}{name}{index}"
+                content = contents.golden.files[entry["file"]]
+                arrays.append(f"alignas(8) inline constexpr uint8_t {symbol}[] = {{\n{_bytes(content)}\n}};")
+                kind, limit = _TYPES.get(entry["dtype"], "kOther"), limits[index] if side == "outputs" else 0.0
+                cells.append(f"{{{symbol}, sizeof({symbol}), Type::{kind}, {float(np.float32(limit))}f}}")
+            rows.append(f"    {{{', '.join(cells)}}},")
+        tables[side] = f"inline constexpr Vector k{name}[kExamples][k{name}s] = {{\n" + "\n".join(rows) + "\n};"
+    counts = (
+        f"inline constexpr size_t kExamples = {len(examples)};  // of {len(contents.golden.examples)} in golden/\n"
+        f"inline constexpr size_t kInputs = {len(examples[0]['inputs'])};\n"
+        f"inline constexpr size_t kOutputs = {len(examples[0]['outputs'])};"
+    )
+    return "\n".join([counts, *arrays, tables["inputs"], tables["outputs"]])
+
+
+def num_golden_examples(contents: BundleContents) -> int:
+    """Return how many golden vectors the self-test has: those that fit into 64 KB, at least one."""
+    total = count = 0
+    for example in contents.golden.examples:
+        entries = [*example["inputs"], *example["outputs"]]
+        total += sum(len(contents.golden.files[entry["file"]]) for entry in entries)
+        if count and total > _MOST_GOLDEN_BYTES:
+            break
+        count += 1
+    return count
+
+
+def _check(candidate: Candidate) -> tuple[Problem, ...]:
+    """Return what the audit for TensorFlow Lite Micro finds, except custom ops that its resolver can add."""
+    findings = audit_model(candidate.content, AuditConfig(require=TARGET)).failures
+    custom = {op.custom_code for graph in candidate.model.subgraphs for op in graph.ops if op.custom_code}
+    known = custom <= set(_CUSTOM_METHODS)
+    return tuple(
+        Problem(reason=finding.message, advice=f"convert with conversion.target={TARGET}")
+        for finding in findings
+        if finding.kind != "custom_op" or not known
+    )
+
+
+register(
+    Platform(
+        name="micro",
+        help="microcontrollers: C++ for TensorFlow Lite Micro",
+        title="TensorFlow Lite Micro",
+        tried=TRIED,
+        sources=_sources,
+        check=_check,
+        self_tests=(
+            SelfTest(
+                name="TensorFlow Lite Micro",
+                commands=(),
+                not_run="it is part of the firmware: build micro/*.c and micro/*.cc with TensorFlow Lite Micro, run it",
+            ),
+        ),
+    )
+)
