@@ -104,7 +104,7 @@ def pages(tmp_path_factory):
 def test_page_reproduces_golden_vectors(pages, name):
     outcome = pages[name]["outcome"]
     assert outcome["failures"] == [[]] * len(outcome["failures"]) and outcome["passed"]
-    # Of float kernels, the last bit depends on the CPU's instructions.
+    # The last bit of float kernels depends on the CPU's instructions.
     assert np.size(outcome["differences"]) and np.max(outcome["differences"]) <= (2e-7 if name == "float32" else 0)
 
 
@@ -225,7 +225,7 @@ def tolerance(bundle: Path) -> float:
     return float(limit)
 
 
-# Of TensorFlow Lite Micro: what it computes is the content of a file, one byte after the other.
+# An interpreter whose outputs are the content of a file.
 FAKE = """
 #include <cstdio>
 #include "tensorflow/lite/micro/micro_interpreter.h"

@@ -11,12 +11,10 @@ from built_models import Call, T, build
 from one_op_models import options
 
 from tfq import registry, tflite
-from tfq.auditing import Target
+from tfq.auditing import Target, io_table
 from tfq.backends.tflm import TflmBackend
-from tfq.config import DataConfig
 from tfq.deploy import app_code
 from tfq.deploy.golden import GoldenVectors
-from tfq.deploy.io_table import io_table
 from tfq.deploy.platform import BundleContents, Candidate, Platform
 from tfq.deploy.platforms import ios, micro, web
 from tfq.deploy.results import Results
@@ -42,7 +40,7 @@ def contents_of(model: bytes, tolerance=None, largest: float = 1.0, name: str = 
     return BundleContents(
         name=name,
         model=model,
-        io=io_table(parsed, DataConfig(), {}),
+        io=io_table(model).to_dict(),
         golden=GoldenVectors(document=document, files=files),
         labels=(),
         results=Results(),
@@ -53,7 +51,7 @@ def contents_of(model: bytes, tolerance=None, largest: float = 1.0, name: str = 
 
 def candidate(model: bytes) -> Candidate:
     parsed = tflite.read(model)
-    return Candidate(content=model, model=parsed, io=io_table(parsed, DataConfig(), {}))
+    return Candidate(content=model, model=parsed, io=io_table(model).to_dict())
 
 
 def problems(platform: str, model: bytes):

@@ -89,7 +89,7 @@ def _preprocessing(entry: Mapping[str, Any]) -> dict[str, Any]:
         match step["step"]:
             case "resize":
                 values["resize"] = True
-            case "scale" | "scale_offset":
+            case "scale_offset":
                 values |= {"factor": step["scale"], "offset": step["offset"]}
             case "normalize" if step.get("mean") and step.get("std"):
                 values |= {"mean": tuple(step["mean"]), "std": tuple(step["std"])}
@@ -184,9 +184,23 @@ def _step_before(model: Model, tensor: Tensor) -> float:
     return 0.0
 
 
-def best_label(output: Mapping[str, Any]) -> str | None:
-    """Return the label of the best class of a golden output; None if it has no labels."""
-    return output["top"][0]["label"] if output.get("top") else None
+def labeled_output(contents: BundleContents) -> int | None:
+    """Return the place of the output whose labels labels.txt has; None if there are no labels."""
+    places = [
+        place
+        for place, entry in enumerate(contents.io["outputs"])
+        if contents.labels and tuple(entry["labels"] or ()) == contents.labels
+    ]
+    return places[0] if places else None
+
+
+def best_labels(contents: BundleContents, example: Mapping[str, Any]) -> list[str | None]:
+    """Return the label of the best class of each golden output; None for all but `labeled_output`."""
+    labeled = labeled_output(contents)
+    return [
+        output["top"][0]["label"] if place == labeled and output.get("top") else None
+        for place, output in enumerate(example["outputs"])
+    ]
 
 
 def check_tensors(dtypes: Collection[str], *, title: str) -> Callable[[Candidate], tuple[Problem, ...]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfq.deploy.app_code import (
     CodeTensor,
-    best_label,
+    best_labels,
     check_tensors,
     code_inputs,
     code_outputs,
@@ -31,7 +31,9 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     inputs = "\n".join(f"    Input({_arguments(tensor)})," for tensor in code_inputs(contents))
     outputs = "\n".join(f"    Output({_arguments(tensor)})," for tensor in code_outputs(contents))
     limits = tolerances(contents)
-    examples = "\n".join(_example(example, limits) for example in contents.golden.examples)
+    examples = "\n".join(
+        _example(example, limits, best_labels(contents, example)) for example in contents.golden.examples
+    )
     parts = {
         "Model.kt": {"header": top, "inputs": inputs, "outputs": outputs},
         "LiteRtModel.kt": {"header": top},
@@ -55,12 +57,11 @@ def _arguments(tensor: CodeTensor) -> str:
     return ", ".join(arguments)
 
 
-def _example(example: Mapping[str, Any], limits: Sequence[float]) -> str:
+def _example(example: Mapping[str, Any], limits: Sequence[float], best: Sequence[str | None]) -> str:
     """Return a golden vector as an `Example` in Kotlin."""
     inputs = "\n".join(f"                {_golden_input(entry)}," for entry in example["inputs"])
     outputs = "\n".join(
-        f"                {_golden_output(entry, limit)},"
-        for entry, limit in zip(example["outputs"], limits, strict=True)
+        f"                {_golden_output(*values)}," for values in zip(example["outputs"], limits, best, strict=True)
     )
     return (
         "        Example(\n"
@@ -77,9 +78,9 @@ def _golden_input(entry: Mapping[str, Any]) -> str:
     return f"GoldenInput({_string(source['file'])}, {dtype}, listOf({shape}), {_string(entry['file'])})"
 
 
-def _golden_output(entry: Mapping[str, Any], limit: float) -> str:
+def _golden_output(entry: Mapping[str, Any], limit: float, label: str | None) -> str:
     arguments = [_string(entry["file"]), _string(entry["decoded_file"]), f"{float_literal(limit)}f"]
-    if label := best_label(entry):
+    if label is not None:
         arguments.append(f"best = {_string(label)}")
     return f"GoldenOutput({', '.join(arguments)})"
 

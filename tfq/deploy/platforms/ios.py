@@ -6,7 +6,7 @@ from typing import Any
 
 from tfq.deploy.app_code import (
     CodeTensor,
-    best_label,
+    best_labels,
     check_tensors,
     code_inputs,
     code_outputs,
@@ -27,7 +27,9 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     inputs = "\n".join(f"    ModelInput({_arguments(tensor)})," for tensor in code_inputs(contents))
     outputs = "\n".join(f"    ModelOutput({_arguments(tensor)})," for tensor in code_outputs(contents))
     limits = tolerances(contents)
-    examples = "\n".join(_example(example, limits) for example in contents.golden.examples)
+    examples = "\n".join(
+        _example(example, limits, best_labels(contents, example)) for example in contents.golden.examples
+    )
     parts = {
         "Model.swift": {"header": top, "inputs": inputs, "outputs": outputs},
         "LiteRtModel.swift": {"header": top},
@@ -51,11 +53,11 @@ def _arguments(tensor: CodeTensor) -> str:
     return ", ".join(arguments)
 
 
-def _example(example: Mapping[str, Any], limits: Sequence[float]) -> str:
+def _example(example: Mapping[str, Any], limits: Sequence[float], best: Sequence[str | None]) -> str:
     """Return a golden vector as an `Example` in Swift."""
     inputs = "\n".join(f"        {_golden_input(entry)}," for entry in example["inputs"])
     outputs = "\n".join(
-        f"        {_golden_output(entry, limit)}," for entry, limit in zip(example["outputs"], limits, strict=True)
+        f"        {_golden_output(*values)}," for values in zip(example["outputs"], limits, best, strict=True)
     )
     return f"    Example(\n      inputs: [\n{inputs}\n      ],\n      outputs: [\n{outputs}\n      ]\n    ),"
 
@@ -67,9 +69,8 @@ def _golden_input(entry: Mapping[str, Any]) -> str:
     return f"GoldenInput({files}, file: {swift_string(entry['file'])})"
 
 
-def _golden_output(entry: Mapping[str, Any], limit: float) -> str:
+def _golden_output(entry: Mapping[str, Any], limit: float, label: str | None) -> str:
     files = f"file: {swift_string(entry['file'])}, decoded: {swift_string(entry['decoded_file'])}"
-    label = best_label(entry)
     best = "nil" if label is None else swift_string(label)
     return f"GoldenOutput({files}, tolerance: {float_literal(limit)}, best: {best})"
 

@@ -34,7 +34,7 @@ _METHODS = {
 _CUSTOM_METHODS = {"TFLite_Detection_PostProcess": "AddDetectionPostprocess", "ethos-u": "AddEthosU"}
 # Metadata that TensorFlow Lite Micro does not read, so that it does not take up flash.
 _UNUSED_METADATA = (b"tfq", b"TFLITE_METADATA")
-# Of the arena: for scratch memory of optimized kernels, which the reference kernels do not need.
+# The margin of the arena, for scratch memory that optimized kernels need and reference kernels do not.
 _MARGIN, _LEAST_MARGIN = 1 / 8, 1024
 # The golden vectors of the self-test must fit into a microcontroller's flash.
 _MOST_GOLDEN_BYTES = 64 * 1024

@@ -11,6 +11,7 @@ from tfq.deploy.app_code import (
     code_outputs,
     float_literal,
     header,
+    labeled_output,
     shape_problems,
     tolerances,
     type_problems,
@@ -32,7 +33,8 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     js_header = "\n".join(f"// {line}" for line in lines)
     tensors = {"inputs": code_inputs(contents), "outputs": code_outputs(contents)}
     rows = {side: "\n".join(f"  {_object(tensor)}," for tensor in entries) for side, entries in tensors.items()}
-    parts = {
+    labeled = labeled_output(contents)
+    parts: dict[str, dict[str, str]] = {
         "index.html": {
             "header": "\n".join(f"<!-- {line.replace('--', '- -')} -->" for line in lines),
             "name": f"  <h1>{html.escape(contents.name)}</h1>",
@@ -40,6 +42,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
         "page.css": {},
         "page.js": {
             "header": js_header,
+            "labeled": f"const LABELED = {-1 if labeled is None else labeled};",
             "tolerances": f"const TOLERANCES = [{', '.join(map(float_literal, tolerances(contents)))}];",
         },
         "model.js": {"header": js_header, **rows},

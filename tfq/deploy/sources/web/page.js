@@ -9,6 +9,10 @@ const WASM = new URL('./node_modules/@litertjs/core/wasm/', import.meta.url).hre
 // tfq:begin tolerances
 const TOLERANCES = [1];
 // tfq:end tolerances
+// The output whose classes labels.txt names; -1 if there are no labels.
+// tfq:begin labeled
+const LABELED = 0;
+// tfq:end labeled
 
 const fetchFrom = async (path) => {
   const response = await fetch(new URL(path, BUNDLE));
@@ -51,7 +55,7 @@ async function testExample(model, example, labels) {
     if (!(largest <= tolerance + 0.005)) {
       failures.push(`output ${golden.name} differs by ${largest}, more than ${tolerance}`);
     }
-    if (!golden.top) continue;
+    if (index !== LABELED) continue;
     const [best] = topCategories(outputs[index].subarray(0, labels.length), labels, 1);
     const {label} = golden.top[0];
     // Scores that may differ by the tolerance may also change places.
@@ -73,14 +77,13 @@ function element(tag, className, text) {
 }
 
 /** Return a list of the best categories of the output with labels, or the first values of each output. */
-function listOf(outputs, example, labels) {
-  const index = example.outputs.findIndex(({top}) => top);
-  if (index < 0) {
+function listOf(outputs, labels) {
+  if (LABELED < 0) {
     const first = (values) => Array.from(values.slice(0, 4), (value) => value.toPrecision(4)).join(', ');
     return element('p', 'detail', OUTPUTS.map(({name}, i) => `${name}: ${first(outputs[i])}`).join('; '));
   }
   const list = element('ol', '', '');
-  for (const {label, score} of topCategories(outputs[index].subarray(0, labels.length), labels, 3)) {
+  for (const {label, score} of topCategories(outputs[LABELED].subarray(0, labels.length), labels, 3)) {
     list.append(element('li', '', `${label} (${score.toPrecision(3)})`));
   }
   return list;
@@ -98,7 +101,7 @@ function show(number, example, {failures, outputs}, labels) {
   const picture = example.inputs.find((input) => input.picture)?.picture;
   if (picture) card.append(pictureOf(new URL(picture, BUNDLE)));
   card.append(element('h3', '', example.label === null ? `Vector ${number}` : `${example.label}`));
-  card.append(listOf(outputs, example, labels));
+  card.append(listOf(outputs, labels));
   const verdict = failures.length ? 'failed' : 'passed';
   card.append(element('span', `badge ${verdict}`, verdict));
   failures.forEach((failure) => card.append(element('p', 'detail', failure)));
@@ -127,7 +130,7 @@ function offerPicture(model, golden, labels) {
     // Training may have seen only pictures of this size: resize here even if the model's preprocessing does not.
     const array = encodeImage({...input, resize: true}, pixels, bitmap.height, bitmap.width);
     const outputs = (await model.run([array])).map((values, index) => decode(OUTPUTS[index], values));
-    const list = listOf(outputs, golden.examples[0], labels);
+    const list = listOf(outputs, labels);
     document.getElementById('result').replaceChildren(pictureOf(URL.createObjectURL(target.files[0])), list);
     document.getElementById('result').title = `${bitmap.width}x${bitmap.height} resized to ${width}x${height}`;
   });
@@ -136,8 +139,7 @@ function offerPicture(model, golden, labels) {
 /** Run the self-test. Return whether it passed, and the failures and differences of each golden vector. */
 async function selfTest() {
   const golden = await (await fetchFrom('golden/golden.json')).json();
-  const labelled = golden.examples.some(({outputs}) => outputs.some(({top}) => top));
-  const labels = labelled ? (await (await fetchFrom('labels.txt')).text()).trimEnd().split('\n') : [];
+  const labels = LABELED < 0 ? [] : (await (await fetchFrom('labels.txt')).text()).trimEnd().split('\n');
   const model = await Model.load(new URL('model.tflite', BUNDLE).href, WASM);
   const results = [];
   for (const [number, example] of golden.examples.entries()) {
