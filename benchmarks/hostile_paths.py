@@ -68,6 +68,7 @@ FORMATS = {
     "model": ("flatbuffer", "keras", "h5", "saved_model"),
     "flatbuffer": ("flatbuffer",),
     "comparable": ("flatbuffer",),
+    "baseline": ("json",),
     "ranges": ("ranges",),
     "records": ("json",),
     "python": ("python",),

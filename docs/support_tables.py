@@ -270,6 +270,20 @@ def custom_ops() -> str:
     return markdown_table(rows)
 
 
+def figures() -> str:
+    """Return the table of the figures that the gate compares, with their default tolerances."""
+    from tfq.evaluation.figures import FIGURES
+
+    rows = [("figure", "what it is", "worse is", "tolerance", "what else changes it", "bound in `require`")]
+    for figure in FIGURES:
+        worse = "lower" if figure.direction == "higher" else "higher"
+        bounds = ", ".join(code([name]) for name in figure.bound.split(", ")) if figure.bound else "-"
+        tolerance = f"{figure.tolerance} {figure.unit}" if not figure.tolerance.is_relative else str(figure.tolerance)
+        tolerance = "never gated" if figure.name == "latency_ms" else tolerance
+        rows.append((f"`{figure.name}`", figure.help, worse, tolerance, figure.noise, bounds))
+    return markdown_table(rows)
+
+
 TABLES = {
     table.__name__: table
     for table in (
@@ -283,5 +297,6 @@ TABLES = {
         models_not_convertible,
         recurrent_ops,
         custom_ops,
+        figures,
     )
 }

@@ -7,7 +7,15 @@
 
 Reads both files without running them. A is the reference (--reference), B the model (--model).
 
-With --out it writes compare.json.
+    tfq compare --baseline=baseline.json out/evaluate.json
+    tfq compare --baseline=baseline.json model_int8.tflite
+
+With --baseline it compares a record with an earlier one, figure by figure, as a gate for CI: the exit code is 1 if a
+figure is worse by more than its --tolerance, or is missing, or if the data or the inputs and outputs of the model
+changed. It names the layer or the field that is responsible. A .tflite is evaluated first, with the settings of the
+baseline.
+
+With --out it writes compare.json; with --baseline also junit.xml and summary.md.
 """
 
 from collections.abc import Sequence
@@ -20,6 +28,9 @@ from tfq.errors import InputError
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
+    if config.comparison.baseline:
+        _gate(invocation)
+        return
     with progress.stage("reading both files"):
         reference = comparison.read_subject(config.comparison.reference, "comparison.reference")
         model = comparison.read_subject(config.model, "model")
@@ -46,6 +57,25 @@ def _compare_models(invocation: flags.Invocation, reference: bytes, model: bytes
     texts = [compared.to_text(), *([outputs.to_text()] if outputs else [])]
     process.finish(invocation, record, "\n\n".join(texts))
     comparison.check_requirements(compared, config.comparison.require)
+
+
+def _gate(invocation: flags.Invocation) -> None:
+    """Compare a record, or the evaluation of a file, with the record in --baseline."""
+    settings = invocation.config.comparison
+    gated = workflows.compare_with_baseline(invocation.config)
+    result = gated.gate
+    text = "there was no baseline" if result is None else comparison.to_text(result)
+    if settings.update_baseline:
+        workflows.write_baseline(settings.baseline, gated.record)
+        text += f"\nwrote the new baseline {artifacts.shown(settings.baseline)}"
+    record = process.record(invocation, "compare", gate=result and result.to_dict(), requirements=[])
+    if result is not None and invocation.config.out:
+        with process.out_dir(invocation) as out:
+            artifacts.write_bytes(out / "junit.xml", comparison.to_junit(result))
+            artifacts.write_text(out / "summary.md", comparison.to_markdown(result))
+    process.finish(invocation, record, text)
+    if result is not None and not settings.update_baseline:
+        comparison.check_gate(result)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # isort: off
     # Functions.
     from tfq.analysis.analyze import analyze as analyze
     from tfq.comparison import compare_models as compare_models
+    from tfq.comparison import gate_records as gate_records
     from tfq.compression import cluster_model
     from tfq.compression.preflight import preflight as preflight
     from tfq.compression import prune_model
@@ -106,6 +107,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.analysis import Analysis as Analysis
     from tfq.auditing import AuditReport as AuditReport
     from tfq.comparison import ComparisonRecord as ComparisonRecord
+    from tfq.comparison import Gate as Gate
     from tfq.compression import Preflight as Preflight
     from tfq.compression import QATParity as QATParity
     from tfq.compression import StructuredPruningResult as StructuredPruningResult

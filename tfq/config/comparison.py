@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
+from tfq.config.gate import GateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,8 @@ class ComparisonRequireConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonConfig(Config):
-    """Settings of the comparison of two files."""
+class ComparisonConfig(GateConfig):
+    """Settings of the comparison of two files, or of a record with a baseline."""
 
     reference: str = setting("", ".tflite file or record to compare with: the first argument, A", path_of="comparable")
     limit: int = setting(256, "number of examples whose outputs are compared, if there is data", minimum=1)

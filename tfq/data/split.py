@@ -3,7 +3,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,9 +94,16 @@ class Split:
 
         The names of the split and its source do not count. The same content has the same hash in memory and streamed.
         """
+        return self._digest().hexdigest()
+
+    def part_hashes(self) -> dict[str, str | None]:
+        """Return the hash of the inputs alone and of the labels alone, which tell what of two splits differs."""
+        return self._digest().part_hashes()
+
+    def _digest(self) -> "ContentDigest":
         digest = ContentDigest()
         digest.update(self.inputs, self.labels)
-        return digest.hexdigest()
+        return digest
 
 
 def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: str) -> None:
@@ -168,8 +175,19 @@ class ContentDigest:
 
     def hexdigest(self) -> str:
         """Return the hash of one line per array, in name order: name, dtype, shape, SHA-256 of its bytes."""
+        return self._merged(self._headers)
+
+    def part_hashes(self) -> dict[str, str | None]:
+        """Return {"inputs": the hash of all arrays except the labels, "labels": that of the labels or None}."""
+        inputs = [name for name in self._headers if name != "labels"]
+        return {
+            "inputs": self._merged(inputs),
+            "labels": self._merged(["labels"]) if "labels" in self._headers else None,
+        }
+
+    def _merged(self, names: Iterable[str]) -> str:
         merged = hashlib.sha256()
-        for name in sorted(self._headers):
+        for name in sorted(names):
             dtype, shape = self._headers[name]
             # repr() escapes newlines in names, so that different contents never give the same lines.
             merged.update(f"{name!r} {dtype.str} {shape} {self._digests[name].hexdigest()}\n".encode())
@@ -375,14 +393,20 @@ class SplitStream:
 
     def sha256(self) -> str:
         """Return `Split.sha256` of the same content. The first call reads the whole source."""
-        digest_text = self.__dict__.get("_sha256")
-        if digest_text is None:
+        return self._digest().hexdigest()
+
+    def part_hashes(self) -> dict[str, str | None]:
+        """Return `Split.part_hashes` of the same content. The first call of this or `sha256` reads the whole source."""
+        return self._digest().part_hashes()
+
+    def _digest(self) -> "ContentDigest":
+        digest = self.__dict__.get("_content_digest")
+        if digest is None:
             digest = ContentDigest()
             for piece in self.pieces():
                 digest.update(piece.inputs, piece.labels)
-            digest_text = digest.hexdigest()
-            self.__dict__["_sha256"] = digest_text
-        return digest_text
+            self.__dict__["_content_digest"] = digest
+        return digest
 
 
 AnySplit = Split | SplitStream

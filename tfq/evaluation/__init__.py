@@ -17,6 +17,7 @@ from tfq.evaluation.instructions import (
     count_instructions,
     count_instructions_or_reason,
 )
+from tfq.evaluation.layer_digest import digest_of
 from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
 from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
 from tfq.evaluation.output_scores import score_outputs
@@ -74,6 +75,7 @@ __all__ = [
     "count_instructions_or_reason",
     "decode_outputs",
     "default_metric",
+    "digest_of",
     "evaluate_model",
     "is_class_vector",
     "latency_percentiles",

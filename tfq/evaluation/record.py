@@ -66,6 +66,8 @@ class EvaluationRecord:
         latency_first_ms: The first timed inference after the warm-up.
         outputs: For each output its comparison with the reference: name, sqnr_db, agreement, and a reason for each that
             is None. With labels for several outputs, also metric, unit, accuracy, reference_accuracy and accuracy_drop.
+        per_example: The results for each example, packed (`tfq.evaluation.per_example`), so that a later evaluation can
+            be compared with this one example by example. None if the backend computes no outputs.
         warnings: The warnings that were issued during the evaluation.
         machine: The machine and the versions of the software that ran the model.
     """
@@ -111,6 +113,7 @@ class EvaluationRecord:
     latency_std_ms: float | None = None
     latency_first_ms: float | None = None
     outputs: tuple[dict[str, Any], ...] = ()
+    per_example: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
 

@@ -14,10 +14,11 @@ from tfq.config.base import check_fraction
 from tfq.data.output_labels import labeled_outputs, labels_of_output
 from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
-from tfq.evaluation.classes import agreement, num_classes
+from tfq.evaluation.classes import agreement, num_classes, predicted
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
 from tfq.evaluation.metrics import checked_labels, has_classes, why_no_single_class
 from tfq.evaluation.paired import paired_difference
+from tfq.evaluation.per_example import ExampleResults, OutputResults, noise_db, smallest_classes
 from tfq.evaluation.record import NO_REFERENCE
 from tfq.tflite import Model
 
@@ -308,7 +309,38 @@ def compute_scores(
         "accuracy_difference_reason": None if difference else no_difference,
         "scores": scores,
         **_agreements(predictions, expected, choice, class_outputs, is_scored=accuracy is not None),
+        "per_example": _per_example(predictions, expected, choice, class_outputs, is_scored=accuracy is not None),
     }
+
+
+def _per_example(
+    predictions: Predictions,
+    expected: Sequence[NDArray] | None,
+    choice: Choice,
+    class_outputs: Sequence[bool],
+    is_scored: bool,
+) -> dict[str, Any]:
+    """Return `EvaluationRecord.per_example`."""
+    metric, scores, outputs = choice.metric, None, {}
+    if is_scored and metric.examples is not None:
+        scored, labels = predictions.for_metric(metric)
+        scores = np.asarray(metric.examples(metric.select(scored), np.asarray(labels)))
+        scores = scores if scores.dtype.kind == "b" else scores.astype(np.float32)
+    names = predictions.names or [str(index) for index in range(len(predictions.outputs))]
+    for index, (name, values, is_class) in enumerate(zip(names, predictions.outputs, class_outputs, strict=False)):
+        other = None if expected is None else expected[index]
+        classes = None
+        if has_classes(values) and why_no_class(predictions, choice, index, is_class, is_scored=is_scored) is None:
+            classes = predicted(values).reshape(-1)
+        outputs[name] = OutputResults(
+            predicted=None if classes is None or classes.min() < 0 else smallest_classes(classes),
+            agrees=None if classes is None or other is None else classes == predicted(other).reshape(-1),
+            noise_db=None if other is None else noise_db(other, values),
+        )
+    is_usable = scores is None or scores.shape == (len(predictions.outputs[0]),)
+    return ExampleResults(
+        num_examples=len(predictions.outputs[0]), scores=scores if is_usable else None, outputs=outputs
+    ).to_dict()
 
 
 def _agreements(

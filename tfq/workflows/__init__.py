@@ -15,6 +15,7 @@ from tfq.workflows.compression import (
 from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
 from tfq.workflows.evaluation import Evaluated, evaluate
 from tfq.workflows.export import Exported, export
+from tfq.workflows.gate import Gated, compare_with_baseline, write_baseline
 from tfq.workflows.models import (
     check_model_file,
     check_named,
@@ -37,6 +38,7 @@ __all__ = [
     "Compressed",
     "Evaluated",
     "Exported",
+    "Gated",
     "bit_widths_on_data",
     "check_compressible",
     "check_model_file",
@@ -44,6 +46,7 @@ __all__ = [
     "check_path",
     "check_tensorflow",
     "compare_outputs",
+    "compare_with_baseline",
     "compare_with_qat_model",
     "compress",
     "compression_suffix",
@@ -67,4 +70,5 @@ __all__ = [
     "train",
     "trained_stem",
     "why_no_layers",
+    "write_baseline",
 ]

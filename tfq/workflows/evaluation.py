@@ -20,11 +20,13 @@ class Evaluated:
         evaluation: The evaluation on evaluation.backend.
         portability: The table of evaluation.backends.
         sha256: The hashes of the model, the data and the reference.
+        digest: The digest of the file and its layers; see `tfq.evaluation.layer_digest`.
     """
 
     evaluation: EvaluationRecord
     portability: PortabilityTable
     sha256: dict[str, Any]
+    digest: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -32,6 +34,7 @@ class Evaluated:
             "sha256": self.sha256,
             "evaluation": self.evaluation.to_dict(),
             "portability": self.portability.to_dict(),
+            "digest": self.digest,
         }
 
     def to_text(self) -> str:
@@ -91,6 +94,7 @@ def evaluate(
     tflite.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
+    hashes["data_parts"] = {test.name: {**test.part_hashes(), "class_names": list(test.class_names)}}
     if named is not None:
         reference, hashes["reference"] = named, artifacts.sha256(named)
     with progress.stage(f"evaluating {test.num_examples:,} examples on {place_of(settings.backend)}"):
@@ -98,4 +102,4 @@ def evaluate(
             model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
         )
     table = evaluation.assess_backends(model, test, settings, reference=reference, evaluated=record)
-    return Evaluated(evaluation=record, portability=table, sha256=hashes)
+    return Evaluated(evaluation=record, portability=table, sha256=hashes, digest=evaluation.digest_of(model))

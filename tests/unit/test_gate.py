@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate: records of the real evaluation, with seeded regressions that it must find and name."""
+
+import copy
+import json
+import re
+from xml.etree import ElementTree
+
+import gate_models
+import numpy as np
+import pytest
+from golden_models import golden
+from messages import refused
+
+from tfq import comparison, workflows
+from tfq.comparison.gate_inputs import models_of
+from tfq.config import ComparisonConfig, DataConfig, EvaluationConfig, RunConfig
+from tfq.errors import InputError, RequirementError
+from tfq.evaluation.figures import FIGURES, Tolerance, readings_of
+from tfq.evaluation.per_example import (
+    ExampleResults,
+    OutputResults,
+    difference_of_scores,
+    difference_of_sqnr,
+)
+from tfq.provenance import record_of
+
+NUM_EXAMPLES = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a directory with an .npz of digits, one with two classes exchanged in its labels, and the models."""
+    from sklearn.datasets import load_digits
+
+    path = tmp_path_factory.mktemp("gate")
+    digits = load_digits()
+    x = digits.images[-NUM_EXAMPLES:, ..., None].astype(np.float32)
+    y = digits.target[-NUM_EXAMPLES:].astype(np.int64)
+    np.savez(path / "digits.npz", x_test=x, y_test=y)
+    np.savez(path / "exchanged.npz", x_test=x, y_test=np.where(y == 3, 8, np.where(y == 8, 3, y)))
+    for name in (gate_models.BASE, gate_models.FLOAT):
+        (path / f"{name}.tflite").write_bytes(golden(name))
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder):
+    """Return a function that evaluates a model as `tfq evaluate` does, and returns what its JSON record has."""
+
+    def evaluate(model: bytes, npz: str = "digits", **data):
+        config = RunConfig(
+            model=str(folder / f"{gate_models.BASE}.tflite"),
+            data=DataConfig(source=f"npz:{folder / npz}.npz", **data),
+            evaluation=EvaluationConfig(
+                reference=str(folder / f"{gate_models.FLOAT}.tflite"), backends=("none",), num_runs=0
+            ),
+        )
+        record = record_of("evaluate", config, **workflows.evaluate(model, config).to_dict(), requirements=[])
+        return json.loads(json.dumps(record))
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def baseline(evaluated):
+    return evaluated(golden(gate_models.BASE))
+
+
+def figures(result):
+    (model,) = result.models
+    return {item.name: item for item in model.figures}
+
+
+def changed(record, **values):
+    """Return the record with other values in its evaluation."""
+    record = copy.deepcopy(record)
+    record["evaluation"].update(values)
+    return record
+
+
+def test_an_identical_rerun_passes(baseline, evaluated):
+    result = comparison.gate_records(evaluated(golden(gate_models.BASE)), baseline)
+    assert result.holds and {item.status for item in figures(result).values()} == {"same"}
+    assert result.models[0].changes == () and figures(result)["accuracy"].difference.paired
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (gate_models.with_output_scale_doubled, "conv2/CONV_2D"),
+        (gate_models.with_weight_scale_doubled, "depthwise/DEPTHWISE_CONV_2D"),
+    ],
+)
+def test_a_doubled_scale_fails_and_its_layer_is_named(baseline, evaluated, model, layer):
+    result = comparison.gate_records(evaluated(model()), baseline)
+    assert not result.holds
+    item = figures(result)["output_sqnr_db"]
+    assert item.status == "worse" and layer in item.causes[0] and "2 times" in item.causes[0]
+
+
+def test_a_layer_left_in_float_fails_and_is_named(baseline, evaluated):
+    result = comparison.gate_records(evaluated(gate_models.with_float_layer()), baseline)
+    item = figures(result)["float_ops"]
+    assert (item.old, item.new, item.status) == (0, 1, "worse") and "residual/ADD" in item.causes[0]
+    assert any(change.where == "scheme" and change.breaks for change in result.models[0].changes)
+
+
+def test_swapped_labels_of_the_data_fail_and_are_named(baseline, evaluated):
+    result = comparison.gate_records(evaluated(golden(gate_models.BASE), npz="exchanged"), baseline)
+    assert [change.where for change in result.models[0].changes if change.breaks] == ["labels"]
+    assert not result.models[0].same_examples and "labels" in figures(result)["accuracy"].causes[0]
+
+
+def test_exchanged_classes_of_the_model_are_named(baseline, evaluated):
+    result = comparison.gate_records(evaluated(gate_models.with_classes_exchanged(3, 8)), baseline)
+    item = figures(result)["accuracy"]
+    assert item.status == "worse" and "classes" in item.causes[0]
+    assert re.search(r"3 -> 8, 8 -> 3", item.causes[0])
+
+
+def test_changed_preprocessing_fails_and_its_field_is_named(baseline, evaluated):
+    result = comparison.gate_records(evaluated(golden(gate_models.BASE), scale=0.5), baseline)
+    breaking = {change.where: change.message for change in result.models[0].changes if change.breaks}
+    assert set(breaking) == {"data.scale", "inputs"} and "1.0 -> 0.5" in breaking["data.scale"]
+    assert "data.scale" in figures(result)["output_sqnr_db"].causes[0]
+
+
+def test_preprocessing_recorded_in_the_file_is_compared(baseline):
+    new = copy.deepcopy(baseline)
+    new["digest"]["preprocessing"] = {"scale": 0.5}
+    (change,) = comparison.gate_records(new, baseline).models[0].changes
+    assert change.where == "preprocessing.scale" and change.breaks
+
+
+def test_the_layer_is_measured_if_both_files_are_there(folder):
+    digits = np.load(folder / "digits.npz")["x_test"]
+    from tfq.data import as_split
+
+    errors = comparison.layer_errors(
+        gate_models.with_weight_scale_doubled(),
+        golden(gate_models.BASE),
+        golden(gate_models.FLOAT),
+        as_split(digits[:8]),
+    )
+    (first,) = [item for item in errors if item["first"]]
+    assert first["label"] == "depthwise/DEPTHWISE_CONV_2D" and first["old_sqnr_db"] > 20 + first["new_sqnr_db"]
+    same = comparison.layer_errors(
+        golden(gate_models.BASE), golden(gate_models.BASE), golden(gate_models.FLOAT), as_split(digits[:8])
+    )
+    assert same == ()
+
+
+def test_a_figure_that_the_new_record_lacks_fails_with_its_reason(baseline):
+    old = changed(baseline, memory_bytes={"arena": 5504})
+    result = comparison.gate_records(changed(baseline, agreement=None, agreement_reason="no reference"), old)
+    assert figures(result)["memory_bytes arena"].status == "missing"
+    missing = figures(result)["agreement"]
+    assert missing.status == "missing" and missing.reason == "no reference"
+    with refused(RequirementError, field="comparison.baseline", word="agreement"):
+        comparison.check_gate(result)
+
+
+def test_a_figure_that_only_the_new_record_has_is_listed(baseline):
+    result = comparison.gate_records(changed(baseline, memory_bytes={"arena": 5504}), baseline)
+    assert result.holds and figures(result)["memory_bytes arena"].status == "new"
+
+
+def test_a_backend_that_no_longer_runs_the_model_fails(baseline):
+    old, new = copy.deepcopy(baseline), copy.deepcopy(baseline)
+    row = {"backend": "gpu", "status": "ran", "evaluation": baseline["evaluation"], "agreement": 1.0, "reason": None}
+    old["portability"]["rows"]["gpu"] = row
+    new["portability"]["rows"]["gpu"] = {**row, "status": "not run", "evaluation": None, "reason": "no GPU"}
+    new["portability"]["rows"]["gpu"]["agreement"] = None
+    result = figures(comparison.gate_records(new, old))
+    assert result["accuracy on gpu"].status == "missing" and result["same_class on gpu"].reason == "no GPU"
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "bytes_now", "status"),
+    [
+        ((), 9184 + 90, "within tolerance"),
+        ((), 9184 + 100, "worse"),
+        (("model_bytes=200",), 9184 + 100, "within tolerance"),
+        (("model_bytes=0",), 9184 + 1, "worse"),
+        (("model_bytes=5%",), 9184 + 100, "within tolerance"),
+        ((), 9184 - 1, "better"),
+    ],
+)
+def test_a_tolerance_is_absolute_or_relative(baseline, tolerance, bytes_now, status):
+    config = ComparisonConfig(tolerance=tolerance)
+    result = comparison.gate_records(changed(baseline, model_bytes=bytes_now), baseline, config)
+    assert figures(result)["model_bytes"].status == status
+
+
+@pytest.mark.parametrize("entry", ["no_such_figure=1", "accuracy", "accuracy=x", "accuracy=-1", "accuracy=inf"])
+def test_a_wrong_tolerance_is_refused(entry):
+    with refused(InputError, field="comparison.tolerance"):
+        comparison.tolerances(ComparisonConfig(tolerance=(entry,)))
+
+
+def with_correct(record, num_wrong):
+    """Return the record of a model that gets the first `num_wrong` examples wrong."""
+    scores = np.ones(NUM_EXAMPLES, bool)
+    scores[:num_wrong] = False
+    per_example = ExampleResults(num_examples=NUM_EXAMPLES, scores=scores).to_dict()
+    return changed(record, accuracy=float(scores.mean()), per_example=per_example)
+
+
+@pytest.mark.parametrize(("num_wrong", "status", "holds_strictly"), [(2, "noise", False), (12, "worse", False)])
+def test_a_loss_within_noise_passes_unless_strict(baseline, num_wrong, status, holds_strictly):
+    new, old = with_correct(baseline, num_wrong), with_correct(baseline, 0)
+    result = comparison.gate_records(new, old)
+    assert figures(result)["accuracy"].status == status and result.holds == (status == "noise")
+    assert comparison.gate_records(new, old, ComparisonConfig(strict=True)).holds == holds_strictly
+
+
+def test_ignored_figures_and_changes_are_not_gated(baseline, evaluated):
+    new = evaluated(gate_models.with_float_layer())
+    config = ComparisonConfig(ignore=("float_ops", "total_ops", "scheme"))
+    assert comparison.gate_records(new, baseline, config).holds
+    assert not comparison.gate_records(new, baseline).holds
+
+
+def test_another_package_is_the_cause_if_the_file_is_the_same(baseline):
+    new = changed(baseline, output_sqnr_db=20.0, per_example=None)
+    new["packages"]["ai-edge-litert"] = "9.9"
+    item = figures(comparison.gate_records(new, baseline))["output_sqnr_db"]
+    assert item.status == "worse" and "ai-edge-litert" in item.causes[0]
+
+
+def test_records_without_examples_give_unpaired_wider_intervals(baseline):
+    new, old = (changed(baseline, per_example=None) for _ in range(2))
+    unpaired = figures(comparison.gate_records(new, old))["accuracy"].difference
+    paired = figures(comparison.gate_records(baseline, baseline))["accuracy"].difference
+    assert not unpaired.paired and unpaired.high - unpaired.low > 0
+    assert paired.paired and paired.high - paired.low <= unpaired.high - unpaired.low + 0.05
+
+
+def test_the_paired_interval_of_an_sqnr_is_that_of_a_bootstrap():
+    random = np.random.default_rng(0)
+    base = random.gamma(2.0, size=400)
+    new = base * random.lognormal(0.1, 0.4, size=400)
+    noises = [(10 * np.log10(values)).astype(np.float16) for values in (new, base)]
+    result = difference_of_sqnr(*noises)
+    picks = random.integers(0, 400, size=(4000, 400))
+    resampled = -10 * np.log10(new[picks].mean(axis=1) / base[picks].mean(axis=1))
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    assert result.value == pytest.approx(-10 * np.log10(new.mean() / base.mean()), abs=0.01)
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_scores_that_are_no_booleans_get_a_paired_t_interval():
+    from scipy import stats
+
+    random = np.random.default_rng(1)
+    old = random.normal(size=30)
+    new = old + random.normal(0.1, 0.2, size=30)
+    result = difference_of_scores(new, old)
+    expected = stats.ttest_rel(new, old).confidence_interval(0.95)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), rel=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 1000])
+def test_results_of_examples_survive_a_record(count):
+    random = np.random.default_rng(count)
+    output = OutputResults(
+        predicted=random.integers(0, 300, count).astype(np.uint16),
+        agrees=random.random(count) < 0.9,
+        noise_db=random.normal(size=count).astype(np.float16),
+    )
+    results = ExampleResults(num_examples=count, scores=random.random(count) < 0.5, outputs={"out": output})
+    read = ExampleResults.from_dict(json.loads(json.dumps(results.to_dict())))
+    assert np.array_equal(read.scores, results.scores)
+    for name in ("predicted", "agrees", "noise_db"):
+        assert np.array_equal(getattr(read.outputs["out"], name), getattr(output, name))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"num_examples": 0},
+        {"num_examples": 1 << 40},
+        {"num_examples": 65},
+        {"scores": {"dtype": "object", "zlib": ""}},
+        {"scores": {"dtype": "bits", "zlib": "AAAA"}},
+        {"scores": {"dtype": "bits"}},
+        {"outputs": [1]},
+    ],
+)
+def test_damaged_results_of_examples_are_refused(baseline, damage):
+    values = {**baseline["evaluation"]["per_example"], **damage}
+    with refused(InputError):
+        comparison.gate_records(baseline, changed(baseline, per_example=values))
+
+
+@pytest.mark.parametrize("missing", ["config", "evaluation", "sha256", "portability"])
+def test_a_damaged_record_is_refused(baseline, missing):
+    damaged = {key: value for key, value in baseline.items() if key != missing}
+    with refused(InputError, field="comparison.baseline"):
+        comparison.gate_records(baseline, damaged)
+
+
+def test_records_of_other_commands_are_refused(baseline):
+    with refused(InputError, field="comparison.baseline", got="benchmark"):
+        comparison.gate_records(baseline, {**baseline, "command": "benchmark"})
+
+
+def test_all_figures_have_distinct_names_and_read_any_record(baseline):
+    assert len({figure.name for figure in FIGURES}) == len(FIGURES)
+    (measured,) = models_of(baseline).values()
+    found = {name for name, _ in readings_of(measured)}
+    assert {"accuracy", "agreement", "output_sqnr_db", "model_bytes", "float_ops", "accelerated_fraction"} <= found
+
+
+@pytest.mark.parametrize("text", ["1%", "0.5", "0"])
+def test_a_tolerance_is_written_as_it_is_read(text):
+    assert str(Tolerance.parse(text)) == text
+
+
+# Element -> (required attributes, further attributes, elements inside), of the schema that Jenkins' xUnit plugin
+# checks (junit-10.xsd); GitLab reads the same elements.
+JUNIT = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "errors"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "tests", "failures", "errors"},
+        {"time", "skipped", "timestamp", "hostname", "id", "package", "file"},
+        {"testcase", "properties", "system-out", "system-err"},
+    ),
+    "testcase": ({"name"}, {"time", "classname"}, {"failure", "error", "skipped", "system-out", "system-err"}),
+    "failure": (set(), {"type", "message"}, set()),
+    "skipped": (set(), {"type", "message"}, set()),
+}
+
+
+def junit_problems(content: bytes) -> list[str]:
+    problems = []
+    root = ElementTree.fromstring(content)
+    for element in root.iter():
+        required, further, inside = JUNIT[element.tag]
+        problems += [f"{element.tag} has no {name}" for name in required - set(element.keys())]
+        problems += [f"{element.tag} has {name}" for name in set(element.keys()) - required - further]
+        problems += [f"{child.tag} in {element.tag}" for child in element if child.tag not in inside]
+        if element.tag == "testsuite":
+            for count, tag in (("failures", "failure"), ("skipped", "skipped"), ("tests", None)):
+                number = len(element) if tag is None else sum(case.find(tag) is not None for case in element)
+                problems += [f"{count} is {element.get(count)}"] if element.get(count) != str(number) else []
+    return problems
+
+
+def test_junit_fits_the_schema_and_has_a_case_for_each_figure(baseline, evaluated):
+    new = evaluated(gate_models.with_output_scale_doubled())
+    new["evaluation"]["memory_bytes"] = {"arena": 1}
+    result = comparison.gate_records(new, baseline)
+    content = comparison.to_junit(result)
+    assert junit_problems(content) == []
+    cases = {case.get("name"): case for case in ElementTree.fromstring(content).iter("testcase")}
+    assert set(figures(result)) <= set(cases)
+    assert "conv2/CONV_2D" in cases["output_sqnr_db"].find("failure").get("message")
+    assert cases["memory_bytes arena"].find("skipped") is not None and not len(cases["model_bytes"])
+
+
+def test_the_check_of_junit_sees_a_mistake(baseline):
+    content = comparison.to_junit(comparison.gate_records(baseline, baseline))
+    assert junit_problems(content) == []
+    assert junit_problems(content.replace(b'failures="0"', b'failures="1"'))
+    assert junit_problems(content.replace(b"<testcase name", b"<testcase title").replace(b" name=", b" title="))
+
+
+def test_output_survives_any_name(baseline):
+    new = copy.deepcopy(baseline)
+    new["digest"]["layers"][0]["label"] = "a|b\n`c`\x00<d>&\ud800"
+    new["digest"]["layers"][0]["type"] = "float32"
+    result = comparison.gate_records(new, baseline)
+    assert junit_problems(comparison.to_junit(result)) == []
+    lines = comparison.to_markdown(result).splitlines()
+    # A line break or a bar in a name would break the table.
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in lines if line.startswith("|"))
+
+
+def test_markdown_is_short_and_names_the_layer(baseline, evaluated):
+    result = comparison.gate_records(evaluated(gate_models.with_output_scale_doubled()), baseline)
+    text = comparison.to_markdown(result)
+    assert "**failed**" in text and "conv2/CONV" in text.replace("\\", "") and len(text) < 2000
+    passed = comparison.to_markdown(comparison.gate_records(baseline, baseline))
+    assert "failed" not in passed and "|" not in passed
+
+
+def test_the_command_evaluates_a_file_as_the_baseline_was(folder, baseline, tfq_here, tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(baseline))
+    same = tfq_here("compare", f"--baseline={path}", folder / f"{gate_models.BASE}.tflite", f"--out={tmp_path / 'out'}")
+    assert same.returncode == 0, same.stderr
+    assert {item.name for item in (tmp_path / "out").glob("[!.]*")} == {"compare.json", "junit.xml", "summary.md"}
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["gate"]["holds"]
+    worse = tmp_path / "worse.tflite"
+    worse.write_bytes(gate_models.with_weight_scale_doubled())
+    failed = tfq_here("compare", f"--baseline={path}", worse, f"--out={tmp_path / 'out'}")
+    assert failed.returncode == 1 and "output_sqnr_db" in failed.stderr
+    assert "depthwise/DEPTHWISE_CONV_2D" in failed.stdout
+    # The file of the baseline is still there, so the error of each layer was measured too.
+    (model,) = json.loads((tmp_path / "out" / "compare.json").read_text())["gate"]["models"]
+    assert [item["label"] for item in model["layer_errors"] if item["first"]] == ["depthwise/DEPTHWISE_CONV_2D"]
+
+
+def test_update_baseline_replaces_it_and_shows_the_old_values(folder, baseline, tfq_here, tmp_path):
+    path, new = tmp_path / "baseline.json", tmp_path / "evaluate.json"
+    old = changed(baseline, model_bytes=100)
+    path.write_text(json.dumps(old))
+    new.write_text(json.dumps(baseline))
+    assert tfq_here("compare", f"--baseline={path}", new).returncode == 1
+    assert json.loads(path.read_text()) == old
+    done = tfq_here("compare", f"--baseline={path}", new, "--update_baseline")
+    assert done.returncode == 0 and "9,184" in done.stdout and "100" in done.stdout
+    assert json.loads(path.read_text()) == baseline
+    assert tfq_here("compare", f"--baseline={path}", new).returncode == 0
+
+
+def test_the_first_baseline_is_written_and_a_missing_one_refused(baseline, tfq_here, tmp_path):
+    path, new = tmp_path / "baseline.json", tmp_path / "evaluate.json"
+    new.write_text(json.dumps(baseline))
+    assert tfq_here("compare", f"--baseline={path}", new).returncode == 2 and not path.exists()
+    assert tfq_here("compare", f"--baseline={path}", new, "--update_baseline").returncode == 0
+    assert json.loads(path.read_text()) == baseline
