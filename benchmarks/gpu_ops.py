@@ -6,7 +6,9 @@
 
 It runs a one-op flatbuffer for each op and type, and a small Keras model for each layer and scheme, on the backends
 `gpu` and `local`. Results go to out/gpu_ops.json after each model, and a killed run resumes. In the end they are copied
-to tfq/auditing/gpu_ops.json, which the target `gpu` reads. Takes about ten minutes on two cores.
+to tfq/auditing/gpu_ops.json, which the target `gpu` reads. Takes about four minutes on two cores.
+
+It also measures how many axes a tensor may have, and the newest version of each op that the GPU accepts.
 
 `right`: within 2 quantized values of XNNPACK, or within 0.1% of the largest output (2% in the scheme dynamic_range,
 where XNNPACK also quantizes activations).
@@ -15,7 +17,9 @@ where XNNPACK also quantizes activations).
 import datetime
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -24,13 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
-from one_op_models import BUILT, one_op_model  # noqa: E402
+from built_models import Call, T, build, constant  # noqa: E402
+from one_op_models import BUILT, one_op_model, options  # noqa: E402
 
 import tfq  # noqa: E402
 from tfq import tflite  # noqa: E402
 from tfq.artifacts import write_json  # noqa: E402
 from tfq.backends import RunRequest, make_backend  # noqa: E402
-from tfq.errors import TfqError  # noqa: E402
+from tfq.errors import ModelError, TfqError  # noqa: E402
+from tfq.tflite.schema import OPERATORS  # noqa: E402
 
 FILE, PACKAGED = ROOT / "out" / "gpu_ops.json", ROOT / "tfq" / "auditing" / "gpu_ops.json"
 TYPES = ("float32", "int8", "int32", "bool")
@@ -38,7 +44,71 @@ SCHEMES = ("float32", "int8", "float16", "dynamic_range", "int16x8", "weight_onl
 SHAPE = (16, 16, 8)
 NUM_EXAMPLES = 3
 MOST_LSB = 2
+NEWEST_VERSION = 16
+# What differs between two runs: times, threads and addresses.
+UNSTABLE = re.compile(r" *\(?[EWIF]\d{4} \d\d:\d\d:[\d.]+ +\d+ | *@ +0x[0-9a-f]+ +")
 POSITIVE = {"DIV", "FLOOR_DIV", "FLOOR_MOD", "LOG", "POW", "RSQRT", "SQRT"}
+
+
+def op_model(op: str, dtype: str) -> bytes:
+    """Return the one-op model, for some ops one whose first axis is a batch of 1."""
+    scale, three = 0.05 if dtype == "int8" else None, (1, 4, 4)
+
+    def data(*shape: int) -> T:
+        return T(dtype, shape, scale)
+
+    forms = {
+        "UNPACK": ({"x": data(*three), "y": data(1, 4)}, options("Unpack", axis=1, num=4)),
+        "PACK": ({"x": data(1, 4), "z": data(1, 4), "y": data(1, 2, 4)}, options("Pack", axis=1, valuesCount=2)),
+        "BROADCAST_TO": (
+            {"x": data(1, 1, 4, 4), "shape": constant([1, 2, 4, 4], "int32"), "y": data(1, 2, 4, 4)},
+            options("BroadcastTo"),
+        ),
+        "GATHER": (
+            {"x": data(*three), "rows": constant([2, 0], "int32"), "y": data(1, 2, 4)},
+            options("Gather", axis=1),
+        ),
+        "GATHER_ND": (
+            {"x": data(*three), "rows": constant([[[0, 2], [0, 1]]], "int32"), "y": data(1, 2, 4)},
+            options("GatherNd"),
+        ),
+        "DYNAMIC_UPDATE_SLICE": (
+            {"x": data(*three), "z": data(1, 1, 4), "start": constant([0, 1, 0], "int32"), "y": data(*three)},
+            options("DynamicUpdateSlice"),
+        ),
+    }
+    if op not in forms:
+        return one_op_model(op, dtype)
+    tensors, table = forms[op]
+    if op == "UNPACK":
+        tensors |= dict.fromkeys(("y2", "y3", "y4"), tensors["y"])
+    names = [name for name in tensors if not name.startswith("y")]
+    outputs = [name for name in tensors if name.startswith("y")]
+    call = Call(op, names, outputs, table, 2 if op == "BROADCAST_TO" else 1)
+    return build(tensors, [call], [name for name in names if tensors[name].values is None], outputs)
+
+
+def sum_model(axes: int) -> bytes:
+    """Return a sum of two float tensors with this number of axes."""
+    tensor = T("float32", (1, *range(2, axes + 1)))
+    return build(dict.fromkeys("xzy", tensor), [Call("ADD", ["x", "z"], ["y"], options("Add"))], ["x", "z"], ["y"])
+
+
+def newest_version(model: bytes, op: str) -> int | None:
+    """Return the newest version of `op` that the GPU accepts; None if it accepts all that the CPU has."""
+    edited = tflite.unpack(model)
+    op_codes = [code for code in edited.operatorCodes if OPERATORS[code.builtinCode] == op]
+    last = max(code.version for code in op_codes)
+    for version in range(last, NEWEST_VERSION):
+        for code in op_codes:
+            code.version = version
+        result, reason = outcome(tflite.pack(edited, len(model)), 1.0)
+        if result == "refused" and "Max version supported" in str(reason):
+            return last
+        if result in ("refused", "not measured"):
+            return None
+        last = version
+    return None
 
 
 def layers():
@@ -104,6 +174,8 @@ def layers():
         "layer_normalization": lambda x: L.LayerNormalization()(x),
         "attention": attention,
         "mean_of_channels": lambda x: keras.ops.mean(x, axis=-1, keepdims=True),
+        "first_row": lambda x: x[:, 0],
+        "channel_shuffle": lambda x: L.Reshape(SHAPE)(L.Permute((1, 2, 4, 3))(L.Reshape((16, 16, 2, 4))(x))),
         "permute": lambda x: L.Reshape((32, 32, 2))(L.Permute((2, 1, 3))(x)),
         "lstm": lambda x: L.LSTM(4)(row(x)[:, :8]),
         "gru": lambda x: L.GRU(4)(row(x)[:, :8]),
@@ -134,12 +206,12 @@ def outcome(model: bytes, tolerance: float) -> list:
     request = RunRequest(model=model, inputs=inputs_of(model))
     try:
         expected = make_backend("local").assess(request).computed_outputs()
-    except TfqError as error:
-        return ["not measured", str(error)[:200]]
+    except ModelError:
+        return ["not measured", "LiteRT does not run it on the CPU"]
     try:
         result = make_backend("gpu").assess(request)
-    except TfqError as error:
-        return ["refused", str(error).partition(". The model may be damaged")[0][:200]]
+    except ModelError as error:
+        return ["refused", UNSTABLE.sub(" ", str(error).partition(". The model may be damaged")[0])[:200].strip()]
     if result.unaccelerated or result.delegated_ops != result.total_ops:
         return ["refused", "; ".join(f"{op}: {reason}" for op, reason in result.unaccelerated.items()) or "on the CPU"]
     largest, is_right = 0.0, True
@@ -162,7 +234,7 @@ def main() -> None:
     record = {} if "--restart" in sys.argv or not FILE.is_file() else json.loads(FILE.read_text())
     if record.get("ai_edge_litert") != version:
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        record = {"ai_edge_litert": version, "date": date, "ops": {}, "layers": {}, "ops_of_layers": {}}
+        record = {"ai_edge_litert": version, "date": date, "ops": {}, "layers": {}, "ops_of_layers": {}, "versions": {}}
     probe = make_backend("gpu").assess(
         RunRequest(model=one_op_model("ABS", "float32"), inputs=(np.ones((1, 2, 4, 4), "f4"),))
     )
@@ -173,10 +245,19 @@ def main() -> None:
         write_json(FILE, record)
         print(f"{name:24} {variant:16} {result[0]:12} {result[1]}", flush=True)
 
+    def note_versions(model: bytes, ops: Iterable[str]) -> None:
+        for op in ops:
+            if op not in record["versions"]:
+                record["versions"][op] = newest_version(model, op)
+
+    record["max_axes"] = max(axes for axes in range(2, 7) if outcome(sum_model(axes), 1e-3)[0] == "right")
     for op in BUILT:
         for dtype in TYPES:
             if dtype not in record["ops"].get(op, {}):
-                note("ops", op, dtype, outcome(one_op_model(op, dtype), 1e-3))
+                result = outcome(op_model(op, dtype), 1e-3)
+                if result[0] == "right":
+                    note_versions(op_model(op, dtype), [op])
+                note("ops", op, dtype, result)
     samples = np.random.default_rng(0).normal(0, 1, (100, *SHAPE)).astype(np.float32)
     for name, function in layers().items():
         missing = [scheme for scheme in SCHEMES if scheme not in record["layers"].get(name, {})]
@@ -184,6 +265,7 @@ def main() -> None:
             continue
         import keras
 
+        keras.utils.clear_session()
         keras.utils.set_random_seed(0)
         x = keras.Input(SHAPE)
         model = keras.Model(x, function(x))
@@ -200,7 +282,10 @@ def main() -> None:
                 continue
             ops = sorted({op.name for op in tflite.read(content).main_subgraph.ops})
             record["ops_of_layers"].setdefault(name, {})[scheme] = ops
-            note("layers", name, scheme, outcome(content, 0.02 if scheme == "dynamic_range" else 1e-3))
+            result = outcome(content, 0.02 if scheme == "dynamic_range" else 1e-3)
+            if result[0] == "right":
+                note_versions(content, ops)
+            note("layers", name, scheme, result)
     write_json(PACKAGED, record)
 
 

@@ -14,6 +14,7 @@ from strided_pointwise import model
 from tfq.backends import RunRequest, make_backend
 from tfq.backends.gpu import backend, vulkan
 from tfq.conversion.average_pools import with_exact_average_pools
+from tfq.conversion.graph_rewrites import without_unread_ops
 from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import BackendError, ModelError
 
@@ -78,6 +79,22 @@ def test_average_pools_round_otherwise_until_they_are_replaced():
         for content in (pool, with_exact_average_pools(pool))
     ]
     assert different[0].max() == 1 and different[0].sum() > 50 and different[1].sum() <= 2
+
+
+def test_unread_int8_results_crash_until_they_are_removed():
+    tensor = T("int8", (1, 4, 4, 2), 0.05)
+    calls = [Call("ABS", ["x"], ["z"]), Call("RELU", ["x"], ["y"])]
+    content, x = build(dict.fromkeys("xyz", tensor), calls, ["x"], ["y"]), np.ones((1, 4, 4, 2), np.int8)
+    with refused(ModelError, field="model", got="SIGSEGV"):
+        assess(content, x)
+    np.testing.assert_array_equal(assess(without_unread_ops(content), x).outputs[0], x)
+
+
+@pytest.mark.parametrize("axes", [4, 5])
+def test_tensors_of_five_axes_stay_on_the_cpu(axes):
+    tensor = T("float32", (1, *[2] * (axes - 1)))
+    content = build(dict.fromkeys("xy", tensor), [Call("ABS", ["x"], ["y"])], ["x"], ["y"])
+    assert assess(content, np.ones(tensor.shape, np.float32)).delegated_ops == (axes == 4)
 
 
 def test_driver_from_debian_runs_the_same(tmp_path, monkeypatch):

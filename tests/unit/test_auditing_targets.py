@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of each target, tested with one fault at a time in a file that it runs."""
 
-import pytest
-from golden_models import NAMES, changed, golden
-from one_op_models import one_op_model
+import math
 
-from tfq import registry
+import pytest
+from built_models import Call, T, build, constant
+from golden_models import NAMES, changed, golden
+from one_op_models import one_op_model, options
+
+import tfq
+from tfq import registry, tflite
 from tfq.auditing import Target, audit_model
 from tfq.config import AuditConfig
 from tfq.tflite.schema import OPERATORS
@@ -116,7 +120,7 @@ def _zero_scale(model, graph):
     [
         (_renamed("CUMSUM"), {"gpu", "nnapi", "edgetpu"}, 5, "CUMSUM on integers"),
         (_renamed("SQRT"), {"tflm", "nnapi", "edgetpu"}, 5, "SQRT on integers"),
-        (_version, {"nnapi"}, 0, "version 8"),
+        (_version, {"gpu", "nnapi"}, 0, "version 8"),
         (_wide_softmax, {"edgetpu"}, 8, "16,001"),
         (_batch, {"edgetpu"}, 3, "innermost"),
         (_dense_per_channel, {"tflm", "nnapi", "edgetpu"}, 7, "per channel"),
@@ -177,3 +181,46 @@ def test_the_target_also_limits_ops_on_integers(target, op, dtype, severity):
     findings = audited(one_op_model(op, dtype), target).findings
     severities = {finding.severity for finding in findings if finding.kind == "not_on_target"}
     assert severities == ({severity} if severity else set())
+
+
+def _gpu_failures(op, shapes, options, version=1):
+    """Audit one op for the target gpu. shapes: of the first input, of int32 constants, of the output."""
+    first, *constants, output = shapes
+    tensors = {"x": T("float32", first), "y": T("float32", output)}
+    tensors |= {f"k{place}": constant(values, "int32") for place, values in enumerate(constants)}
+    call = Call(op, ["x", *(name for name in tensors if name.startswith("k"))], ["y"], options, version)
+    return audited(build(tensors, [call], ["x"], ["y"]), "gpu").failures
+
+
+@pytest.mark.parametrize(("shape", "fails"), [((1, 4, 2, 4), False), ((1, 4, 1, 2, 4), True), ((1,) * 8, True)])
+def test_gpu_refuses_tensors_of_more_than_four_axes(shape, fails):
+    failures = _gpu_failures("RESHAPE", [(1, math.prod(shape)), shape, shape], None)
+    assert bool(failures) == fails and all("axes" in failure.message for failure in failures)
+    assert bool(_gpu_failures("RESHAPE", [shape, (1, math.prod(shape)), (1, math.prod(shape))], None)) == fails
+
+
+@pytest.mark.parametrize("output", [(1, 1, 4), (1, 4)])
+def test_gpu_refuses_slices_that_remove_an_axis(output):
+    table = options("StridedSlice", beginMask=5, endMask=5, shrinkAxisMask=2 * (len(output) == 2))
+    failures = _gpu_failures("STRIDED_SLICE", [(1, 2, 4), [0, 0, 0], [0, 1, 0], [1, 1, 1], output], table)
+    assert bool(failures) == (len(output) == 2) and all("removes an axis" in failure.message for failure in failures)
+
+
+def test_gpu_refuses_newer_versions_of_an_op():
+    newest = TARGETS["gpu"].max_versions["TANH"]
+    assert not _gpu_failures("TANH", [(1, 4), (1, 4)], None, newest)
+    (failure,) = _gpu_failures("TANH", [(1, 4), (1, 4)], None, newest + 1)
+    assert f"version {newest + 1}" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outputs", "fails"), [("int8", "y", True), ("int8", "yz", False), ("float32", "y", False)]
+)
+def test_gpu_needs_every_int8_result_to_be_read(dtype, outputs, fails):
+    tensor = T(dtype, (1, 4, 4, 2), 0.05 if dtype == "int8" else None)
+    calls = [Call("ABS", ["x"], ["z"]), Call("RELU", ["x"], ["y"])]
+    content = build(dict.fromkeys("xyz", tensor), calls, ["x"], list(outputs))
+    assert [finding.op for finding in audited(content, "gpu").failures] == ["ABS"] * fails
+    if fails:
+        converted = tfq.convert(content, config=tfq.ConversionConfig(target="gpu"))
+        assert [op.name for op in tflite.read(converted).main_subgraph.ops] == ["RELU"]

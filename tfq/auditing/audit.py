@@ -53,6 +53,7 @@ class TargetRules:
     def __init__(self, graph: Subgraph, target: Target, borders: Borders) -> None:
         """Prepare the rules of `target` for `graph`."""
         self._graph, self._target, self._borders = graph, target, borders
+        self._read = frozenset(graph.outputs).union(*(op.inputs for op in graph.ops))
 
     def findings(self, op: Op, allowed: Callable[[Subgraph, Op, Set[str]], bool]) -> Iterator[Finding]:
         """Yield what the target cannot run of `op`. Custom and unknown ops are not reported here."""
@@ -161,6 +162,12 @@ class TargetRules:
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
             reason = f"it has a dynamic shape, and {target.title} requires fixed shapes"
             yield FAILS, reason, "convert with conversion.batch_size=1"
+        yield from self._axes_reasons(op)
+        if not target.unread_results and any(
+            index not in self._read and tensors[index].dtype == "int8" for index in op.outputs
+        ):
+            reason = f"nothing reads its int8 result, and {target.title} crashes on such a model ({target.source})"
+            yield FAILS, reason, f"remove it; conversion.target={target.name} does, unless another result is read"
         if target.only_inner_axes:
             long = [
                 tensor for tensor in touched if not tensor.is_constant and any(size > 1 for size in tensor.shape[:-3])
@@ -173,6 +180,21 @@ class TargetRules:
         if target.max_softmax and classes > target.max_softmax:
             reason = f"{target.title} supports at most {target.max_softmax:,} classes, and it has {classes:,}"
             yield FAILS, reason, "leave the softmax out of the model"
+
+    def _axes_reasons(self, op: Op) -> Iterator[tuple[str, str, str]]:
+        target, tensors = self._target, self._graph.tensors
+        many = [tensors[index] for index in op.tensors if len(tensors[index].shape) > target.max_axes]
+        if target.max_axes and many:
+            reason = (
+                f"its tensor {shown(many[0].name)} has {len(many[0].shape)} axes, and {target.title} supports at most "
+                f"{target.max_axes}"
+            )
+            yield FAILS, reason, "merge axes with a reshape, such as height and width of a channel shuffle"
+        if op.name == "STRIDED_SLICE" and not target.removes_axes and op.inputs and op.inputs[0] >= 0:
+            source, output = tensors[op.inputs[0]], tensors[op.outputs[0]]
+            if len(output.shape) < len(source.shape):
+                reason = f"it removes an axis, as x[:, 0] does, and {target.title} does not support that"
+                yield FAILS, reason, "keep the axis and reshape, such as x[:, :1]"
 
     def _kind(self, op: Op) -> str:
         """Return what the op computes with: "integer", "float" or "index"."""

@@ -56,7 +56,11 @@ class Target:
             this target moves the stride into a MAX_POOL_2D of size 1.
         exact_average_pools: Whether its int8 AVERAGE_POOL_2D rounds a mean halfway between two integers as TFLite does.
             If not, a conversion for this target replaces it with a DEPTHWISE_CONV_2D.
+        unread_results: Whether it runs models with an int8 result that no op reads. If not, a conversion for this
+            target removes ops without a read result.
         static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
+        max_axes: The largest number of axes of a tensor; 0 is unlimited.
+        removes_axes: Whether its STRIDED_SLICE can remove axes, as `x[:, 0]` does.
         only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
         max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
         custom_ops: The custom ops that it runs.
@@ -84,7 +88,10 @@ class Target:
     per_channel_dense_reason: str = ""
     strided_pointwise: bool = True
     exact_average_pools: bool = True
+    unread_results: bool = True
     static_shapes: bool = True
+    max_axes: int = 0
+    removes_axes: bool = True
     only_inner_axes: bool = False
     max_softmax: int = 0
     custom_ops: frozenset[str] = frozenset()
@@ -247,6 +254,9 @@ def _measured_on_gpu() -> dict[str, Any]:
         "index_ops": right["int32"] | right["bool"],
         "ops_by_type": right,
         "wrong_ops": {dtype: results("wrong", dtype, "") - right[dtype] for dtype in right},
+        "max_versions": {op: version for op, version in record["versions"].items() if version},
+        "max_axes": record["max_axes"],
+        "removes_axes": record["layers"]["first_row"]["float32"][0] == "right",
         "source": f"measured on ai-edge-litert {record['ai_edge_litert']}, WebGPU on SwiftShader, {record['date']}",
     }
 
@@ -260,6 +270,7 @@ register(
         io_types=("int8", "uint8", "float32"),
         strided_pointwise=False,
         exact_average_pools=False,
+        unread_results=False,
         **_measured_on_gpu(),
     )
 )

@@ -10,6 +10,7 @@ from tfq.auditing.schemes import INDEX_TYPES
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.average_pools import with_exact_average_pools
 from tfq.conversion.fake_quant import WeightGranularity
+from tfq.conversion.graph_rewrites import without_unread_ops
 from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import InputError, warn
 from tfq.text_table import alternatives, listed
@@ -59,10 +60,15 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
 
 
 def with_target_forms(content: bytes, config: ConversionConfig) -> bytes:
-    """Return the flatbuffer `content` with exact replacements of ops that config.target computes otherwise."""
+    """Return the flatbuffer `content` without the ops that config.target computes otherwise or crashes on.
+
+    Exact replacements take their place.
+    """
     target = auditing.find_target(config.target)
     if target is None:
         return content
+    if not target.unread_results:
+        content = without_unread_ops(content)
     if not target.strided_pointwise:
         content = without_strided_pointwise(content)
     return content if target.exact_average_pools else with_exact_average_pools(content)
