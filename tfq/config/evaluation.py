@@ -93,6 +93,13 @@ class EvaluationConfig(Config):
     )
     xnnpack: bool = setting(True, "use XNNPACK instead of TFLite's builtin kernels")
     limit: int = setting(0, "number of examples to evaluate, from the start; 0 is all", minimum=0)
+    differing_examples: int = setting(
+        12,
+        "number of examples listed for which the model and the reference predict different classes; image inputs are "
+        "stored in the record as small pictures; 0 lists and stores none",
+        minimum=0,
+        maximum=1000,
+    )
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "timed inferences; 0 measures no latency", minimum=0)
     require: RequireConfig = section(RequireConfig, "bounds that must be met")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a flatbuffer on the user's data: its accuracy, its speed, and its difference from the float model."""
 
+import dataclasses
+import functools
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from tfq import tflite
 from tfq.artifacts import content_of
 from tfq.backends import BackendResult, RunRequest, kind_of, make_backend, public_names
 from tfq.config import EvaluationConfig
-from tfq.data import AnySplit, as_split, labeled_outputs
+from tfq.data import AnySplit, as_split, labeled_outputs, labels_of_output
 from tfq.errors import warn
+from tfq.evaluation.class_differences import class_figures, differing_examples
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.costs import check_computes_outputs
 from tfq.evaluation.inputs import Feed, decode_outputs
@@ -24,7 +27,15 @@ from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, 
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
 from tfq.evaluation.record import IDENTICAL, NO_REFERENCE, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
-from tfq.evaluation.scores import Choice, check_bounds, choose_metric, compute_scores, reconstructs
+from tfq.evaluation.scores import (
+    Choice,
+    Predictions,
+    check_bounds,
+    choose_metric,
+    compute_scores,
+    reconstructs,
+    why_no_class,
+)
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
 NO_DIRECTION = "the metric does not declare whether higher or lower is better"
@@ -78,7 +89,7 @@ def evaluate_model(
     assessed = assess_model(model, data, config, reference=reference, metric=metric, preprocessing=preprocessing)
     for sentence in assessed.record.warnings:
         warn(sentence)
-    return assessed.record
+    return dataclasses.replace(assessed.record, **assessed.class_details())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,12 +99,14 @@ class Assessment:
     Attributes:
         record: The evaluation. Its warnings have not been issued yet.
         result: The backend's own result, with raw outputs.
+        class_details: Returns the fields of the record about single classes and examples, which take longer.
         agreement_with: (real outputs of another run on the same examples) -> (`agreement`, `agreement_reason`) as in
             `EvaluationRecord`.
     """
 
     record: EvaluationRecord
     result: BackendResult
+    class_details: Callable[[], dict[str, Any]]
     agreement_with: Callable[[Sequence[NDArray]], tuple[float | None, str | None]]
 
 
@@ -138,7 +151,13 @@ def assess_model(
     if result.outputs is None:
         reason = str(result.outputs_reason)
         record = _costs(model, data, config, chosen, result)
-        return Assessment(record=record, result=result, agreement_with=lambda others: (None, reason))
+        no_classes = {"classes_reason": reason, "differing_examples_reason": reason}
+        return Assessment(
+            record=record,
+            result=result,
+            class_details=lambda: no_classes,
+            agreement_with=lambda others: (None, reason),
+        )
     outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     rebuilds_input = reconstructs(parsed)
@@ -178,7 +197,51 @@ def assess_model(
         unused_range_fraction=feed.unused_fraction,
         warnings=tuple(messages),
     )
-    return Assessment(record=record, result=result, agreement_with=agreement_with)
+    predictions = Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=rebuilds_input, names=names)
+    is_scored = record.accuracy is not None
+    details = functools.partial(
+        _class_details, predictions, expected, data, choice, class_outputs, is_scored, config.differing_examples
+    )
+    return Assessment(record=record, result=result, class_details=details, agreement_with=agreement_with)
+
+
+def _class_details(
+    predictions: Predictions,
+    expected: Sequence[NDArray] | None,
+    data: AnySplit,
+    choice: Choice,
+    class_outputs: Sequence[bool],
+    is_scored: bool,
+    limit: int,
+) -> dict[str, Any]:
+    """Return the fields of an EvaluationRecord about single classes and examples.
+
+    They are about the output that the metric uses; if it predicts no class, about the first one that does.
+    """
+    indices = range(len(predictions.outputs))
+    first = next((index for index in indices if choice.uses(index)), 0)
+    reasons = {
+        index: why_no_class(predictions, choice, index, class_outputs[index], is_scored=is_scored)
+        for index in dict.fromkeys([first, *indices])
+    }
+    output = next((index for index, reason in reasons.items() if reason is None), None)
+    if output is None:
+        return {"classes_reason": reasons[first], "differing_examples_reason": reasons[first]}
+    labels = None if predictions.labels is None else labels_of_output(predictions.labels, predictions.names[output])
+    values, others = predictions.outputs[output], None if expected is None else expected[output]
+    classes, classes_reason = class_figures(values, others, labels, data.class_names)
+    differing: dict[str, Any] | None = None
+    reason: str | None = NO_REFERENCE
+    if others is not None:
+        truth = labels if classes is not None else None
+        off = "evaluation.differing_examples is 0"
+        differing, reason = differing_examples(values, others, truth, data, limit) if limit else (None, off)
+    return {
+        "classes": classes,
+        "classes_reason": classes_reason,
+        "differing_examples": differing,
+        "differing_examples_reason": reason,
+    }
 
 
 def _data_warnings(model: tflite.Model, data: AnySplit, config: EvaluationConfig) -> list[str]:

@@ -68,6 +68,12 @@ class EvaluationRecord:
             is None. With labels for several outputs, also metric, unit, accuracy, reference_accuracy and accuracy_drop.
         per_example: The results for each example, packed (`tfq.evaluation.per_example`), so that a later evaluation can
             be compared with this one example by example. None if the backend computes no outputs.
+        classes: The examples and the correct ones of each class, see `tfq.evaluation.class_differences`; None if the
+            output does not predict a class, or without labels.
+        classes_reason: Why there is none.
+        differing_examples: Examples for which the model and the reference predict different classes, up to
+            `evaluation.differing_examples`.
+        differing_examples_reason: Why there are none.
         warnings: The warnings that were issued during the evaluation.
         machine: The machine and the versions of the software that ran the model.
     """
@@ -114,6 +120,10 @@ class EvaluationRecord:
     latency_first_ms: float | None = None
     outputs: tuple[dict[str, Any], ...] = ()
     per_example: dict[str, Any] | None = None
+    classes: dict[str, Any] | None = None
+    classes_reason: str | None = "listed only for evaluation.backend"
+    differing_examples: dict[str, Any] | None = None
+    differing_examples_reason: str | None = "listed only for evaluation.backend"
     warnings: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
 

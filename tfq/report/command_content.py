@@ -11,6 +11,7 @@ from typing import Any
 
 from tfq.evaluation.costs import cost_rows
 from tfq.report.audit_content import audit_section, layers_section
+from tfq.report.class_content import classes_section, examples_section
 from tfq.report.compression_content import compression_tables, training_section, verification_section
 from tfq.report.content import evaluation_section, provenance_sections, subtitle_of
 from tfq.report.data_content import data_section
@@ -51,6 +52,7 @@ def _stage_view(record: Record) -> Record:
 
 def _evaluate_sections(record: Record) -> Iterator[Section]:
     yield _opened(evaluation_section(record))
+    yield from (_opened(section) for section in (classes_section(record), examples_section(record)) if section)
     if costs := _costs_table(part(record, "evaluation"), plain(part(record, "evaluation").get("backend"))):
         yield Section(key="costs", title="Memory and other costs", tables=(costs,), folded=False)
     if latency := evaluated_latency_section(record):

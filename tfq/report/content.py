@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfq.report.audit_content import audit_section, layers_section
+from tfq.report.class_content import classes_section, examples_section
 from tfq.report.compression_content import (
     compression_tables,
     gain_section,
@@ -53,6 +54,8 @@ def sections_of(record: Record) -> list[Section]:
     sections: list[Section | None] = [
         result_section(record),
         evaluation_section(record),
+        classes_section(record),
+        examples_section(record),
         latency_section(record),
         training_section(record),
         gain_section(record),

@@ -23,8 +23,10 @@ SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 
 _HASH = base64.b64encode(hashlib.sha256(f"\n{SCRIPT}".encode()).digest()).decode()
 # Nothing is fetched. Inline styles are allowed for the lengths of bars; of scripts only the one above.
+# Pictures are in the page.
 CONTENT_POLICY = (
-    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
 )
 
 

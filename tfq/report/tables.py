@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables and sections of a report, the reasons for missing cells, and tables as HTML."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -42,6 +43,7 @@ class Table:
         column_series: Column -> position of the model that it is about.
         row_series: For each row the position of the model that it is about, or None.
         bad: (row, column) of cells with a bad verdict.
+        pictures: For each row a PNG file in base64, which a page shows before the row, or None. Empty: no pictures.
         totals: How many of the last rows are totals.
         sortable: Whether the reader may sort the table on a page.
     """
@@ -56,6 +58,7 @@ class Table:
     column_series: Mapping[int, int] = field(default_factory=dict)
     row_series: tuple[int | None, ...] = ()
     bad: frozenset[tuple[int, int]] = frozenset()
+    pictures: tuple[str | None, ...] = ()
     totals: int = 0
     sortable: bool = False
 
@@ -63,7 +66,8 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.columns}: row {row} has {len(row)} cells")
-        for of_rows in (*(bars.rows for bars in self.bars), *([self.row_series] if self.row_series else [])):
+        optional: list[Sized] = [item for item in (self.row_series, self.pictures) if item]
+        for of_rows in (*(bars.rows for bars in self.bars), *optional):
             if len(of_rows) != len(self.rows):
                 raise ValueError(f"table {self.columns}: {len(of_rows)} rows of bars or series for {len(self.rows)}")
 
@@ -162,7 +166,7 @@ def table_html(table: Table) -> str:
 
 
 def _head(table: Table) -> str:
-    cells = []
+    cells = [f'<th scope="col" class="picture">{_unseen("picture")}</th>'] if _has_pictures(table) else []
     for column, title in enumerate(table.columns):
         for bars in _bars_before(table, column):
             cells.append(f'<th scope="col" class="bars">{escape(bars.title) or _unseen("bar")}</th>')
@@ -174,7 +178,7 @@ def _head(table: Table) -> str:
 
 
 def _row(table: Table, row: int) -> str:
-    cells = []
+    cells = [f'<td class="picture">{_picture(table.pictures[row])}</td>'] if _has_pictures(table) else []
     for column, cell in enumerate(table.rows[row]):
         for bars in _bars_before(table, column):
             cells.append(f'<td class="bars">{_drawn(bars, row)}</td>')
@@ -187,6 +191,21 @@ def _row(table: Table, row: int) -> str:
             dot = "" if series is None else f'<i class="dot s{series % _COLORS}"></i>'
             cells.append(f'<th scope="row"{_classes(table, column, "long" * _is_long(cell))}>{dot}{escape(cell)}</th>')
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _has_pictures(table: Table) -> bool:
+    return any(map(_picture, table.pictures))
+
+
+# The signature of PNG files in base64, then only characters of base64.
+_PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
+
+
+def _picture(content: object) -> str:
+    """Return a picture as HTML; "" if it is not a PNG file in base64, as in a record that was tampered with."""
+    if not isinstance(content, str) or not _PNG.fullmatch(content):
+        return ""
+    return f'<img src="data:image/png;base64,{content}" alt="input of the example">'
 
 
 def _bars_before(table: Table, column: int) -> Iterator[Bars]:

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model and its reference predict different classes: figures of each class, and single examples."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.data import AnySplit, Split
+from tfq.errors import InputError
+from tfq.evaluation.classes import predicted
+from tfq.evaluation.metrics import checked_labels, is_probability
+from tfq.evaluation.thumbnails import thumbnails, why_no_picture
+
+NO_CLASS_LABELS = "there are no class labels"
+_RANKED = "first those that only the reference classifies correctly, then by the change of the reference's score"
+_IN_ORDER = "the first ones in the data, which cannot be read from the middle"
+
+
+def classes_of(values: NDArray) -> NDArray[np.int64]:
+    """Return the predicted class of each example, (n,).
+
+    Args:
+        values: Real values of an output that predicts a class, (n, ...).
+
+    Raises:
+        InputError: The output predicts several classes for an example, such as one for each pixel.
+    """
+    classes = predicted(values).reshape(len(values), -1)
+    if classes.shape[1] != 1:
+        raise InputError(
+            f"the output predicts {classes.shape[1]:,} classes for each example", expected=1, got=classes.shape[1]
+        )
+    return classes[:, 0]
+
+
+def class_figures(
+    values: NDArray, expected: NDArray | None, labels: NDArray | None, names: tuple[str, ...]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the figures of each class that occurs in the labels; or None and the reason.
+
+    The result has lists of one length: `class`, `name` (null without names), `examples`, `correct` and
+    `reference_correct` (null without a reference), which are numbers of examples.
+
+    Args:
+        values: The model's real values, (n, ...).
+        expected: The reference's.
+        labels: The n labels of this output.
+        names: The names of class 0, 1, ...; may be empty.
+    """
+    if labels is None:
+        return None, NO_CLASS_LABELS
+    try:
+        truth = checked_labels(labels, values)
+        answers = [classes_of(values), *([] if expected is None else [classes_of(expected)])]
+    except InputError as error:
+        return None, str(error)
+    classes = np.unique(truth)
+    correct = [[int(((truth == number) & (answer == number)).sum()) for number in classes] for answer in answers]
+    return {
+        "class": classes.tolist(),
+        "name": [_name(int(number), names) for number in classes] if names else None,
+        "examples": [int((truth == number).sum()) for number in classes],
+        "correct": correct[0],
+        "reference_correct": correct[1] if len(correct) > 1 else None,
+    }, None
+
+
+def differing_examples(
+    values: NDArray, expected: NDArray, labels: NDArray | None, data: AnySplit, limit: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Return examples for which the model and its reference predict different classes; or None and the reason.
+
+    The result has `count` of the differing examples, their `order`, and `examples`: up to `limit` of them, each with
+    its `index` in the data, `label`, `class` and `score` of the model and of the reference, and a `picture`: a PNG file
+    in base64, null for inputs that are not images (`picture_reason`). A score is the real value of the output for the
+    predicted class (1 minus it for class 0 of a sigmoid), null if the output is the class number.
+
+    Args:
+        values: The model's real values, (n, ...).
+        expected: The reference's.
+        labels: The n labels of this output; None if there are none, or if they are not classes.
+        data: The examples.
+        limit: The largest number of examples.
+    """
+    try:
+        answer, reference = classes_of(values), classes_of(expected)
+        truth = None if labels is None else checked_labels(labels, values)
+    except InputError as error:
+        return None, str(error)
+    scores, reference_scores = _scores(values, answer), _scores(expected, reference)
+    different = np.flatnonzero(answer != reference)
+    ranked = isinstance(data, Split) or data.seekable
+    if ranked:
+        lost = np.zeros(len(answer), bool) if truth is None else (reference == truth)
+        change = np.nan_to_num(np.abs(reference_scores - _scores(values, reference)))
+        different = different[np.lexsort((different, -change[different], ~lost[different]))]
+    chosen = different[:limit]
+    pictures, picture_reason = _pictures(data, chosen)
+    names = data.class_names
+    return {
+        "count": len(different),
+        "order": _RANKED if ranked else _IN_ORDER,
+        "picture_reason": picture_reason,
+        "examples": [
+            {
+                "index": int(index),
+                "label": None if truth is None else int(truth[index]),
+                "class": int(answer[index]),
+                "score": _number(scores[index]),
+                "reference_class": int(reference[index]),
+                "reference_score": _number(reference_scores[index]),
+                "names": {str(number): _name(number, names) for number in _classes(index, truth, answer, reference)}
+                if names
+                else {},
+                "picture": picture,
+            }
+            for index, picture in zip(chosen, pictures, strict=True)
+        ],
+    }, None
+
+
+def _classes(index: int, *arrays: NDArray | None) -> list[int]:
+    return sorted({int(array[index]) for array in arrays if array is not None})
+
+
+def _name(number: int, names: tuple[str, ...]) -> str | None:
+    return names[number] if number < len(names) else None
+
+
+def _scores(values: NDArray, classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the value of the output for one class of each example; NaN if the output is the class number itself."""
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    if is_probability(values):
+        return np.where(classes == 1, flat[:, 0], 1 - flat[:, 0])
+    if flat.shape[1] == 1:
+        return np.full(len(flat), np.nan)
+    return np.asarray(flat[np.arange(len(flat)), classes])
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _pictures(data: AnySplit, indices: NDArray[np.int64]) -> tuple[list[str | None], str | None]:
+    """Return a picture of each example; or None for each, and why."""
+    if not len(indices):
+        return [], None
+    first = next(iter(data.take(1).pieces())).inputs
+    reasons = {name: why_no_picture(array.shape[1:]) for name, array in first.items()}
+    images = [name for name, reason in reasons.items() if reason is None]
+    if len(images) != 1:
+        reason = next(iter(reasons.values())) if len(reasons) == 1 else f"{len(images)} of the inputs are images"
+        return [None] * len(indices), reason
+    return list(thumbnails(np.stack([_example(data, int(index), images[0]) for index in indices]))), None
+
+
+def _example(data: AnySplit, index: int, name: str) -> NDArray:
+    if isinstance(data, Split):
+        return data.inputs[name][index]
+    start = index if data.seekable else 0
+    for piece in data.read(start, index + 1):
+        if start + piece.num_examples > index:
+            return piece.inputs[name][index - start]
+        start += piece.num_examples
+    raise InputError(f"data {data.source} ({data.name}): example {index} can no longer be read", field="data")
