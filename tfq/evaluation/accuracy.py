@@ -149,15 +149,7 @@ def assess_model(
     feed = Feed(parsed, data)
     result = backend.assess(_request(model, feed, config, count_instructions, measure_memory))
     if result.outputs is None:
-        reason = str(result.outputs_reason)
-        record = _costs(model, data, config, chosen, result)
-        no_classes = {"classes_reason": reason, "differing_examples_reason": reason}
-        return Assessment(
-            record=record,
-            result=result,
-            class_details=lambda: no_classes,
-            agreement_with=lambda others: (None, reason),
-        )
+        return _without_outputs(_costs(model, data, config, chosen, result), result)
     outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     rebuilds_input = reconstructs(parsed)
@@ -178,13 +170,8 @@ def assess_model(
 
     scores = scores_with(expected)
     noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
-    messages = [
-        *_data_warnings(parsed, data, config),
-        *_preprocessing_warnings(model, preprocessing),
-        *feed.warnings,
-        *_output_warnings(names, outputs, choice, result, config, has_labels=any(by_output)),
-        *result.notes,
-    ]
+    warnings = [*_data_warnings(parsed, data, config), *_preprocessing_warnings(model, preprocessing), *feed.warnings]
+    warnings += _output_warnings(names, outputs, choice, result, config, has_labels=any(by_output))
     record = EvaluationRecord(
         **scores,
         **noise,
@@ -195,14 +182,24 @@ def assess_model(
         skipped=_skipped(scores, noise, result),
         clipped_input_fraction=feed.clipped_fraction,
         unused_range_fraction=feed.unused_fraction,
-        warnings=tuple(messages),
+        warnings=(*warnings, *result.notes),
     )
     predictions = Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=rebuilds_input, names=names)
-    is_scored = record.accuracy is not None
-    details = functools.partial(
-        _class_details, predictions, expected, data, choice, class_outputs, is_scored, config.differing_examples
-    )
+    is_scored, limit = record.accuracy is not None, config.differing_examples
+    details = functools.partial(_class_details, predictions, expected, data, choice, class_outputs, is_scored, limit)
     return Assessment(record=record, result=result, class_details=details, agreement_with=agreement_with)
+
+
+def _without_outputs(record: EvaluationRecord, result: BackendResult) -> Assessment:
+    """Return the assessment of a backend that computes no outputs."""
+    reason = str(result.outputs_reason)
+    no_classes = {"classes_reason": reason, "differing_examples_reason": reason}
+    return Assessment(
+        record=record,
+        result=result,
+        class_details=lambda: no_classes,
+        agreement_with=lambda others: (None, reason),
+    )
 
 
 def _class_details(
