@@ -37,6 +37,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     parts = {
         "Model.kt": {"header": top, "inputs": inputs, "outputs": outputs},
         "LiteRtModel.kt": {"header": top},
+        "README.md": {},
         "SelfTest.kt": {"header": top, "examples": examples},
     }
     return {f"android/{name}": fill(read_source(f"android/{name}"), values).encode() for name, values in parts.items()}

@@ -33,6 +33,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     parts = {
         "Model.swift": {"header": top, "inputs": inputs, "outputs": outputs},
         "LiteRtModel.swift": {"header": top},
+        "README.md": {},
         "SelfTest.swift": {"header": top, "examples": examples},
     }
     return {f"ios/{name}": fill(read_source(f"ios/{name}"), values).encode() for name, values in parts.items()}

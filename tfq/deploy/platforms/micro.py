@@ -123,6 +123,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
         "op_resolver.h": {"header": cc_header, "ops": _ops(op_methods(contents.parsed))},
         "golden_data.h": {"header": cc_header, "vectors": _vectors(contents, measured)},
         "main.cc": {"header": cc_header},
+        "README.md": {},
     }
     return {f"micro/{name}": fill(read_source(f"micro/{name}"), values).encode() for name, values in parts.items()}
 

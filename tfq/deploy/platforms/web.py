@@ -47,6 +47,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
         },
         "model.js": {"header": js_header, **rows},
         "serve.py": {},
+        "README.md": {},
         "package.json": {},
     }
     return {f"web/{name}": fill(read_source(f"web/{name}"), values).encode() for name, values in parts.items()}

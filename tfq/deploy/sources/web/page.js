@@ -100,7 +100,8 @@ function show(number, example, {failures, outputs}, labels) {
   const card = element('article', '', '');
   const picture = example.inputs.find((input) => input.picture)?.picture;
   if (picture) card.append(pictureOf(new URL(picture, BUNDLE)));
-  card.append(element('h3', '', example.label === null ? `Vector ${number}` : `${example.label}`));
+  card.append(element('h3', '', `Vector ${number}`));
+  if (example.label !== null) card.append(element('p', 'detail', `true class: ${example.label}`));
   card.append(listOf(outputs, labels));
   const verdict = failures.length ? 'failed' : 'passed';
   card.append(element('span', `badge ${verdict}`, verdict));
@@ -130,9 +131,12 @@ function offerPicture(model, golden, labels) {
     // Training may have seen only pictures of this size: resize here even if the model's preprocessing does not.
     const array = encodeImage({...input, resize: true}, pixels, bitmap.height, bitmap.width);
     const outputs = (await model.run([array])).map((values, index) => decode(OUTPUTS[index], values));
-    const list = listOf(outputs, labels);
-    document.getElementById('result').replaceChildren(pictureOf(URL.createObjectURL(target.files[0])), list);
-    document.getElementById('result').title = `${bitmap.width}x${bitmap.height} resized to ${width}x${height}`;
+    const size = `${bitmap.width}x${bitmap.height} pixels, resized to ${width}x${height}`;
+    document.getElementById('result').replaceChildren(
+      pictureOf(URL.createObjectURL(target.files[0])),
+      listOf(outputs, labels),
+      element('p', 'detail', channels === 1 ? `${size}, gray` : size),
+    );
   });
 }
 
