@@ -194,12 +194,28 @@ def scale_of(tensor: Tensor) -> tuple[float, int] | None:
     return tensor.scale[0], tensor.zero_point[0]
 
 
-def pixel_shift(tensor: Tensor, steps: Sequence[Step]) -> int | None:
-    """Return d if the quantized value of every pixel p from 0 to 255 is p + d, or None.
+@dataclass(frozen=True, kw_only=True)
+class PixelShift:
+    """A quantized input whose value for a pixel p from 0 to 255 is p + `shift`, so that an app can pass bytes.
 
-    Then the app passes the image's bytes: unchanged if d is 0, which is what MediaPipe does with uint8 inputs.
+    Attributes:
+        shift: 0 if the bytes of the image are passed unchanged, as MediaPipe does with uint8 inputs.
+        error: The largest difference of the quantized values to those of the exact formula: 0, or 1 if the steps of
+            the input are half a pixel apart from the pixels.
     """
-    if tensor.dtype not in ("int8", "uint8") or (parameters := scale_of(tensor)) is None:
+
+    shift: int
+    error: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the shift as JSON values."""
+        return {"shift": self.shift, "error": self.error}
+
+
+def pixel_shift(tensor: Tensor, steps: Sequence[Step]) -> PixelShift | None:
+    """Return how the quantized values of an 8-bit input follow from pixels; None if no shift is within one step."""
+    parameters = scale_of(tensor) if tensor.is_quantized else (1.0, 0)
+    if tensor.dtype not in ("int8", "uint8") or parameters is None:
         return None
     pixels = np.arange(256, dtype=np.float32)
     for step in steps:
@@ -216,4 +232,7 @@ def pixel_shift(tensor: Tensor, steps: Sequence[Step]) -> int | None:
         differences = quantize(pixels, *parameters, tensor.dtype).astype(int) - np.arange(256)
     except InputError:  # a scale that overflows
         return None
-    return int(differences[0]) if (differences == differences[0]).all() else None
+    usual = 0 if tensor.dtype == "uint8" else -128
+    shift = int(np.clip(usual, differences.min(), differences.max()))
+    error = int(np.abs(differences - shift).max())
+    return PixelShift(shift=shift, error=error) if error <= 1 else None

@@ -15,6 +15,7 @@ import numpy as np
 from tfq.artifacts import PathOrBytes, content_of
 from tfq.auditing.io_steps import (
     ROUNDING,
+    PixelShift,
     Step,
     input_steps,
     output_steps,
@@ -23,6 +24,7 @@ from tfq.auditing.io_steps import (
     scale_of,
 )
 from tfq.auditing.report import shown
+from tfq.auditing.schemes import FLOATS
 from tfq.errors import FlatbufferError
 from tfq.tflite.associated_files import associated_files
 from tfq.tflite.metadata_entry import decode_model_metadata
@@ -36,7 +38,7 @@ from tfq.tflite.model_metadata import (
     TensorMetadata,
 )
 from tfq.tflite.reader import read
-from tfq.tflite.records import ABSENT, Model, Tensor
+from tfq.tflite.records import ABSENT, Model, Subgraph, Tensor
 from tfq.tflite.signatures import main_subgraph_note
 
 FORMAT = 1
@@ -65,6 +67,7 @@ _CONTENTS = {
     BoundingBoxProperties: "bounding_boxes",
     AudioProperties: "audio",
 }
+_OP_RANGES = {"SOFTMAX": (0.0, 1.0), "LOGISTIC": (0.0, 1.0), "TANH": (-1.0, 1.0)}
 _LABEL_TYPES = ("TENSOR_AXIS_LABELS", "TENSOR_VALUE_LABELS")
 _LABELS_ON_SCREEN = 6
 
@@ -82,7 +85,8 @@ class IoTensor:
         dtype: The type in NumPy's spelling.
         scale: The real value of a quantized step; None if it is not quantized, or has no usable scale.
         zero_point: The quantized value of 0.0, or None.
-        range: The smallest and largest value that it can represent, in real units; None for floats and text.
+        range: The smallest and largest value that it can represent, in real units. For float outputs, the range of the
+            op that computes them, such as SOFTMAX; None if that is unlimited, and for float inputs and text.
         axes: The meaning of each dimension.
         axes_source: AXES_FROM_METADATA or AXES_GUESSED.
         content: image, audio, features, bounding_boxes or text, if the metadata says it; else None.
@@ -92,8 +96,7 @@ class IoTensor:
         stats: The smallest and largest values in the metadata, lists `min` and `max`; None if there are none.
         steps: The steps before the model for an input, after it for an output.
         steps_source: What recorded the steps before quantization: "tfq", "TFLITE_METADATA", or None if nothing did.
-        pixel_shift: For 8-bit inputs: d if every pixel p from 0 to 255 becomes the quantized value p + d, so that an
-            app can pass the bytes of an image; else None.
+        pixel_shift: For 8-bit inputs: how an app can pass the bytes of an image without the steps; else None.
         labels: The names of the values along the last axis (or of the tensor's values); None if they are unknown.
         labels_source: The name of the file after the flatbuffer, or "provided".
     """
@@ -116,7 +119,7 @@ class IoTensor:
     stats: Mapping[str, Any] | None = None
     steps: tuple[Step, ...] = ()
     steps_source: str | None = None
-    pixel_shift: int | None = None
+    pixel_shift: PixelShift | None = None
     labels: tuple[str, ...] | None = None
     labels_source: str | None = None
 
@@ -136,7 +139,11 @@ class IoTensor:
         labels = None if self.labels is None else list(self.labels)
         values |= {"labels": labels, "dynamic_axes": [at for at, size in enumerate(self.shape) if size == ABSENT]}
         if is_input:
-            return values | {"preprocessing": steps, "preprocessing_source": source, "pixel_shift": shift}
+            return values | {
+                "preprocessing": steps,
+                "preprocessing_source": source,
+                "pixel_shift": shift and shift.to_dict(),
+            }
         return values | {"postprocessing": steps}
 
     def to_lines(self) -> list[str]:
@@ -153,8 +160,10 @@ class IoTensor:
         if self.side == "input" and self.steps_source is None:
             lines.append("the file does not record how its data is preprocessed")
         if self.pixel_shift is not None:
-            how = "as they are" if self.pixel_shift == 0 else f"plus {self.pixel_shift}"
-            lines.append(f"pixels from 0 to 255 are passed {how}")
+            shift, error = self.pixel_shift.shift, self.pixel_shift.error
+            how = "as they are" if shift == 0 else f"{'minus' if shift < 0 else 'plus'} {abs(shift)}"
+            exact = "" if error == 0 else f", at most {error} step from the formula"
+            lines.append(f"pixels from 0 to 255 can be passed {how}{exact}")
         if self.labels is not None:
             more = f", ... ({len(self.labels)})" if len(self.labels) > _LABELS_ON_SCREEN else ""
             lines.append(f"labels: {', '.join(map(shown, self.labels[:_LABELS_ON_SCREEN]))}{more}")
@@ -249,7 +258,8 @@ def io_table(model: PathOrBytes, labels: Mapping[str, Sequence[str]] | None = No
                     entry, steps=steps, steps_source=source, pixel_shift=pixel_shift(tensor, steps)
                 )
             else:
-                entry = dataclasses.replace(entry, steps=output_steps(tensor, about))
+                steps = output_steps(tensor, about)
+                entry = dataclasses.replace(entry, steps=steps, range=entry.range or _computed_range(main, tensor))
                 entry = _with_labels(entry, about, files, (labels or {}).get(name))
             results.append(entry)
         return tuple(results)
@@ -263,6 +273,12 @@ def io_table(model: PathOrBytes, labels: Mapping[str, Sequence[str]] | None = No
         files={name: len(content) for name, content in files.items()},
         notes=tuple(notes),
     )
+
+
+def label_lines(content: bytes) -> tuple[str, ...]:
+    """Return the labels of a label file, one in each line; a line end after the last one is ignored."""
+    lines = content.decode("utf-8", "backslashreplace").split("\n")
+    return tuple(line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1]))
 
 
 def _metadata(data: bytes, parsed: Model) -> tuple[ModelMetadata | None, list[str]]:
@@ -317,6 +333,17 @@ def _range(tensor: Tensor, parameters: tuple[float, int] | None) -> tuple[float,
     return (float((int(limits.min) - zero_point) * scale), float((int(limits.max) - zero_point) * scale))
 
 
+def _computed_range(graph: Subgraph, tensor: Tensor) -> tuple[float, float] | None:
+    """Return the range of the op that computes a float output, or None if it is unlimited."""
+    op = graph.producers.get(tensor.index)
+    if op is None or tensor.dtype not in FLOATS:
+        return None
+    if op.name == "DEQUANTIZE":
+        source = graph.tensors[op.inputs[0]]
+        return _range(source, scale_of(source)) if source.is_quantized else None
+    return _OP_RANGES.get(op.name)
+
+
 def _with_labels(
     entry: IoTensor, described: TensorMetadata | None, files: Mapping[str, bytes], provided: Sequence[str] | None
 ) -> IoTensor:
@@ -324,6 +351,5 @@ def _with_labels(
         return dataclasses.replace(entry, labels=tuple(provided), labels_source="provided")
     for file in described.associated_files if described else ():
         if file.type in _LABEL_TYPES and file.name in files:
-            lines = tuple(files[file.name].decode("utf-8", "backslashreplace").splitlines())
-            return dataclasses.replace(entry, labels=lines, labels_source=file.name)
+            return dataclasses.replace(entry, labels=label_lines(files[file.name]), labels_source=file.name)
     return entry

@@ -3,17 +3,30 @@
 
 from tfq.deploy.bundle import Bundle, chosen_platforms, export_bundle
 from tfq.deploy.golden import GoldenVectors
+from tfq.deploy.mediapipe import TASKS, MediaPipeTask, TaskProblem, find_task, mediapipe_problems, tasks_for
+from tfq.deploy.metadata import KINDS, TOKENIZERS, ModelDescription, build_metadata, with_model_metadata
 from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 
 __all__ = [
+    "KINDS",
+    "TASKS",
+    "TOKENIZERS",
     "Bundle",
     "BundleContents",
     "Candidate",
     "GoldenVectors",
+    "MediaPipeTask",
+    "ModelDescription",
     "Platform",
     "Problem",
     "SelfTest",
     "SelfTestResult",
+    "TaskProblem",
+    "build_metadata",
     "chosen_platforms",
     "export_bundle",
+    "find_task",
+    "mediapipe_problems",
+    "tasks_for",
+    "with_model_metadata",
 ]
