@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from average_pools import every_sum, model
+from golden_models import changed
 from messages import warned
 
 import tfq
 from tfq import tflite
+from tfq.auditing import audit_model
+from tfq.config import AuditConfig
 from tfq.conversion.average_pools import bias_and_factor, with_exact_average_pools
 
 
@@ -65,7 +68,15 @@ def test_other_pools_stay_unchanged(settings):
     assert with_exact_average_pools(content) is content
 
 
-def test_conversion_for_the_gpu_replaces_pools_of_an_int8_file():
+def test_conversion_for_the_gpu_replaces_pools_of_an_int8_file_and_fixes_its_batch():
+    def open_batch(edited):
+        for tensor in edited.subgraphs[0].tensors:
+            tensor.shapeSignature = [-1, *tensor.shape[1:]]
+
+    content = changed(model(), open_batch)
+    assert any(tensor.is_dynamic for tensor in tflite.read(content).main_subgraph.tensors)
     with warned("again"):
-        converted = tfq.convert(model(), config=tfq.ConversionConfig(target="gpu"))
+        converted = tfq.convert(content, config=tfq.ConversionConfig(target="gpu"))
     assert op_names(converted) == ["DEPTHWISE_CONV_2D"]
+    assert not audit_model(converted, AuditConfig(require="gpu")).failures
+    np.testing.assert_array_equal(run(converted, every_sum()), run(content, every_sum()))

@@ -37,10 +37,11 @@ from tfq.conversion.raw_inputs import with_float_inputs
 from tfq.conversion.recurrent import with_state_resets
 from tfq.conversion.recurrent_layers import LSTMForm, warn_of_unrolled
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
-from tfq.conversion.sources import ExampleShapes, with_fixed_sizes
+from tfq.conversion.sources import ExampleShapes, with_fixed_batch, with_fixed_sizes
 from tfq.conversion.targeting import (
     config_for_target,
     is_ready_for,
+    needs_fixed_shapes,
     ops_without_range,
     warn_of_floats,
     warn_of_kept_file,
@@ -201,7 +202,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     source = model
     if is_ready_for(model, config):
         warn_of_kept_file(config)
-        return Conversion(content=model)
+        return Conversion(content=with_fixed_batch(model, config.batch_size) if needs_fixed_shapes(config) else model)
     model, dataset, config = float_model(model, dataset, config)
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}

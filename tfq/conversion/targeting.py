@@ -84,11 +84,18 @@ def is_ready_for(model: bytes, config: ConversionConfig) -> bool:
     return has_scheme and with_target_forms(model, config) is not model
 
 
+def needs_fixed_shapes(config: ConversionConfig) -> bool:
+    """Check whether config.target runs only models with fixed shapes."""
+    target = auditing.find_target(config.target)
+    return target is not None and target.static_shapes
+
+
 def warn_of_kept_file(config: ConversionConfig) -> None:
     """Warn (TfqWarning) that a file for which `is_ready_for` is true is not quantized again."""
+    fixed = f", and an open batch gets the size {config.batch_size}" if needs_fixed_shapes(config) else ""
     warn(
         f"model: the file is {config.scheme} already, so it is not quantized again. Only ops that "
-        f"conversion.target={config.target} computes wrongly are replaced, with the same results"
+        f"conversion.target={config.target} computes wrongly are replaced, with the same results on XNNPACK{fixed}"
     )
 
 

@@ -45,6 +45,19 @@ def with_fixed_sizes(model: bytes, config: ConversionConfig, examples: ExampleSh
     return _reshaped(model, shapes)
 
 
+def with_fixed_batch(model: bytes, batch_size: int) -> bytes:
+    """Return a flatbuffer with this size of open batch dimensions; unchanged if none or another size is open.
+
+    Args:
+        model: The bytes of a flatbuffer. Only its main subgraph is changed.
+        batch_size: The size of the batch, >= 1.
+    """
+    shapes = [_sizes(spec.shape) for spec in input_specs(model)]
+    if not any(shape and None in shape for shape in shapes) or any(shape and None in shape[1:] for shape in shapes):
+        return model
+    return _reshaped(model, [[size or batch_size for size in shape or ()] for shape in shapes])
+
+
 def _sizes(shape: Sequence[int | None]) -> Shape:
     return tuple(None if size in (None, _OPEN) else size for size in shape)
 
