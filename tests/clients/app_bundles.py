@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 
 import tfq
 from tfq import tflite
+from tfq.tflite import ModelMetadata, SubGraphMetadata, TensorMetadata
+from tfq.tflite.model_metadata import NormalizationOptions, ProcessUnit
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LABELS = tuple(f"digit {number} $x \"é'" for number in range(10))
@@ -46,27 +48,42 @@ def with_preprocessing(model: bytes, resize=(), scale=1.0, offset=0.0) -> bytes:
     return tflite.write_metadata(model, {"preprocessing": {"resize": list(resize), "scale": scale, "offset": offset}})
 
 
-def digits_bundle(name: str, platforms: tuple[str, ...], out: Path, *, num_golden: int = 3) -> Path:
+def digits_bundle(name: str, platforms: tuple[str, ...], out: Path) -> Path:
     """Write a bundle of a digit classifier, which resizes and scales its images and has labels."""
+    model = with_preprocessing((GOLDEN / f"{name}.tflite").read_bytes(), (8, 8), 16 / 255, -0.125)
+    return _labeled_bundle(model, name, platforms, out, digit_images(3))
+
+
+def normalized_bundle(name: str, platforms: tuple[str, ...], out: Path) -> Path:
+    """Write a bundle of a digit classifier whose TFLite Metadata has the mean and standard deviation of its pixels."""
+    unit = ProcessUnit(options=NormalizationOptions(mean=(3.3,), std=(15.7,)))
+    graph = SubGraphMetadata(input_tensor_metadata=(TensorMetadata(process_units=(unit,)),))
+    metadata = ModelMetadata(subgraph_metadata=(graph,))
+    model = tflite.write_model_metadata((GOLDEN / f"{name}.tflite").read_bytes(), metadata)
+    return _labeled_bundle(model, name, platforms, out, digit_images(3)[:, 1::3, 1::3])
+
+
+def _labeled_bundle(model: bytes, name: str, platforms: tuple[str, ...], out: Path, images: np.ndarray) -> Path:
     out.mkdir(parents=True)
     (out / "names.txt").write_text("".join(f"{label}\n" for label in LABELS))
-    model = with_preprocessing((GOLDEN / f"{name}.tflite").read_bytes(), (8, 8), 16 / 255, -0.125)
-    config = tfq.ExportConfig(platform=platforms, labels=str(out / "names.txt"), num_golden=num_golden)
-    return tfq.export_bundle(model, config, out=out, data=digit_images(num_golden), name=name).folder
+    config = tfq.ExportConfig(platform=platforms, labels=str(out / "names.txt"))
+    return tfq.export_bundle(model, config, out=out, data=images, name=name).folder
 
 
 def several_types(integers: str, *, with_audio: bool) -> bytes:
     """Build a model whose inputs and outputs have many types.
+
+    Its preprocessing is such that every pixel and audio sample is half-way between two quantized values.
 
     Args:
         integers: The type of the image: "int8" or "uint8". int8 models also have an int64 output.
         with_audio: Whether it has an int16 input.
     """
     indices = "int64" if integers == "int8" else "int32"
-    zero_point = {"int8": -100, "uint8": 28}[integers]
+    zero_point = {"int8": -101, "uint8": 29}[integers]
     tensors = {
-        "image": T(integers, (1, 6, 5, 3), 1.25, zero_point),
-        "pixels": T(integers, (1, 90), 1.25, zero_point),
+        "image": T(integers, (1, 6, 5, 3), 0.5, zero_point),
+        "pixels": T(integers, (1, 90), 0.5, zero_point),
         "flat": constant([1, 90], "int32"),
         "tokens": T("int32", (1, 4)),
         "table": constant(np.arange(20).reshape(10, 2) / 3),
@@ -86,21 +103,21 @@ def several_types(integers: str, *, with_audio: bool) -> bytes:
     ]
     inputs, outputs = ["tokens", "image", "features"], ["pixels", "rows", "sum", "best"]
     if with_audio:
-        tensors |= {"audio": T("int16", (1, 16), 2**-15), "wave": T("int16", (1, 90), 2**-15)}
-        tensors |= {"wave": T("int16", (16,), 2**-15), "length": constant([16], "int32")}
+        tensors |= {"audio": T("int16", (1, 16), 2**-15, 3), "wave": T("int16", (16,), 2**-15, 3)}
+        tensors |= {"length": constant([16], "int32")}
         ops.append(Call("RESHAPE", ["audio", "length"], ["wave"], options("Reshape")))
         inputs, outputs = [*inputs, "audio"], ["wave", *outputs]
-    return with_preprocessing(build(tensors, ops, inputs, outputs), (6, 5))
+    return with_preprocessing(build(tensors, ops, inputs, outputs), scale=0.5, offset=0.25)
 
 
 def several_types_bundle(model: bytes, platforms: tuple[str, ...], out: Path) -> Path:
     """Write a bundle of `several_types`, without labels."""
     generator = np.random.default_rng(0)
     arrays = {
-        "image": generator.integers(0, 256, (2, 9, 7, 3)).astype(np.uint8),
+        "image": generator.integers(0, 256, (2, 6, 5, 3)).astype(np.uint8),
         "tokens": generator.integers(0, 10, (2, 4)).astype(np.int32),
         "features": generator.normal(size=(2, 3)).astype(np.float32),
-        "audio": generator.uniform(-1.1, 1.1, (2, 16)).astype(np.float32),
+        "audio": ((generator.integers(-40_000, 40_000, (2, 16)) + 0.5) * 2**-14 - 0.5).astype(np.float32),
     }
     names = tflite.read(model).input_names
     config = tfq.ExportConfig(platform=platforms, num_golden=2)

@@ -17,6 +17,7 @@ from app_bundles import (
     digit_images,
     digits_bundle,
     node_modules,
+    normalized_bundle,
     program,
     several_types,
     several_types_bundle,
@@ -67,9 +68,9 @@ def pages(tmp_path_factory):
     """Open the pages of several bundles; return what each shows."""
     folder = tmp_path_factory.mktemp("web")
     bundles = {
-        name: digits_bundle(f"digits_{name}", ("web",), folder / name)
-        for name in ("int8_uint8_io", "float32", "int8_float_io")
+        name: digits_bundle(f"digits_{name}", ("web",), folder / name) for name in ("int8_uint8_io", "int8_float_io")
     }
+    bundles["float32"] = normalized_bundle("digits_float32", ("web",), folder / "float32")
     bundles["several"] = several_types_bundle(several_types("uint8", with_audio=False), ("web",), folder / "several")
     for name, path, change in (
         ("wrong_output", "golden/1_output_0_decoded.bin", lambda content: bytes(3) + b"\x3f" + content[4:]),
@@ -138,6 +139,7 @@ def kotlin(tmp_path_factory):
     folder = tmp_path_factory.mktemp("android")
     bundles = {
         "model": digits_bundle("digits_int8", ("android",), folder / "digits"),
+        "normalized": normalized_bundle("digits_int16x8", ("android",), folder / "normalized"),
         "several": several_types_bundle(several_types("int8", with_audio=True), ("android",), folder / "several"),
     }
     sources = folder / "sources"
@@ -161,7 +163,7 @@ def kotlin(tmp_path_factory):
 
 def test_kotlin_reproduces_golden_vectors_and_finds_changed_files(kotlin, tmp_path):
     self_test, bundles = kotlin
-    assert self_test("several", bundles["several"]) == ["passed"]
+    assert [self_test(name, bundles[name]) for name in ("several", "normalized")] == [["passed"], ["passed"]]
     changed = [
         changed_copy(bundles["model"], tmp_path / "input", "golden/0_input_0.bin", changed_byte),
         changed_copy(
