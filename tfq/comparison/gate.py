@@ -147,10 +147,10 @@ def _gated(
             if f"{figure.name} {place}".strip() in config.ignore:
                 continue
             tolerance = allowed.get(f"{figure.name} {place}") or allowed.get(figure.name) or figure.tolerance
-            other_cpu = figure.needs_same_cpu and new.cpu != old.cpu
             result = _result(figure, place, after.get(place), before.get(place), tolerance, is_same)
-            if result is not None and other_cpu:
-                result = replace(result, status="not gated", reason=f"measured on another CPU: {old.cpu} -> {new.cpu}")
+            both = [item for item in (after.get(place), before.get(place)) if item is not None]
+            if result is not None and len(both) == 2 and both[0].depends_on_cpu and new.cpu != old.cpu:
+                result = replace(result, status="not gated", reason=f"the CPU differs: {old.cpu} -> {new.cpu}")
             if result is not None:
                 results.append(result)
     explained = [_with_causes(item, changes, layer_errors) for item in results]

@@ -53,7 +53,7 @@ def _evaluated(record: Mapping[str, Any]) -> dict[str, Measured]:
             sha256=record["sha256"],
             data=config["data"],
             settings=config["evaluation"],
-            cpu=(record.get("cpu") or {}).get("model"),
+            cpu=_cpu(record),
         )
     }
 
@@ -72,7 +72,7 @@ def _benchmarked(record: Mapping[str, Any]) -> dict[str, Measured]:
             backend=benchmark["backend"],
             sha256={"model": against.get(times["name"], hashes["model"])},
             settings=record["config"]["benchmark"],
-            cpu=(record.get("cpu") or {}).get("model"),
+            cpu=_cpu(record),
         )
     return results
 
@@ -94,7 +94,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Measured]:
             sha256=model["sha256"],
             data=config["data"],
             settings=config["evaluation"],
-            cpu=(record.get("cpu") or {}).get("model"),
+            cpu=_cpu(record),
         )
     return results
 
@@ -105,3 +105,9 @@ def _ratios(benchmark: Mapping[str, Any], name: str, kernels: Any) -> tuple[Mapp
     return tuple(
         ratio for ratio in ratios if ratio["against"] == name != ratio["model"] and ratio["kernels"] == kernels
     )
+
+
+def _cpu(record: Mapping[str, Any]) -> str | None:
+    """Return the model of the CPU with the extensions that matter for int8, as text."""
+    cpu = record.get("cpu") or {}
+    return f"{cpu.get('model')} ({', '.join(cpu.get('isa') or ())})" if cpu else None

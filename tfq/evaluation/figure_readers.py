@@ -25,6 +25,7 @@ class Reading:
         unit: Its unit; "" as registered.
         pairs: The results of each example that the value is the mean of, or None.
         ungated: Why this figure cannot be compared with that of another record; "" if it can.
+        depends_on_cpu: Whether it cannot be compared with that of a record from another CPU.
     """
 
     value: float | None
@@ -34,6 +35,7 @@ class Reading:
     unit: str = ""
     pairs: Any = None
     ungated: str = ""
+    depends_on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Measured:
         sha256: The hashes of the model, the data and the reference.
         data: The settings of the data.
         settings: The settings of the evaluation.
-        cpu: The model of the CPU, or None.
+        cpu: The model of the CPU and its extensions, or None.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Measured:
                 yield f"on {name}", row.get("evaluation") or {}, str(row.get("reason") or "it did not run")
 
 
+# The item of a process's peak memory that it had before the model was loaded.
+_BEFORE = "before_the_model"
 Read = Callable[[Measured], Iterator[tuple[str, Reading]]]
 
 
@@ -220,13 +224,26 @@ def accelerated_fraction(measured: Measured) -> Iterator[tuple[str, Reading]]:
 
 
 def memory(measured: Measured) -> Iterator[tuple[str, Reading]]:
-    """Yield the bytes for each purpose, of each backend that reports them."""
+    """Yield the bytes for each purpose, of each backend that reports them; without the memory of processes."""
     for place, costs, reason in _costs_by_place(measured):
-        for purpose, size in (costs.get("memory_bytes") or {}).items():
-            if "." not in purpose:
-                yield f"{purpose} {place}".strip(), Reading(value=size)
+        sizes = costs.get("memory_bytes") or {}
+        for purpose, size in sizes.items():
+            if "." not in purpose and f"{purpose}.{_BEFORE}" not in sizes:
+                # The kernels of another CPU pack weights into other blocks.
+                is_measured = costs.get("how") == "measured"
+                yield f"{purpose} {place}".strip(), Reading(value=size, depends_on_cpu=is_measured)
         if not costs:
             yield place, Reading(value=None, reason=reason)
+
+
+def process_memory(measured: Measured) -> Iterator[tuple[str, Reading]]:
+    """Yield the memory that a process needs for the model: its peak minus what it had before."""
+    for place, costs, _ in _costs_by_place(measured):
+        sizes = costs.get("memory_bytes") or {}
+        for purpose, size in sizes.items():
+            before = sizes.get(f"{purpose}.{_BEFORE}")
+            if before is not None:
+                yield f"{purpose} {place}".strip(), Reading(value=size - before, depends_on_cpu=True)
 
 
 def costs(measured: Measured) -> Iterator[tuple[str, Reading]]:
@@ -304,6 +321,7 @@ def latency_ratio(measured: Measured) -> Iterator[tuple[str, Reading]]:
                 value=ratio["ratio"],
                 interval=interval,
                 ungated="" if interval else str(ratio.get("reason") or "it has no interval"),
+                depends_on_cpu=True,
             ),
         )
 
