@@ -7,7 +7,8 @@
 
 Reads --model (a .keras or .h5 file, or the name of a model that tfq builds and trains) and the train, val and test
 splits of --data with labels. Makes three .tflite files: float32, int8 by post-training quantization, and int8 after
-pruning and quantization-aware training. Audits, evaluates and benchmarks all three.
+pruning and quantization-aware training. Audits, evaluates and benchmarks all three. With --export.platform, it also
+writes an app bundle of the last one, as `tfq export` does.
 
 Writes the .tflite files, report.json, report.md and report.html to --out. `tfq run --config=report.json` repeats a run.
 An interrupted run resumes when it is started again with the same --out; --fresh starts from scratch.

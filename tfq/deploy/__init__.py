@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """App bundles: a `.tflite` with metadata, io.json, golden vectors, and sources that run it on a platform."""
 
-from tfq.deploy.bundle import Bundle, chosen_platforms, export_bundle
+from tfq.deploy.bundle import Bundle, check_settings, export_bundle
 from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.mediapipe import TASKS, MediaPipeTask, TaskProblem, find_task, mediapipe_problems, tasks_for
 from tfq.deploy.metadata import KINDS, TOKENIZERS, ModelDescription, build_metadata, with_model_metadata
@@ -23,7 +23,7 @@ __all__ = [
     "SelfTestResult",
     "TaskProblem",
     "build_metadata",
-    "chosen_platforms",
+    "check_settings",
     "export_bundle",
     "find_task",
     "mediapipe_problems",

@@ -31,6 +31,7 @@ from tfq.deploy.platform import (
 from tfq.deploy.readme import readme
 from tfq.deploy.results import Results, read_results, results_of, tolerance_of
 from tfq.errors import InputError, RequirementError, warn
+from tfq.requirement import Requirement
 from tfq.typing import PathOrBytes
 
 FOLDER = "bundle"
@@ -77,6 +78,20 @@ class Bundle:
         lines = [f"{self.folder}: {len(self.files)} files for {', '.join(self.platforms)}"]
         lines += [f"self-test {result.name}: {result.status} ({result.detail})" for result in self.self_tests]
         return "\n".join([*lines, *self.notes])
+
+    def requirements(self) -> list[dict[str, Any]]:
+        """Return an entry of a record's `requirements` for each self-test that ran."""
+        return [
+            Requirement(
+                name="self_test",
+                bound=f"{result.name} passes",
+                value=result.status,
+                holds=result.status == "passed",
+                reason=None if result.status == "passed" else result.detail,
+            ).to_dict()
+            for result in self.self_tests
+            if result.status != "not run"
+        ]
 
     def check(self) -> None:
         """Raise RequirementError if a self-test failed."""
@@ -161,6 +176,17 @@ def chosen_platforms(config: ExportConfig) -> tuple[Platform, ...]:
             got=(),
         )
     return tuple(registry.get(Platform, name, field="export.platform") for name in dict.fromkeys(config.platform))
+
+
+def check_settings(config: ExportConfig) -> None:
+    """Check the settings of a bundle before any work: the platforms, and the file with labels.
+
+    Raises:
+        InputError: A setting cannot be used.
+    """
+    if config.labels:
+        read_labels(config.labels)
+    chosen_platforms(config)
 
 
 def _results(content: bytes, config: ExportConfig, folder: Path | None, record: Mapping[str, Any] | None) -> Results:

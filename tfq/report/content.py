@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfq.report.audit_content import audit_section, layers_section
+from tfq.report.bundle_content import bundle_section
 from tfq.report.class_content import classes_section, examples_section
 from tfq.report.compression_content import (
     compression_tables,
@@ -66,6 +67,7 @@ def sections_of(record: Record) -> list[Section]:
         audit_section(record),
         layers_section(record),
         data_section(record),
+        bundle_section(record),
         stages_section(record),
         *provenance_sections(record),
     ]

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from tfq.report.kinds import kind_of
 from tfq.report.record import title_of, warnings_of
@@ -52,6 +53,8 @@ def _section(section: Section) -> str:
     parts += [escaped(paragraph) for paragraph in section.paragraphs]
     if section.items:
         parts.append("\n".join(f"- {escaped(item)}" for item in section.items))
+    if section.links:
+        parts.append(", ".join(f"[{escaped(text)}]({quote(path)})" for text, path in section.links))
     parts += [_table(table) for table in section.tables]
     if section.code:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", section.code)), default=0))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tfq.report.formatting import number_of
 from tfq.report.kinds import kind_of
@@ -115,6 +116,8 @@ def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
     paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
     items = "".join(f"<li>{escape(item)}</li>" for item in section.items)
     items = f'<ul data-{section.key}="{len(section.items)}">{items}</ul>' if items else ""
+    links = ", ".join(f'<a href="{quote(path)}">{escape(text)}</a>' for text, path in section.links)
+    links = f"<p>{links}</p>" if links else ""
     tables = "".join(table_html(table) for table in section.tables)
     figures = "".join(figure_html(key, plots[key]) for key in section.plots)
     figures = f'<div class="figures">{figures}</div>' if figures else ""
@@ -122,7 +125,7 @@ def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
     if section.code:
         code = f"<details><summary>{escape(section.code_title)}</summary><pre>{escape(section.code)}</pre></details>"
     heading = f'<h2 id="{section.key}">{escape(section.title)}</h2>'
-    content = f"{paragraphs}{items}{tables}{figures}{code}"
+    content = f"{paragraphs}{items}{links}{tables}{figures}{code}"
     if not section.folded:
         return f"<section>{heading}{content}</section>"
     gist = f'<span class="gist">{escape(section.gist)}</span>' if section.gist else ""

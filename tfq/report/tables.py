@@ -86,6 +86,7 @@ class Section:
         gist: A few words next to the heading of a folded section: its result.
         paragraphs: Plain text.
         items: A list below the paragraphs.
+        links: Files next to the page, below the list: (text, relative path).
         tables: Below the paragraphs.
         plots: Keys of the plots that a page shows with the section.
         code: Text that is shown verbatim; a page folds it.
@@ -98,6 +99,7 @@ class Section:
     gist: str = ""
     paragraphs: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     tables: tuple[Table, ...] = ()
     plots: tuple[str, ...] = ()
     code: str = ""

@@ -18,7 +18,11 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"sha256": self.sha256, "bundle": self.bundle.to_dict()}
+        return {
+            "sha256": self.sha256,
+            "bundle": self.bundle.to_dict(),
+            "requirements": self.bundle.requirements(),
+        }
 
     def to_text(self) -> str:
         """Return a summary for the terminal."""
@@ -37,7 +41,7 @@ def export(config: RunConfig) -> Exported:
     """
     model_name(config)
     artifacts.check_out_is_set(config.out)
-    deploy.chosen_platforms(config.export)
+    deploy.check_settings(config.export)
     if config.data.source:
         data.check_readable(config.data)
     content = read_tflite(config)

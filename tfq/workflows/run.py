@@ -4,15 +4,16 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tfq import artifacts, auditing, data, evaluation, progress, registry, report, workflows
+from tfq import artifacts, auditing, data, deploy, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
-from tfq.config import ConversionConfig, CostRequireConfig, RunConfig
-from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings, warn
+from tfq.config import ConversionConfig, CostRequireConfig, ExportConfig, RunConfig
+from tfq.errors import BackendError, InputError, RequirementError, TfqError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
@@ -242,13 +243,13 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
-    """Run the whole pipeline: train or load, convert, compress, audit, evaluate, benchmark and report.
+    """Run the whole pipeline: train or load, convert, compress, audit, evaluate, benchmark, export and report.
 
     Builds and trains a model by name, or loads one from a file. Converts it to float32 and int8, prunes it and trains
     it quantization-aware, and converts that to int8. Audits, evaluates and benchmarks all three flatbuffers, and writes
-    the reports to `config.out`. Results of finished stages are kept in `config.out/.stages`. A later run reuses those
-    with the same inputs, so an interrupted run resumes. Only one run writes to `config.out` at a time; a second one
-    waits.
+    the reports to `config.out`. If `config.export` has platforms, it writes an app bundle of the last flatbuffer.
+    Results of finished stages are kept in `config.out/.stages`. A later run reuses those with the same inputs, so an
+    interrupted run resumes. Only one run writes to `config.out` at a time; a second one waits.
 
     A missed requirement does not raise here: the record contains it, and `tfq.workflows.run.require(record)` raises.
 
@@ -267,6 +268,8 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     Raises:
         InputError: The config cannot be carried out. This is checked before any work starts.
         BackendError: A backend failed. The report of the finished part has been written.
+        TfqError: No bundle could be written, for example because a platform refuses the flatbuffer. The report has been
+            written.
     """
     out = artifacts.make_out_dir(config.out)
     workflows.model_name(config)
@@ -279,7 +282,7 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
 def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
     built, sparsity = make_flatbuffers(run)
     results: list[dict[str, Any]] = []
-    benchmark, failure = None, None
+    benchmark, failure = None, cast(TfqError | None, None)
     try:
         _examine(built, run, results)
         benchmark = _benchmark(built, run)
@@ -308,12 +311,41 @@ def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
         sparsity=sparsity,
         warnings=list(dict.fromkeys(messages)),
     )
+    if run.config.export.platform and failure is None:
+        failure = _export(run, built[-1], record)
+        record["warnings"] = list(dict.fromkeys(messages))
     with progress.stage("writing the report"):
         report.write_report(record, run.out)
     if failure:
         raise failure
     run.store.forget_unused()
     return record
+
+
+def _export(run: Run, built: Built, record: dict[str, Any]) -> TfqError | None:
+    """Write the bundle of a flatbuffer, and add it to the record; return the error if that failed.
+
+    A platform that refuses the file does not undo the run: the report is written before the error is raised.
+    """
+    start = time.monotonic()
+    try:
+        bundle = deploy.export_bundle(
+            built.content,
+            run.config.export,
+            out=run.out,
+            data=run.config.data,
+            name=Path(built.file).stem,
+            record=record,
+            seed=run.config.seed,
+        )
+    except TfqError as error:
+        warn(f"no bundle was written: {error}")
+        return error
+    seconds = time.monotonic() - start
+    run.stages.append({"name": "export", "seconds": seconds, "skipped": None, "resumed": False, "details": {}})
+    record["bundle"] = {"model": built.file, **bundle.to_dict()}
+    record["requirements"] += [{"file": built.file, **item} for item in bundle.requirements()]
+    return None
 
 
 def _check(config: RunConfig) -> None:
@@ -362,6 +394,8 @@ def _check(config: RunConfig) -> None:
             expected=CostRequireConfig(),
             got=config.benchmark.require,
         )
+    if config.export != ExportConfig():
+        deploy.check_settings(config.export)
     workflows.check_named(config, "train")
     workflows.check_model_file(config)
     evaluation.check_backends(config.evaluation, needs_outputs="a run")
@@ -405,6 +439,11 @@ def require(record: dict[str, Any]) -> None:
             f"{model['file']}: {reason}"
             for reason in evaluation.missed_on_backends(model["evaluation"], model["portability"], config.evaluation)
         ]
+    missed += [
+        f"the self-test {test['name']} of the bundle failed: {test['detail']}"
+        for test in (record.get("bundle") or {}).get("self_tests", ())
+        if test["status"] == "failed"
+    ]
     if missed:
         raise RequirementError("; ".join(missed))
 
