@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From bottom to top, as in CONTRIBUTING.md. A package imports only those before it.
 ORDER = [
     *(
+        "lazy",
         "native_stderr",
         "progress",
         "errors",

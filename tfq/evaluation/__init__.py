@@ -1,46 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run flatbuffers on data and backends: accuracy, comparison with a reference, latency, and other costs."""
 
+from typing import TYPE_CHECKING
+
 import tfq.evaluation.position_metrics  # noqa: F401  registers its metrics
-from tfq.evaluation.accuracy import evaluate_model
-from tfq.evaluation.benchmark import benchmark_models, model_names
-from tfq.evaluation.benchmark_record import (
-    BenchmarkRecord,
-    benchmark_requirements,
-    check_benchmark_requirements,
-)
-from tfq.evaluation.classes import agreement, is_class_vector
-from tfq.evaluation.costs import Costs
-from tfq.evaluation.inputs import decode_outputs, prepare_inputs
-from tfq.evaluation.instructions import (
-    InstructionRecord,
-    count_instructions,
-    count_instructions_or_reason,
-)
-from tfq.evaluation.layer_digest import digest_of
-from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
-from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
-from tfq.evaluation.output_scores import score_outputs
-from tfq.evaluation.paired import latency_percentiles, latency_statistics
-from tfq.evaluation.parity import (
-    ParityRecord,
-    compare_backends,
-    compare_outputs,
-)
-from tfq.evaluation.portability import assess_backends, check_backends, chosen_backends
-from tfq.evaluation.portability_record import BackendRow, PortabilityTable
-from tfq.evaluation.record import EvaluationRecord, score_text
-from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
-from tfq.evaluation.requirements import (
-    check_requirements,
-    check_requirements_on_backends,
-    missed_on_backends,
-    missed_requirements,
-    requirements_of,
-    requirements_on_backends,
-)
-from tfq.evaluation.scores import check_metric, default_metric
-from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
+
+if TYPE_CHECKING:
+    from tfq.evaluation.accuracy import evaluate_model
+    from tfq.evaluation.benchmark import benchmark_models, model_names
+    from tfq.evaluation.benchmark_record import (
+        BenchmarkRecord,
+        benchmark_requirements,
+        check_benchmark_requirements,
+    )
+    from tfq.evaluation.classes import agreement, is_class_vector
+    from tfq.evaluation.costs import Costs
+    from tfq.evaluation.inputs import decode_outputs, prepare_inputs
+    from tfq.evaluation.instructions import (
+        InstructionRecord,
+        count_instructions,
+        count_instructions_or_reason,
+    )
+    from tfq.evaluation.layer_digest import digest_of
+    from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
+    from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
+    from tfq.evaluation.output_scores import score_outputs
+    from tfq.evaluation.paired import latency_percentiles, latency_statistics
+    from tfq.evaluation.parity import (
+        ParityRecord,
+        compare_backends,
+        compare_outputs,
+    )
+    from tfq.evaluation.portability import assess_backends, check_backends, chosen_backends
+    from tfq.evaluation.portability_record import BackendRow, PortabilityTable
+    from tfq.evaluation.record import EvaluationRecord, score_text
+    from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
+    from tfq.evaluation.requirements import (
+        check_requirements,
+        check_requirements_on_backends,
+        missed_on_backends,
+        missed_requirements,
+        requirements_of,
+        requirements_on_backends,
+    )
+    from tfq.evaluation.scores import check_metric, default_metric
+    from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
+else:
+    from tfq import lazy
+
+    __getattr__, __dir__ = lazy.names(__name__, __loader__)
 
 __all__ = [
     "BackendRow",

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Post-training quantization (PTQ): calibration, and techniques that recover accuracy without training."""
 
-from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
-from tfq.ptq.bias_correction import BiasCorrection, correct_biases
-from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
-from tfq.ptq.gptq import Rounding, optimize_rounding, quantize_to_int4
-from tfq.ptq.layer_pairs import PairTechnique
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
+    from tfq.ptq.bias_correction import BiasCorrection, correct_biases
+    from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
+    from tfq.ptq.gptq import Rounding, optimize_rounding, quantize_to_int4
+    from tfq.ptq.layer_pairs import PairTechnique
+else:
+    from tfq import lazy
+
+    __getattr__, __dir__ = lazy.names(__name__, __loader__)
 
 __all__ = [
     "AbsorbedPair",

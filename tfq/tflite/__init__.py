@@ -5,47 +5,54 @@ It needs no TensorFlow, no interpreter and no config. `read` accepts untrusted b
 bytes (see edit.py).
 """
 
-from tfq.tflite.associated_files import append_files, associated_files, with_associated_files
-from tfq.tflite.edit import (
-    add_signature,
-    cut_after,
-    edit_model,
-    expose_tensors,
-    inject_ranges,
-    operator_code,
-    operator_name,
-    operator_names,
-    pack,
-    read_metadata,
-    read_ranges,
-    remove_min_runtime_version,
-    remove_unused_constants,
-    remove_unused_operator_codes,
-    remove_unused_tensors,
-    unpack,
-    write_metadata,
-)
-from tfq.tflite.float_constants import FloatConstants, with_float_constants
-from tfq.tflite.metadata import ADDRESSED_OPS
-from tfq.tflite.metadata_entry import (
-    decode_model_metadata,
-    encode_model_metadata,
-    read_model_metadata,
-    write_model_metadata,
-)
-from tfq.tflite.model_metadata import ModelMetadata, SubGraphMetadata, TensorMetadata
-from tfq.tflite.reader import read
-from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
-from tfq.tflite.signatures import (
-    extract_subgraph,
-    listed_signatures,
-    main_subgraph_note,
-    merge_subgraphs,
-    restore_signatures,
-    select_signature,
-    signature_keys,
-)
-from tfq.tflite.subgraphs import with_inlined_composites
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfq.tflite.associated_files import append_files, associated_files, with_associated_files
+    from tfq.tflite.edit import (
+        add_signature,
+        cut_after,
+        edit_model,
+        expose_tensors,
+        inject_ranges,
+        operator_code,
+        operator_name,
+        operator_names,
+        pack,
+        read_metadata,
+        read_ranges,
+        remove_min_runtime_version,
+        remove_unused_constants,
+        remove_unused_operator_codes,
+        remove_unused_tensors,
+        unpack,
+        write_metadata,
+    )
+    from tfq.tflite.float_constants import FloatConstants, with_float_constants
+    from tfq.tflite.metadata import ADDRESSED_OPS
+    from tfq.tflite.metadata_entry import (
+        decode_model_metadata,
+        encode_model_metadata,
+        read_model_metadata,
+        write_model_metadata,
+    )
+    from tfq.tflite.model_metadata import ModelMetadata, SubGraphMetadata, TensorMetadata
+    from tfq.tflite.reader import read
+    from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
+    from tfq.tflite.signatures import (
+        extract_subgraph,
+        listed_signatures,
+        main_subgraph_note,
+        merge_subgraphs,
+        restore_signatures,
+        select_signature,
+        signature_keys,
+    )
+    from tfq.tflite.subgraphs import with_inlined_composites
+else:
+    from tfq import lazy
+
+    __getattr__, __dir__ = lazy.names(__name__, __loader__)
 
 __all__ = [
     "ABSENT",

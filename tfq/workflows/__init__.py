@@ -1,38 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of each command and of a whole run, from a config: load, train, compress, convert, evaluate, search."""
 
-from tfq.workflows.comparison import compare_outputs
-from tfq.workflows.compression import (
-    Compressed,
-    check_compressible,
-    compress,
-    compression_suffix,
-    is_compressed,
-    preflight,
-    preflight_with_flatbuffer,
-    why_no_layers,
-)
-from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
-from tfq.workflows.evaluation import Evaluated, evaluate
-from tfq.workflows.export import Exported, export
-from tfq.workflows.gate import Gated, compare_with_baseline, write_baseline
-from tfq.workflows.models import (
-    check_model_file,
-    check_named,
-    check_path,
-    check_tensorflow,
-    is_file,
-    load,
-    load_flatbuffer,
-    load_split,
-    model_name,
-    read_flatbuffer,
-    read_tflite,
-    save_keras,
-    trace_once,
-    train,
-    trained_stem,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfq.workflows.comparison import compare_outputs
+    from tfq.workflows.compression import (
+        Compressed,
+        check_compressible,
+        compress,
+        compression_suffix,
+        is_compressed,
+        preflight,
+        preflight_with_flatbuffer,
+        why_no_layers,
+    )
+    from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
+    from tfq.workflows.evaluation import Evaluated, evaluate
+    from tfq.workflows.export import Exported, export
+    from tfq.workflows.gate import Gated, compare_with_baseline, write_baseline
+    from tfq.workflows.models import (
+        check_model_file,
+        check_named,
+        check_path,
+        check_tensorflow,
+        is_file,
+        load,
+        load_flatbuffer,
+        load_split,
+        model_name,
+        read_flatbuffer,
+        read_tflite,
+        save_keras,
+        trace_once,
+        train,
+        trained_stem,
+    )
+else:
+    from tfq import lazy
+
+    __getattr__, __dir__ = lazy.names(__name__, __loader__)
 
 __all__ = [
     "Compressed",
