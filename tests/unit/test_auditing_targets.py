@@ -48,7 +48,10 @@ def test_deprecated_target_is_a_note_with_what_to_use():
     content = golden("digits_int8_per_tensor_dense")
     old, new = (audit_model(content, AuditConfig(require=target)) for target in ("nnapi", "xnnpack"))
     assert old.ok and [finding.severity for finding in old.findings if finding.kind == "deprecated_target"] == ["note"]
-    assert "xnnpack" in old.to_text() and not [item for item in new.findings if item.kind == "deprecated_target"]
+    (message,) = [finding.message for finding in old.findings if finding.kind == "deprecated_target"]
+    named = {word.strip(".,") for word in message.split()} & set(registry.entries(Target))
+    assert named - {"nnapi"} == {"xnnpack", "gpu"} and message in old.to_text()
+    assert not [item for item in new.findings if item.kind == "deprecated_target"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -300,7 +300,7 @@ register(
         name="nnapi",
         help="Android's Neural Networks API 1.3 and later, through TFLite's delegate",
         title="the NNAPI delegate",
-        deprecated="Android 15 deprecates NNAPI. For new apps, use the target xnnpack (CPU)",
+        deprecated="Android 15 deprecates NNAPI. Use the target xnnpack for the CPU of phones, or gpu for their GPU",
         short_title="NNAPI",
         schemes=("int8", "float32"),
         io_types=("int8", "uint8", "float32"),
