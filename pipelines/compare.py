@@ -5,7 +5,13 @@
     tfq compare A.tflite B.tflite
     tfq compare A.tflite B.tflite --out=out/compare --require.no_differences
 
-Reads both files without running them. A is the reference (--reference), B the model (--model).
+A is the reference (--reference), B the file that is compared with it (--model). Their schemes may differ: float and
+int8, for example. Ops are matched by the names of their outputs, by Keras layer, by topology and by position; the
+output says how many were matched by each. Shown are, largest differences first: inputs and outputs, signatures,
+metadata, labels, ops and their options, weights as real numbers (SQNR, largest error, zeros), scales of activations.
+
+The files are not run, except with --data: then the SQNR and the agreement of their outputs are shown too. The exit
+code is 0, whatever differs, unless a requirement (--require.*) is not met.
 
     tfq compare --baseline=baseline.json out/evaluate.json
     tfq compare --baseline=baseline.json model_int8.tflite
@@ -15,7 +21,11 @@ figure is worse by more than its --tolerance, or is missing, or if the data or t
 changed. It names the layer or the field that is responsible. A .tflite is evaluated first, with the settings of the
 baseline.
 
-With --out it writes compare.json; with --baseline also junit.xml and summary.md.
+    tfq compare old/evaluate.json new/evaluate.json
+
+Two records are compared in the same way, and the exit code is 0.
+
+With --out it writes compare.json, compare.html and compare.md; with --baseline also junit.xml and summary.md.
 """
 
 from collections.abc import Sequence
@@ -50,12 +60,13 @@ def _compare_models(invocation: flags.Invocation, reference: bytes, model: bytes
     record = process.record(
         invocation,
         "compare",
+        sha256={"model": artifacts.sha256(model), "reference": artifacts.sha256(reference)},
         comparison=compared.to_dict(),
         evaluation=outputs and outputs.to_dict(),
         requirements=[item.to_dict() for item in asked],
     )
-    texts = [compared.to_text(), *([outputs.to_text()] if outputs else [])]
-    process.finish(invocation, record, "\n\n".join(texts))
+    texts = [compared.to_text(), *([comparison.outputs_text(outputs)] if outputs else [])]
+    process.finish(invocation, record, "\n".join(texts))
     comparison.check_requirements(compared, config.comparison.require)
 
 

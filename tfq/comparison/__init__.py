@@ -8,6 +8,7 @@ from tfq.comparison.gate_output import to_junit, to_markdown, to_text
 from tfq.comparison.gate_result import FigureResult, Gate, GatedModel
 from tfq.comparison.record import ComparisonRecord, check_requirements, requirements_of
 from tfq.comparison.subjects import Subject, check_same_kind, read_subject
+from tfq.comparison.text import outputs_text
 
 __all__ = [
     "NUM_SAMPLES",
@@ -22,6 +23,7 @@ __all__ = [
     "compare_models",
     "gate_records",
     "layer_errors",
+    "outputs_text",
     "read_subject",
     "requirements_of",
     "to_junit",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# The parts of a file in the order in which they are reported -> their headings.
+# The parts of a file in the order in which they are reported -> their headings. Numbers come before `FORMAL_PARTS`.
 PARTS = {
     "inputs": "Inputs and outputs",
     "signatures": "Signatures",
@@ -18,6 +18,8 @@ PARTS = {
     "versions": "Versions of ops",
     "names": "Names of tensors",
 }
+# Parts whose differences do not change what a model computes.
+FORMAL_PARTS = ("versions", "names")
 # Longer texts and lists are cut.
 _LONGEST_TEXT, _MOST_ITEMS = 200, 16
 

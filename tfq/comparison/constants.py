@@ -34,7 +34,7 @@ _STORED_TYPES = (
     "bool",
 )
 # A sparse constant may declare any shape. Real ones do not expand to more than 64 times the size of the file.
-_LARGEST_FACTOR, _FREE_VALUES = 64, 1 << 24
+_LARGEST_FACTOR, _FREE_VALUES = 64, 1 << 22
 _MOST_CHANNELS = 1 << 20
 
 

@@ -53,7 +53,9 @@ def read_subject(path: str | os.PathLike[str], field: str) -> Subject:
         FlatbufferError: The file is a damaged .tflite.
     """
     if not os.fspath(path):
-        raise InputError(f"{field} is missing: expected {EXPECTED}", field=field, expected=EXPECTED, got="")
+        raise InputError(
+            f"{field} is missing: name two files, A and B. Expected {EXPECTED}", field=field, expected=EXPECTED, got=""
+        )
     content = artifacts.read_bytes(path, EXPECTED, field=field)
     shown = artifacts.shown(path)
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":

@@ -4,9 +4,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tfq.comparison.change import PARTS, Change, shortened
+from tfq.comparison.change import FORMAL_PARTS, PARTS, Change, shortened
 from tfq.comparison.constants import ConstantDifference
 from tfq.comparison.record import ComparisonRecord
+from tfq.evaluation import EvaluationRecord
+from tfq.evaluation.record import score_text
 from tfq.text_table import aligned, listed
 
 _MOST_ROWS, _MOST_PLACES, _LONGEST_VALUE, _CONTEXT = 12, 3, 48, 12
@@ -21,12 +23,17 @@ def text_of(record: ComparisonRecord) -> str:
     parts.append(matching_text(record))
     if not record.num_differences:
         return "\n".join([*parts, "", "Nothing differs, except the layout of the files."])
-    for part, title in PARTS.items():
-        rows = grouped([change for change in record.changes if change.part == part])
-        parts += _table(title, ("", "A", "B", "where"), rows, left=4)
-    parts += _constants(record)
-    parts += _activations(record)
+    for part in PARTS:
+        if part == FORMAL_PARTS[0]:
+            parts += [*_constants(record), *_activations(record)]
+        parts += _changes(record, part)
     return "\n".join([*parts, *(f"\n{note}" for note in record.notes)])
+
+
+def _changes(record: ComparisonRecord, part: str) -> list[str]:
+    values = changed_values(change for change in record.changes if change.part == part)
+    rows = [(*key, _where(names)) for key, names in values.items()]
+    return _table(PARTS[part], ("", "A", "B", "where"), rows, left=4)
 
 
 def _sizes(record: ComparisonRecord) -> str:
@@ -52,36 +59,41 @@ def matching_text(record: ComparisonRecord) -> str:
     )
 
 
-def grouped(changes: Iterable[Change]) -> list[tuple[str, str, str, str]]:
-    """Return a row for all changes of the same property between the same values: what, both values, where."""
+def changed_values(changes: Iterable[Change], longest: int = _LONGEST_VALUE) -> dict[tuple[str, str, str], list[str]]:
+    """Return {(what, reference, model): where} of all changes of the same property between the same values.
+
+    Args:
+        changes: The changes of one part.
+        longest: The number of characters after which a value is cut.
+    """
     places: dict[tuple[str, str, str], list[str]] = {}
     for change in changes:
-        values = _contrasted(shortened(change.reference), shortened(change.model))
+        values = _contrasted(shortened(change.reference), shortened(change.model), longest)
         if change.part == "ops" and change.what in ("added", "removed"):
             # One row for all added ops of a type: their shapes are in the record.
             values = [value.partition(" -> ")[0] for value in values]
         places.setdefault((change.what, values[0], values[1]), []).append(change.where)
-    return [(*key, _where(names)) for key, names in places.items()]
+    return places
 
 
 def _where(names: Sequence[str]) -> str:
     return f"{listed(names, _MOST_PLACES)}" + (f" ({len(names)})" if 1 < len(names) <= _MOST_PLACES else "")
 
 
-def _contrasted(reference: Any, model: Any) -> list[str]:
+def _contrasted(reference: Any, model: Any, longest: int) -> list[str]:
     """Return both values as text; if long texts begin equally, only the parts around the first difference."""
     texts = [str(value) if isinstance(value, str) else "" for value in (reference, model)]
     equal = next((place for place, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
-    if max(map(len, texts)) > _LONGEST_VALUE and equal > _CONTEXT:
-        return [_shown(f"...{text[equal - _CONTEXT :]}") for text in texts]
-    return [_shown(reference), _shown(model)]
+    if max(map(len, texts)) > longest and equal > _CONTEXT:
+        return [_shown(f"...{text[equal - _CONTEXT :]}", longest) for text in texts]
+    return [_shown(reference, longest), _shown(model, longest)]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, longest: int) -> str:
     if value is None:
         return DASH
     text = f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
@@ -160,3 +172,24 @@ def _activations(record: ComparisonRecord) -> list[str]:
     ]
     head = ("op", "type", "scale A", "scale B", "B/A", "zero point A", "zero point B")
     return _table("Quantization of activations, largest ratio first", head, rows, left=2)
+
+
+def outputs_text(evaluation: EvaluationRecord) -> str:
+    """Return the comparison of the outputs of both files on the same examples."""
+    kernels = ", XNNPACK" if evaluation.xnnpack else ""
+    title = f"Outputs on {evaluation.compared:,} examples ({evaluation.backend}{kernels})"
+    rows = [
+        (
+            str(output["name"]),
+            DASH if output["sqnr_db"] is None else f"{output['sqnr_db']:.1f}",
+            score_text("fraction", output["agreement"]) or DASH,
+            "; ".join(reason for key in ("sqnr_db_reason", "agreement_reason") if (reason := output[key])) or DASH,
+        )
+        for output in evaluation.outputs
+    ]
+    lines = _table(title, ("output", "SQNR dB", "agreement", "missing because"), rows, left=1)
+    if evaluation.accuracy is not None:
+        unit = str(evaluation.metrics.get(evaluation.metric, {}).get("unit", "none"))
+        values = [score_text(unit, value) or DASH for value in (evaluation.reference_accuracy, evaluation.accuracy)]
+        lines.append(f"  {evaluation.metric}: A {values[0]}, B {values[1]}")
+    return "\n".join(lines)

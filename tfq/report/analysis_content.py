@@ -3,7 +3,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfq.config import FLOAT_BITS
@@ -13,11 +13,10 @@ from tfq.report.kinds import RecordKind, register
 from tfq.report.plots import (
     Plot,
     color_of,
+    drawn,
     figure_of,
     marker_of,
-    missing_matplotlib,
     name_rows,
-    style,
     svg_of,
 )
 from tfq.report.record import Record
@@ -51,18 +50,18 @@ def _plots(record: Record) -> dict[str, Plot]:
     plots: dict[str, Plot] = {}
     if "ops" in record:
         ops = record["ops"]
-        plots["depth"] = _plot("Error of each op", lambda: _depth(ops))
-        plots["sensitivity"] = _plot(
+        plots["depth"] = drawn("Error of each op", lambda: _depth(ops))
+        plots["sensitivity"] = drawn(
             "Sensitivity of the outputs", lambda: _sensitivity(record.get("sensitivity") or [])
         )
         plots |= {
-            key: _plot(title, functools.partial(_histogram, bars)) for key, (title, bars) in _histograms(record).items()
+            key: drawn(title, functools.partial(_histogram, bars)) for key, (title, bars) in _histograms(record).items()
         }
     if "bit_widths" in record:
         measured = record["bit_widths"]
         alone, others = _by_activations(measured)
-        plots["weights"] = _plot("Weights quantized, activations float", lambda: _curves(alone, measured))
-        plots["activations"] = _plot("Activations quantized, alone and with weights", lambda: _curves(others, measured))
+        plots["weights"] = drawn("Weights quantized, activations float", lambda: _curves(alone, measured))
+        plots["activations"] = drawn("Activations quantized, alone and with weights", lambda: _curves(others, measured))
     return plots
 
 
@@ -93,16 +92,6 @@ def _op_sections(record: Record) -> list[Section]:
         Section(key="numbers", title="All numbers", tables=(_numbers(record["ops"]),), folded=False),
         _values_section(record),
     ]
-
-
-def _plot(title: str, draw: Callable[[], tuple[str, str]]) -> Plot:
-    """Return a plot, or one without a drawing whose caption says why. draw: () -> (SVG, caption)."""
-    try:
-        with style():
-            svg, caption = draw()
-    except ImportError as error:
-        svg, caption = "", missing_matplotlib(error)
-    return Plot(title=title, svg=svg, caption=caption)
 
 
 # heading -> key of an op's record

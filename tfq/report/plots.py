@@ -181,6 +181,16 @@ class Plot:
     caption: str
 
 
+def drawn(title: str, draw: Callable[[], tuple[str, str]]) -> Plot:
+    """Return a plot, or one without a drawing whose caption says why. draw: () -> (SVG, caption)."""
+    try:
+        with style():
+            svg, caption = draw()
+    except ImportError as error:
+        svg, caption = "", missing_matplotlib(error)
+    return Plot(title=title, svg=svg, caption=caption)
+
+
 def plots_of(record: Record) -> dict[str, Plot]:
     """Return all plots by their keys; a plot without numbers has the reason as its caption."""
     models = models_of(record)
@@ -193,12 +203,7 @@ def plots_of(record: Record) -> dict[str, Plot]:
         "training": ("Training", lambda: _training(record)),
         "instructions": ("Instructions per inference", lambda: _instructions(models)),
     }
-    try:
-        with style():
-            drawn = {key: draw() for key, (_, draw) in drawings.items()}
-    except ImportError as error:
-        drawn = dict.fromkeys(drawings, ("", missing_matplotlib(error)))
-    return {key: Plot(title=title, svg=drawn[key][0], caption=drawn[key][1]) for key, (title, _) in drawings.items()}
+    return {key: drawn(title, draw) for key, (title, draw) in drawings.items()}
 
 
 def _accuracy_by_size(models: Sequence[Reported], quantity: str) -> tuple[str, str]:
