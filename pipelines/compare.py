@@ -32,7 +32,6 @@ from collections.abc import Sequence
 
 from tfq import artifacts, comparison, data, progress, workflows
 from tfq.cli import flags, process
-from tfq.errors import InputError
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -45,9 +44,12 @@ def main(invocation: flags.Invocation) -> None:
         reference = comparison.read_subject(config.comparison.reference, "comparison.reference")
         model = comparison.read_subject(config.model, "model")
     comparison.check_same_kind(reference, model)
-    if reference.flatbuffer is None or model.flatbuffer is None:
-        raise InputError(f"model={artifacts.shown(model.path)} is {model.kind}, expected a .tflite file", field="model")
-    _compare_models(invocation, reference.flatbuffer, model.flatbuffer)
+    if reference.flatbuffer is not None and model.flatbuffer is not None:
+        _compare_models(invocation, reference.flatbuffer, model.flatbuffer)
+    elif reference.record is not None and model.record is not None:
+        result = comparison.gate_records(model.record, reference.record, config.comparison)
+        record = process.record(invocation, "compare", gate=result.to_dict(), requirements=[])
+        process.finish(invocation, record, comparison.to_text(result))
 
 
 def _compare_models(invocation: flags.Invocation, reference: bytes, model: bytes) -> None:

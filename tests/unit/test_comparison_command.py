@@ -134,3 +134,29 @@ def test_missing_and_surplus_files_are_input_errors(arguments, word, tfq_here):
 def test_flags_may_stand_for_the_arguments(tfq_here):
     done = tfq_here("compare", f"--model={INT8}", "--format=json", f"--reference={INT8}")
     assert json.loads(done.stdout)["comparison"]["byte_identical"] is True
+
+
+def test_two_records_are_compared_figure_by_figure_with_a_page(tfq_here, folder):
+    """The float file against int8 on a few digits: it is larger, and its ops are float."""
+    for path in (INT8, FLOAT):
+        flags = ("--data=digits", "--limit=8", "--num_runs=0", "--backends=none")
+        assert tfq_here("evaluate", f"--model={path}", *flags, f"--out={folder / path.stem}").returncode == 0
+    records = [folder / path.stem / "evaluate.json" for path in (INT8, FLOAT)]
+    done = tfq_here("compare", *records, f"--out={folder / 'records'}")
+    assert done.returncode == 0 and "model_bytes" in done.stdout
+    page = (folder / "records" / "compare.html").read_text()
+    gate = json.loads((folder / "records" / "compare.json").read_text())["gate"]
+    figures = {item["figure"]: item for item in gate["models"][0]["figures"]}
+    assert figures["model_bytes"]["new"] == FLOAT.stat().st_size and figures["model_bytes"]["status"] == "worse"
+    assert 'data-state="bad"' in page and f"{FLOAT.stat().st_size:,} bytes" in page
+    assert page.count('data-check="gate"') == len(gate["failures"]) > 0
+    same = tfq_here("compare", records[0], records[0], f"--out={folder / 'records'}")
+    assert same.returncode == 0
+    assert 'data-state="good"' in (folder / "records" / "compare.html").read_text()
+
+
+def test_records_without_figures_are_refused(tfq_here, folder):
+    record = folder / "audit.json"
+    record.write_text('{"command": "audit", "schema_version": 2}')
+    done = tfq_here("compare", record, record)
+    assert done.returncode == 2 and "audit.json" in done.stderr

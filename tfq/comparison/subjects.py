@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import artifacts, tflite
+from tfq.comparison.gate_inputs import check_is_gated
 from tfq.errors import FlatbufferError, InputError
 from tfq.provenance import SCHEMA_VERSION
 
@@ -91,7 +92,7 @@ def _checked_record(value: Any, shown: str, field: str) -> Mapping[str, Any]:
 
 
 def check_same_kind(reference: Subject, model: Subject) -> None:
-    """Check that both files are flatbuffers, or records of the same command.
+    """Check that both files are flatbuffers, or records of the same command that can be compared.
 
     Raises:
         InputError: They are not.
@@ -104,3 +105,5 @@ def check_same_kind(reference: Subject, model: Subject) -> None:
             expected=model.kind,
             got=reference.kind,
         )
+    if model.record is not None:
+        check_is_gated(model.record["command"], artifacts.shown(model.path), "model")

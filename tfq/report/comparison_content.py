@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `tfq compare`: what differs between two .tflite files, largest differences first."""
+"""The page of `tfq compare`: what differs between two .tflite files, largest differences first; or two records."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from tfq.report.formatting import (
     scalar,
     significant,
 )
+from tfq.report.gate_content import gate_sections, gate_verdict
 from tfq.report.kinds import RecordKind, register
 from tfq.report.plots import Plot, color_of, drawn, figure_of, label_value, name_rows, svg_of
 from tfq.report.record import Record, part
@@ -46,6 +47,9 @@ def _differing(comparison: Record) -> list[Record]:
 
 
 def _verdict(record: Record) -> Verdict:
+    if "comparison" not in record:
+        without = Verdict(state=OPEN, headline="There was no baseline yet")
+        return gate_verdict(part(record, "gate")) if record.get("gate") else without
     comparison = part(record, "comparison")
     number = comparison.get("num_differences")
     if comparison.get("byte_identical") is True:
@@ -93,11 +97,16 @@ def _costs(record: Record, comparison: Record) -> Iterator[Cost]:
 
 def _subtitle(record: Record) -> str:
     config = part(record, "config")
-    paths = (part(config, "comparison").get("reference"), config.get("model"))
+    settings = part(config, "comparison")
+    if settings.get("baseline"):
+        return f"{plain(config.get('model'))} against the baseline {plain(settings['baseline'])}"
+    paths = (settings.get("reference"), config.get("model"))
     return " · ".join(f"{name}: {plain(path or '?')}" for name, path in zip("AB", paths, strict=True))
 
 
 def _sections(record: Record) -> list[Section]:
+    if "comparison" not in record:
+        return [*gate_sections(part(record, "gate")), *provenance_sections(record)]
     comparison = part(record, "comparison")
     sections = [*_outputs(record), *_largest(comparison), *_constants(comparison), *_activations(comparison)]
     changes = [change for item in _records(comparison, "changes") if (change := _change(item))]
@@ -261,6 +270,8 @@ def _activations(comparison: Record) -> Iterator[Section]:
 
 
 def _plots(record: Record) -> dict[str, Plot]:
+    if "comparison" not in record:
+        return {}
     comparison = part(record, "comparison")
     return {
         "constants": drawn("SQNR of weights", lambda: _draw_constants(_differing(comparison))),
@@ -320,8 +331,8 @@ def _draw_activations(items: Sequence[Record]) -> tuple[str, str]:
 COMPARISON = register(
     RecordKind(
         command="compare",
-        help="differences between two .tflite files",
-        needs={"comparison": dict},
+        help="differences between two .tflite files, or between a record and its baseline",
+        needs={"comparison": dict, "gate": dict, "requirements": list},
         sections=_sections,
         plots=_plots,
         verdict=_verdict,
