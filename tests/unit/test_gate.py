@@ -391,7 +391,8 @@ def test_the_command_evaluates_a_file_as_the_baseline_was(folder, baseline, tfq_
     path.write_text(json.dumps(baseline))
     same = tfq_here("compare", f"--baseline={path}", folder / f"{gate_models.BASE}.tflite", f"--out={tmp_path / 'out'}")
     assert same.returncode == 0, same.stderr
-    assert {item.name for item in (tmp_path / "out").glob("[!.]*")} == {"compare.json", "junit.xml", "summary.md"}
+    names = {"compare.json", "compare.html", "compare.md", "junit.xml", "summary.md"}
+    assert {item.name for item in (tmp_path / "out").glob("[!.]*")} == names
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["gate"]["holds"]
     worse = tmp_path / "worse.tflite"
     worse.write_bytes(gate_models.with_weight_scale_doubled())
