@@ -3,12 +3,15 @@
 """Compare MLPerf Tiny's int8 ResNet8 on LiteRT's GPU accelerator before and after the conversion for the target `gpu`.
 
     python benchmarks/gpu_resnet8.py --model=resnet8_int8.tflite '--data=tfrecord:cifar10/cifar10-*' \\
-        [--float_model=resnet8.h5] [--limit=500]
+        [--float_model=resnet8.h5] [--limit=500] [--ops]
 
 `published` is the file as it is, and `target=gpu` the same file converted. `2x2 kernels` is the published file with the
 kernels of its strided 1x1 convolutions enlarged by zeros, so that it has no such convolutions: its difference is
 rounding. `builtin` is the published file on TFLite's builtin kernels, another correct implementation. `float_model` is
 converted by tfq, and compared with XNNPACK on the file for the target `xnnpack`.
+
+With `--ops`, it also runs each op of the published file and of `target=gpu` alone on the GPU, with XNNPACK's values as
+inputs, and prints how far its result differs from XNNPACK's.
 
 Prints each image whose class differs for `target=gpu`, with the scores of both classes. Takes about a minute on two
 cores. The exit code is 1 if `target=gpu` has another class than XNNPACK on more than 2 of 500 images, or differs by
@@ -57,6 +60,29 @@ def outputs_of(model: bytes, split: Split, backend: str = "local", **settings) -
     return output.astype(int), f"{result.delegated_ops} of {result.total_ops}"
 
 
+def single_op(model: bytes, number: int) -> tuple[bytes, list[int], int]:
+    """Return the flatbuffer of one op alone, the tensors that are its inputs, and the one that is its output."""
+    edited, parsed = tflite.unpack(model), tflite.read(model).main_subgraph
+    op, graph = parsed.ops[number], edited.subgraphs[0]
+    inputs = [index for index in op.inputs if index >= 0 and not parsed.tensors[index].is_constant]
+    graph.operators, edited.signatureDefs = [graph.operators[number]], []
+    graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(op.outputs[:1], np.int32)
+    return tflite.pack(edited, len(model)), inputs, op.outputs[0]
+
+
+def print_ops(name: str, model: bytes, split: Split) -> None:
+    """Print how far each op alone differs on the GPU."""
+    graph = tflite.read(model).main_subgraph
+    values = dict(zip(graph.inputs, prepare_inputs(tflite.read(model), split).arrays, strict=True))
+    for op in graph.ops:
+        alone, inputs, output = single_op(model, op.index)
+        request = RunRequest(model=alone, inputs=tuple(values[index] for index in inputs))
+        (values[output],) = make_backend("local").assess(request).computed_outputs()
+        (other,) = make_backend("gpu").assess(request).computed_outputs()
+        distance = np.abs(other.astype(int) - values[output])
+        print(f"{name:12} {op.index:>2} {op.name:18} {distance.max():>4} {np.mean(distance > 0):>10.4%}", flush=True)
+
+
 class Table:
     """The printed rows, and what they are compared with."""
 
@@ -86,6 +112,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--float_model")
     parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--ops", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", tfq.TfqWarning)
     with open(arguments.model, "rb") as file:
@@ -126,6 +153,10 @@ def main() -> None:
         classes = [expected[image].argmax(), output[image].argmax()]
         scores = f"{expected[image][classes].tolist()} on XNNPACK, {output[image][classes].tolist()} on the GPU"
         print(f"image {image}: classes {' and '.join(map(str, classes))} have the scores {scores}")
+    if arguments.ops:
+        print("file         op alone on the GPU   largest  values differ")
+        print_ops("published", published, split)
+        print_ops("target=gpu", tfq.convert(published, config=target), split)
     too_many = len(table.different["target=gpu, gpu"]) > MOST_DIFFERENT * len(labels)
     sys.exit(too_many or table.largest["target=gpu, gpu"] > table.largest["2x2 kernels, gpu"])
 
