@@ -22,14 +22,15 @@ val OUTPUTS = listOf(
     // tfq:end outputs
 )
 
-enum class DType(val bytes: Int, val lowest: Float = 0f, val highest: Float = 0f) {
-    FLOAT32(4),
+/** A type of values: its bytes, and the smallest and largest float32 that it can represent. */
+enum class DType(val bytes: Int, val lowest: Float, val highest: Float) {
+    FLOAT32(4, -Float.MAX_VALUE, Float.MAX_VALUE),
     INT8(1, -128f, 127f),
     UINT8(1, 0f, 255f),
     INT16(2, -32768f, 32767f),
-    INT32(4),
-    INT64(8),
-    BOOL(1),
+    INT32(4, -2147483648f, 2147483520f),
+    INT64(8, -9.223372E18f, 9.223371E18f),
+    BOOL(1, 0f, 1f),
 }
 
 /** The relation of real and quantized values: real = (quantized - zeroPoint) * scale. */
@@ -170,6 +171,8 @@ private fun ByteBuffer.putReal(type: DType, real: Float, quantization: Quantizat
     if (quantization != null) {
         value = round(real * (1f / quantization.scale)) + quantization.zeroPoint
         value = value.coerceIn(type.lowest, type.highest)
+    } else if (type != DType.FLOAT32) {
+        require(value in type.lowest..type.highest && value == floor(value)) { "expected $type values, got $value" }
     }
     when (type) {
         DType.FLOAT32 -> putFloat(value)

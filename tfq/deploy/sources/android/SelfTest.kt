@@ -94,7 +94,9 @@ object SelfTest {
             // Scores that may differ by the tolerance may also change places.
             val score = values.getOrNull(labels.indexOf(golden.best)) ?: Float.NaN
             val isTie = golden.tolerance > 0 && best.score - score <= 2 * golden.tolerance * step
-            if (best.label != golden.best && !isTie) failures += "output ${output.name}: expected ${golden.best}, got $best"
+            if (best.label != golden.best && !isTie) {
+                failures += "output ${output.name}: expected ${golden.best}, got $best"
+            }
         }
         return failures
     }

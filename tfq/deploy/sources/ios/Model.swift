@@ -33,6 +33,19 @@ enum DType {
     case .int64: return 8
     }
   }
+
+  /// Returns whether values of the type include this number, without rounding.
+  func canRepresent(_ value: Float) -> Bool {
+    switch self {
+    case .float32: return true
+    case .int8: return Int8(exactly: value) != nil
+    case .uint8: return UInt8(exactly: value) != nil
+    case .int16: return Int16(exactly: value) != nil
+    case .int32: return Int32(exactly: value) != nil
+    case .int64: return Int64(exactly: value) != nil
+    case .bool: return value == 0 || value == 1
+    }
+  }
 }
 
 /// The relation of real and quantized values: real = (quantized - zeroPoint) * scale.
@@ -90,6 +103,9 @@ struct ModelInput {
     for (place, value) in values.enumerated() {
       guard !value.isNaN else { throw ModelError.unexpectedValues("\(name): expected numbers, got NaN") }
       let real = (value * scale + offset - mean[place % mean.count]) / std[place % std.count]
+      guard quantization != nil || type.canRepresent(real) else {
+        throw ModelError.unexpectedValues("\(name): expected \(type) values, got \(real)")
+      }
       append(real, type, quantization, to: &data)
     }
     return data
@@ -102,7 +118,10 @@ struct ModelInput {
     var data = Data(capacity: values.count * type.byteCount)
     for value in values {
       if type == .int32 {
-        appendBytes(of: Int32(value), to: &data)
+        guard let narrow = Int32(exactly: value) else {
+          throw ModelError.unexpectedValues("\(name): expected int32 values, got \(value)")
+        }
+        appendBytes(of: narrow, to: &data)
       } else {
         appendBytes(of: Int64(value), to: &data)
       }

@@ -30,7 +30,7 @@ double LargestDifference(const void* values, const void* expected, size_t size) 
     std::memcpy(&other, static_cast<const char*>(expected) + start, sizeof(T));
     const double difference = std::fabs(static_cast<double>(value) - static_cast<double>(other));
     // NaN is a difference, too.
-    if (!(difference <= largest)) largest = difference;
+    if (!(difference <= largest)) largest = std::isnan(difference) ? HUGE_VAL : difference;
   }
   return largest;
 }

@@ -73,7 +73,13 @@ export function encode(input, values) {
   if (values.length !== sizeOf(shape)) {
     throw new RangeError(`${name}: expected ${sizeOf(shape)} values (${shape.join('x')}), got ${values.length}`);
   }
-  if (dtype === 'int32' && !quantization) return Int32Array.from(values);
+  if (dtype !== 'float32' && !quantization) {
+    const integers = ARRAYS[dtype].from(values);
+    if (integers.some((value, place) => value !== values[place])) {
+      throw new RangeError(`${name}: expected ${dtype} values, got others`);
+    }
+    return integers;
+  }
   const {fround} = Math;
   const reals = Float32Array.from(values, (value, place) => {
     const scaled = fround(fround(value * fround(scale)) + fround(offset));
