@@ -22,6 +22,7 @@ ORDER = [
         "registry",
         "quant_math",
         "text_table",
+        "notebook",
         "patterns",
         "config",
         "requirement",

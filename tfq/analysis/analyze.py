@@ -18,6 +18,7 @@ from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import data_of_main_subgraph, input_specs, representative_samples
 from tfq.errors import RequirementError, warn
+from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.progress import stage
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import Requirement, at_least
@@ -43,7 +44,7 @@ _ALONE = {"alone dB": "SQNR of the model's outputs with only this op quantized"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysis:
+class Analysis(NotebookRecord):
     """Why an int8 flatbuffer differs from its float flatbuffer.
 
     Attributes:
@@ -75,6 +76,27 @@ class Analysis:
 
     def to_text(self) -> str:
         """Return lines for the terminal: one for each input and op, the legend of the columns, then the findings."""
+        columns, rows = self._rows()
+        result = [*_first_of_each_kind(self.findings)] or ["no problems found"]
+        # The titles take two lines, so that the table is not wider than the screen.
+        titles = [title.partition(" ") for title in ("op", *columns)]
+        heading = [[first for first, _, _ in titles], [rest for _, _, rest in titles]]
+        table = aligned([*heading, *rows], left=1)
+        legend = aligned(list(columns.items()), left=2)
+        return "\n".join([*table, "", *legend, "", f"{self.num_samples} samples", *result])
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return the table of `to_text`, and the findings."""
+        columns, rows = self._rows()
+        findings = [(item.kind, item.message) for item in self.findings] or [("", "no problems found")]
+        caption = f"{self.num_samples} samples"
+        return [
+            NotebookTable(columns=("op", *columns), rows=rows, caption=caption),
+            NotebookTable(columns=("finding", ""), rows=findings, left=2),
+        ]
+
+    def _rows(self) -> tuple[dict[str, str], list[list[str]]]:
+        """Return title -> legend of each column after the first, and a row for each input and op."""
         columns = _COLUMNS | (_ALONE if self.sensitivity else {})
         counts = Counter(item.tensor for item in self.sensitivity)
         # Tensors with the same name cannot be matched between the two files.
@@ -96,13 +118,7 @@ class Analysis:
             ]
             for item in self.ops
         ]
-        result = [*_first_of_each_kind(self.findings)] or ["no problems found"]
-        # The titles take two lines, so that the table is not wider than the screen.
-        titles = [title.partition(" ") for title in ("op", *columns)]
-        heading = [[first for first, _, _ in titles], [rest for _, _, rest in titles]]
-        table = aligned([*heading, *rows], left=1)
-        legend = aligned(list(columns.items()), left=2)
-        return "\n".join([*table, "", *legend, "", f"{self.num_samples} samples", *result])
+        return columns, rows
 
 
 def analyze(

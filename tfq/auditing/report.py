@@ -8,6 +8,7 @@ from typing import Any
 
 from tfq.config import AuditConfig
 from tfq.errors import AuditError, InputError
+from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.tflite.records import Op, Subgraph
 
@@ -135,7 +136,7 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditReport:
+class AuditReport(NotebookRecord):
     """The composition of a flatbuffer, and whether it meets the requirement.
 
     Attributes:
@@ -233,33 +234,46 @@ class AuditReport:
 
     def to_text(self) -> str:
         """Return the report for the terminal, failures first; at most 40 findings are listed."""
+        rows, verdict = self._rows()
+        lines = [*(f"{name:8} {text}" for name, text in rows), verdict]
+        return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return the lines of `to_text` as a table with the verdict as its caption."""
+        rows, verdict = self._rows()
+        return [NotebookTable(rows=rows, left=2, caption=verdict)]
+
+    def _rows(self) -> tuple[list[tuple[str, str]], str]:
+        """Return name and text of each part of the report and of each finding, and the verdict."""
         ops = ", ".join(f"{count} {name}" for name, count in self.op_counts.items())
         weights = ", ".join(f"{count} {dtype}" for dtype, count in self.weight_types.items()) or "none"
         if self.granularity:
             weights += f", {self._scales_text()}"
-        lines = [
-            f"scheme   {self.scheme}",
-            f"visited  {_count(self.ops_visited, 'op')} and {_count(self.tensors_visited, 'tensor')} "
-            f"in {_count(self.subgraphs, 'subgraph')}, {self.model_bytes:,} bytes",
-            f"ops      {ops or 'none'}",
-            f"weights  {weights}",
-            f"inputs   {', '.join(self.input_types) or 'none'}",
-            f"outputs  {', '.join(self.output_types) or 'none'}",
+        rows = [
+            ("scheme", self.scheme),
+            (
+                "visited",
+                f"{_count(self.ops_visited, 'op')} and {_count(self.tensors_visited, 'tensor')} in "
+                f"{_count(self.subgraphs, 'subgraph')}, {self.model_bytes:,} bytes",
+            ),
+            ("ops", ops or "none"),
+            ("weights", weights),
+            ("inputs", ", ".join(self.input_types) or "none"),
+            ("outputs", ", ".join(self.output_types) or "none"),
         ]
         if self.execution is not None:
-            lines.append(f"run      {self.execution.to_text()}")
+            rows.append(("run", self.execution.to_text()))
         ordered = sorted(self.findings, key=lambda finding: finding.severity != FAILS)
         for finding in ordered[:_LINES_ON_SCREEN]:
             mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"
-            lines.append(f"{mark:8} {finding.message}")
+            rows.append((mark, finding.message))
         if len(ordered) > _LINES_ON_SCREEN:
             further = _count(len(ordered) - _LINES_ON_SCREEN, "more finding")
-            lines.append(f"...      {further} in the record")
+            rows.append(("...", f"{further} in the record"))
         allowed = sum(finding.allowed for finding in self.findings)
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
         own = "" if self.is_required else " (the file's own scheme; nothing was required)"
-        lines.append(f"{self.requirement}{own}: {verdict}{f', {allowed} allowed' if allowed else ''}")
-        return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+        return rows, f"{self.requirement}{own}: {verdict}{f', {allowed} allowed' if allowed else ''}"
 
     def _scales_text(self) -> str:
         """Return how many scales the quantized weights have; those of fully connected layers too if they differ."""

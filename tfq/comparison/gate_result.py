@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tfq.comparison.gate_changes import Change
 from tfq.evaluation.per_example import Difference
+from tfq.notebook import NotebookRecord, NotebookTable
 
 Status = Literal["worse", "missing", "noise", "within tolerance", "same", "better", "new", "not gated"]
 # A figure with one of these fails the gate; "noise" does too if `comparison.strict` is set.
@@ -95,7 +96,7 @@ class GatedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(NotebookRecord):
     """The comparison of a record with a baseline.
 
     Attributes:
@@ -141,6 +142,19 @@ class Gate:
             "models": [model.to_dict() for model in self.models],
             "new_models": list(self.new_models),
         }
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return the failures, then the figures of each model."""
+        verdict = f"{len(self.failures)} failed" if self.failures else "nothing failed"
+        tables = [NotebookTable(rows=[[failure] for failure in self.failures], caption=verdict)]
+        for model in self.models:
+            rows = [
+                (item.name, item.status, number(item.old, item.unit), number(item.new, item.unit), change_text(item))
+                for item in model.figures
+            ]
+            columns = ("figure", "verdict", "baseline", "new", "change")
+            tables.append(NotebookTable(columns=columns, rows=rows, caption=model.name, left=2))
+        return tables
 
 
 def number(value: float | None, unit: str) -> str:

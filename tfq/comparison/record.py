@@ -9,6 +9,7 @@ from tfq.comparison.change import Change
 from tfq.comparison.constants import ConstantDifference
 from tfq.config import ComparisonRequireConfig
 from tfq.errors import RequirementError
+from tfq.notebook import NotebookRecord
 from tfq.requirement import Requirement, at_least
 
 
@@ -37,7 +38,7 @@ class Matching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonRecord:
+class ComparisonRecord(NotebookRecord):
     """The differences between two flatbuffers.
 
     Attributes:

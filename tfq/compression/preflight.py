@@ -15,6 +15,7 @@ from tfq.keras_bridge import BridgeResult, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.bridged_layer import facts_of
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.keras_bridge.wrapped import QUANTIZED, unwrapped, wrapper_kinds
+from tfq.notebook import NotebookRecord
 from tfq.text_table import aligned
 from tfq.typing import KerasModel
 
@@ -51,7 +52,7 @@ class LayerVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preflight:
+class Preflight(NotebookRecord):
     """The verdicts on all layers of a model.
 
     Attributes:

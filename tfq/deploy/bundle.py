@@ -32,6 +32,7 @@ from tfq.deploy.readme import readme
 from tfq.deploy.results import Results, read_results, results_of, tolerance_of
 from tfq.errors import InputError, RequirementError, warn
 from tfq.requirement import Requirement
+from tfq.notebook import NotebookRecord
 from tfq.typing import PathOrBytes
 
 FOLDER = "bundle"
@@ -40,7 +41,7 @@ _SPLITS = ("test", "val", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class Bundle(NotebookRecord):
     """A written bundle.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tfq import registry
 from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.results import Results
+from tfq.notebook import NotebookRecord
 from tfq.tflite import Model
 
 MODEL_FILE = "model.tflite"
@@ -73,7 +74,7 @@ class BundleContents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfTestResult:
+class SelfTestResult(NotebookRecord):
     """The outcome of a self-test.
 
     Args:

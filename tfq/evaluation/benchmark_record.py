@@ -10,6 +10,7 @@ from tfq.errors import RequirementError
 from tfq.evaluation.costs import Costs, cost_requirements, cost_rows
 from tfq.evaluation.op_costs import OpCost
 from tfq.evaluation.requirements import missed_sentence
+from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
 from tfq.tflite.workload import Workload
@@ -168,7 +169,7 @@ class TimeRatio:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkRecord:
+class BenchmarkRecord(NotebookRecord):
     """The latencies of one or more models, and their ratios to the first model.
 
     Attributes:
@@ -229,6 +230,24 @@ class BenchmarkRecord:
         for model in timed:
             lines += ["", *_expensive(model)]
         return "\n".join(lines)
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return a row for each model and its kernels, then the ratios."""
+        rows = [
+            [
+                model.name,
+                model.kernels,
+                model.time_reason or "",
+                f"{model.model_bytes:,}",
+                *map(_ms, (model.mean_ms, model.p50_ms, model.p90_ms, model.p99_ms)),
+            ]
+            for model in self.models
+        ]
+        columns = ("model", "kernels", "", "bytes", "mean ms", "p50 ms", "p90 ms", "p99 ms")
+        caption = f"{self.backend}, {self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
+        tables = [NotebookTable(columns=columns, rows=rows, caption=caption, left=3)]
+        ratios = [ratio.to_text().split(": ", 1) for ratio in self.ratios]
+        return [*tables, NotebookTable(rows=ratios, left=2, caption="ratios of times")] if ratios else tables
 
 
 _COLUMNS = ("init", "first", "mean", "std", "p50", "p90", "p99", "min", "max", "overhead")

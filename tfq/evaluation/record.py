@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.evaluation.costs import cost_rows
+from tfq.notebook import NotebookRecord, NotebookTable
 
 NO_REFERENCE = "there is no reference model"
 IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
+class EvaluationRecord(NotebookRecord):
     """The results of evaluating a flatbuffer.
 
     A missing number is None. The field with the suffix `_reason`, or `skipped`, says why it is missing. No number is
@@ -134,6 +135,14 @@ class EvaluationRecord:
 
     def to_text(self) -> str:
         """Return lines for the terminal, one per number, without the warnings, which were already printed."""
+        return "\n".join(f"{name:<12} {value}" for name, value in self._rows())
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return the lines of `to_text` as a table."""
+        return [NotebookTable(rows=self._rows(), left=2)]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return the name and the text of each number."""
         rows = [
             (self.metric or "accuracy", self._score(self.metric, self.accuracy) or self.accuracy_reason),
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
@@ -149,7 +158,7 @@ class EvaluationRecord:
             *cost_rows(vars(self)),
             ("inputs", self._inputs()),
         ]
-        return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+        return [(name, value) for name, value in rows if value]
 
     def _outputs(self) -> list[tuple[str, str]]:
         """Return a row for each output with separate labels."""

@@ -26,6 +26,7 @@ from tfq.keras_bridge.verification import (
 from tfq.keras_bridge.walk import all_calls, called_with_training, graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
 from tfq.keras_bridge.wrapped import QUANTIZED, unwrapped, wrapper_kinds
+from tfq.notebook import NotebookRecord
 from tfq.progress import stage
 from tfq.typing import Data, KerasModel
 
@@ -34,7 +35,7 @@ _WRAPPER_NAMES = ("quant_{}", "prune_low_magnitude_{}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BridgeResult:
+class BridgeResult(NotebookRecord):
     """A tf_keras model that is equivalent to the user's model and that tfmot accepts.
 
     Attributes:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tfq.config import ConversionConfig
 from tfq.evaluation.paired import PairedDifference
+from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.search.criterion import BY_LABELS, Criterion
 from tfq.text_table import aligned
@@ -117,7 +118,7 @@ class CandidateResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchResult:
+class SearchResult(NotebookRecord):
     """The candidates of a search in the order in which they were tried, and the chosen one.
 
     Attributes:
@@ -172,6 +173,19 @@ class SearchResult:
 
     def to_text(self) -> str:
         """Return text for the terminal: all candidates, then the results of the chosen one on the test split."""
+        before, rows, after = self._parts()
+        return "\n".join([*before, *aligned(rows, left=2), "", *after])
+
+    def notebook_tables(self) -> list[NotebookTable]:
+        """Return the candidates, and the lines around them in `to_text`."""
+        before, rows, after = self._parts()
+        return [
+            NotebookTable(columns=rows[0], rows=rows[1:], caption="; ".join(before), left=2),
+            NotebookTable(rows=[[line] for line in after]),
+        ]
+
+    def _parts(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Return the lines before the table of candidates, its heading with its rows, and the lines after it."""
         head = ["", "candidate", self.criterion.title, "against float", "agreement", "bytes", "latency", "secs", ""]
         rows = [
             [
@@ -189,19 +203,17 @@ class SearchResult:
         ]
         lines = [self.criterion.note] if self.criterion.note else []
         lines += [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
-        lines += aligned([head, *rows], left=2)
         gain = self.test_against_plain
         message = "within what chance explains" if gain.is_noise else "more than chance explains"
         if self.chosen is self.candidates[0]:
             message = "because it is the chosen model"
-        lines += [
-            "",
+        results = [
             f"chosen: {self.chosen.name}; on {self.test:,} test examples {self.test_accuracy:.2%}, float "
             f"{self.test_float_accuracy:.2%}: {points(self.test_against_float)}",
             f"against the plain int8 model: {points(gain)}, {message}",
             *self.advice,
         ]
-        return "\n".join(lines)
+        return lines, [head, *rows], results
 
 
 def points(difference: PairedDifference) -> str:

@@ -14,6 +14,7 @@ from tfq.compression.parity.match import Match
 from tfq.errors import InputError, RequirementError
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import scale_of
+from tfq.notebook import NotebookRecord
 from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned
 from tfq.tflite import Model, Subgraph, Tensor
@@ -120,7 +121,7 @@ class OutputParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QATParity:
+class QATParity(NotebookRecord):
     """The layer-by-layer comparison of a QAT model with its flatbuffer.
 
     Attributes:

@@ -27,6 +27,7 @@ from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.copies import check_own_training, keep_class
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.keras_bridge.wrapped import without_wrappers
+from tfq.notebook import NotebookRecord
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -139,7 +140,7 @@ class _Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructuredPruningResult:
+class StructuredPruningResult(NotebookRecord):
     """A model without its least important filters, and what was removed from each layer.
 
     Attributes:
