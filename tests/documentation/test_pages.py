@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The code in README.md, CONTRIBUTING.md and docs/ runs, and the examples have the documented effect."""
 
+import json
 import os
 import re
 import subprocess
@@ -106,6 +107,18 @@ def test_example_qat_keras3_keeps_the_accuracy(tmp_path):
     output = run_in(tmp_path, str(ROOT / "examples" / "qat_keras3.py"))
     floating, _, qat = (percentages(line)[0] for line in output.splitlines()[-3:])
     assert qat > floating - 2
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run(tmp_path):
+    notebook = ROOT / "examples" / "quick_start.ipynb"
+    copy = tmp_path / "copy.ipynb"
+    copy.write_bytes(notebook.read_bytes())
+    run_in(tmp_path, str(ROOT / "docs" / "execute_notebook.py"), str(copy))
+    stored, again = (json.loads(path.read_text())["cells"] for path in (notebook, copy))
+    assert [len(cell.get("outputs", [])) for cell in again] == [len(cell.get("outputs", [])) for cell in stored]
+    (evaluated,) = (cell for cell in again if cell["id"] == "evaluate")
+    assert percentages("".join(evaluated["outputs"][0]["data"]["text/plain"]))[0] > 80, "the accuracy of the model"
 
 
 def percentages(line):

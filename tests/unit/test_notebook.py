@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results in notebooks: every record is a table, and hostile names stay text."""
 
+import ast
 import dataclasses
+import importlib.util
+import json
+import re
 
 import pytest
 from test_report_files import HOSTILE, parsed
@@ -102,3 +106,29 @@ def test_long_tables_are_cut_with_a_note():
 
     html = Long()._repr_html_()
     assert html.count("<tr>") == 1 + 1 + 20 and "5 more rows" in html and "x" * 500 not in html
+
+
+def test_the_stored_notebook_is_executed_small_and_names_no_path(root):
+    path = root / "examples" / "quick_start.ipynb"
+    notebook = json.loads(path.read_text())
+    assert path.stat().st_size < 150_000 and (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}
+    assert sum("text/html" in output.get("data", {}) for output in outputs) >= 4
+    assert not re.search(r"[\"' ](/[a-z]+){2}|\\\\Users", json.dumps(outputs)), "a path of a machine"
+    for cell in code:
+        ast.parse("".join(cell["source"]))
+
+
+def test_the_check_for_paths_in_a_notebook_sees_one(root, monkeypatch, tmp_path):
+    specification = importlib.util.spec_from_file_location("execute_notebook", root / "docs" / "execute_notebook.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    cells = [{"cell_type": "code", "source": ["x = 1\n", "x + 1"]}, {"cell_type": "code", "source": ["print(x)"]}]
+    first, second = module.executed({"cells": cells})["cells"]
+    assert first["outputs"][0]["data"] == {"text/plain": ["2"]} and second["outputs"][0]["text"] == ["1\n"]
+    with pytest.raises(SystemExit, match="path"):
+        module.executed({"cells": [{"cell_type": "code", "source": [f"print({str(tmp_path)!r})"]}]})
