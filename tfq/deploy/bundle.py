@@ -31,8 +31,8 @@ from tfq.deploy.platform import (
 from tfq.deploy.readme import readme
 from tfq.deploy.results import Results, read_results, results_of, tolerance_of
 from tfq.errors import InputError, RequirementError, warn
-from tfq.requirement import Requirement
 from tfq.notebook import NotebookRecord
+from tfq.requirement import Requirement
 from tfq.typing import PathOrBytes
 
 FOLDER = "bundle"
