@@ -30,8 +30,8 @@ HOSTILE = Path(__file__).resolve().parent / "hostile"
 DIGITS = golden("digits_int8")
 
 
-def _limit_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "memory_limit", lambda *_, **named: 4 << 20)
+def limit_worker(monkeypatch: pytest.MonkeyPatch, megabytes: int = 4) -> None:
+    monkeypatch.setattr(worker, "memory_limit", lambda *_, **named: megabytes << 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Subject:
     max_lsb: int = 0
     runs: Path | None = None
     finish: Callable[[], None] = lambda: None
-    limit_memory: Callable[[pytest.MonkeyPatch], None] | None = _limit_worker
+    limit_memory: Callable[[pytest.MonkeyPatch], None] | None = limit_worker
     too_wide: int = 1024
     crash: str = "crash_704317"
     before_crash: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None

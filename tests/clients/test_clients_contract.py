@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of backends, for those that need a server or an emulator."""
 
+import functools
 import sys
 
 import pytest
 from backend_contract import *  # noqa: F403
-from backend_contract import Subject
+from backend_contract import Subject, limit_worker
 from loopback_sshd import Sshd
 
 from tfq.backends import make_backend, ssh
@@ -36,7 +37,12 @@ def _qemu(request, tmp_path, monkeypatch):
 def _tflm(request, tmp_path, monkeypatch):
     pytest.importorskip("tflite_micro", reason="tflite-micro is not installed: make clients installs it")
     # Its kernels round differently, and the softmax of random inputs amplifies that.
-    return Subject(backend=make_backend("tflm"), max_lsb=16, crash="slow_benchmark")
+    return Subject(
+        backend=make_backend("tflm"),
+        max_lsb=16,
+        crash="slow_benchmark",
+        limit_memory=functools.partial(limit_worker, megabytes=32),
+    )
 
 
 def _gpu(request, tmp_path, monkeypatch):
