@@ -254,3 +254,38 @@ def test_a_plugin_built_by_tcc_counts_the_same(counting_emulator, digits_model, 
 def test_a_failure_while_counting_is_reported_as_any_other(golden):
     with refused(ModelError, field="model", word="custom"):
         count_instructions((golden / "custom_op.tflite").read_bytes(), "qemu:cortex-a76")
+
+
+@pytest.fixture(scope="module")
+def newer(emulator):
+    """Return the emulator with that of newer cores."""
+    return sysroot.install(newer=True)
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a710", "neoverse-v1"])
+def test_newer_cores_have_the_outputs_of_x86_and_no_counts(cpu, newer, digits_model, digits):
+    assert {"i8mm", "bf16"} <= set((newer.directory / "cpu" / cpu / "proc/cpuinfo").read_text().split())
+    parity = compare_backends(digits_model, digits, "local", f"qemu:{cpu}", 64)
+    assert (parity.compared, parity.max_abs_error_lsb) == (640, 0)
+    with refused(BackendError, word="plugin"):
+        count_instructions(digits_model, f"qemu:{cpu}")
+
+
+def test_a_qemu_without_plugins_counts_with_that_of_debian_12(
+    newer, counting_emulator, digits_model, tmp_path, monkeypatch
+):
+    for name in ("sysroot", "site", "cpu"):
+        (tmp_path / name).symlink_to(newer.directory / name)
+    own = newer.directory / "newer"
+    (tmp_path / "host").symlink_to(own if own.exists() else newer.directory / "host")
+    with_plugins = newer.directory / ("counting" if newer.counting_qemu else "host")
+    monkeypatch.setattr(sysroot_build, "fetch_emulator", lambda release, folder, _: folder.symlink_to(with_plugins))
+    before = count_instructions(digits_model, "qemu:cortex-a76")
+    without = dataclasses.replace(newer, directory=tmp_path, qemu=newer.newer_qemu, counted_by="", counting_qemu="")
+    built = sysroot_build.add_plugin(without)
+    assert built.counted_by and built.counting_qemu.startswith("7.")
+    monkeypatch.setattr(sysroot, "find", lambda: built)
+    counted = count_instructions(digits_model, "qemu:cortex-a76")
+    assert f"QEMU {built.counting_qemu}" in counted.by
+    # Another directory changes the memory addresses of a few Python objects.
+    assert counted.instructions == pytest.approx(before.instructions, abs=100)

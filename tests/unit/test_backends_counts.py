@@ -200,10 +200,16 @@ def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, comp
     assert not result.plugin.exists()
 
 
-def test_for_a_qemu_without_plugins_nothing_is_downloaded(emulator, compilers, tmp_path):
+def test_for_a_qemu_without_plugins_no_compiler_is_downloaded(emulator, compilers, tmp_path, monkeypatch):
+    def fail(release, folder, directory):
+        folder.mkdir()
+        raise BackendError("no network")
+
+    monkeypatch.setattr(sysroot_build, "fetch_emulator", fail)
     compilers(script(tmp_path / "cc", COMPILES))
     result = sysroot_build.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
-    assert "QEMU 7.2" in result.not_counted and "plugin" in result.not_counted
+    assert "QEMU 7.2" in result.not_counted and "plugin" in result.not_counted and "no network" in result.not_counted
+    assert not (result.directory / "counting").exists()
 
 
 def test_a_compiler_that_came_later_completes_an_installation(emulator, compilers, tmp_path, monkeypatch):

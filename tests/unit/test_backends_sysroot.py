@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installation of the ARM emulator without a network: availability, and the remains of a failed installation."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from messages import refused
 
 from tfq.backends import RunRequest, make_backend
-from tfq.backends.qemu import sysroot, sysroot_build
+from tfq.backends.qemu import releases, sysroot, sysroot_build
 from tfq.errors import BackendError
 
 REQUEST = RunRequest(model=b"x", inputs=(np.zeros((1, 2), np.int8),))
@@ -52,6 +53,28 @@ def test_only_a_cpu_unknown_to_the_emulator_is_unavailable(monkeypatch):
     sysroot.install()
     assert make_backend("qemu:cortex-a53").unavailable() is None
     assert "QEMU 7.2 does not support cortex-a76" in make_backend("qemu:cortex-a76").unavailable()
+
+
+def test_a_newer_core_is_installed_on_request(monkeypatch):
+    monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
+    monkeypatch.setattr(sysroot, "host_compilers", list)
+    assert sysroot.install().newer_cpus == ()
+    assert "--newer" in make_backend("qemu:cortex-a710").unavailable()
+    added = {"newer_qemu": "10.0", "newer_cpus": ("cortex-a710",)}
+    monkeypatch.setattr(sysroot, "add_newer", lambda installed: dataclasses.replace(installed, **added))
+    assert sysroot.install(newer=True) == sysroot.find()
+    backend = make_backend("qemu:cortex-a710")
+    assert backend.unavailable() is None and "outputs only" in backend.cannot_count()
+    assert "QEMU" in make_backend("qemu:neoverse-v1").unavailable()
+    assert make_backend("qemu:cortex-a53").unavailable() is None
+
+
+@pytest.mark.parametrize("system", [{}, {"ID": "ubuntu", "VERSION_CODENAME": "noble"}])
+def test_another_releases_emulator_needs_debian(system, monkeypatch, tmp_path):
+    monkeypatch.setattr(releases, "require_tools", lambda: None)
+    monkeypatch.setattr(releases, "os_release", lambda: system)
+    with refused(BackendError, expected="debian", got=system.get("ID")):
+        releases.fetch_emulator("trixie", tmp_path / "newer", tmp_path / "apt")
 
 
 def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
@@ -134,7 +157,7 @@ def test_an_invalid_source_in_the_environment_is_refused_before_downloads(monkey
 def test_each_cpu_has_a_root_with_a_cpuinfo_that_matches_it(tmp_path):
     (tmp_path / "sysroot" / "usr" / "lib").mkdir(parents=True)
     (tmp_path / "sysroot" / "usr" / "lib" / "libc.so").write_text("one copy")
-    for cpu in sysroot_build.CPUS:
+    for cpu in (*sysroot_build.CPUS, *sysroot_build.NEWER_CPUS):
         sysroot_build.make_cpu_prefix(tmp_path, cpu)
     texts = {cpu: (tmp_path / "cpu" / cpu / "proc" / "cpuinfo").read_text() for cpu in sysroot_build.CPUS}
     fields = {cpu: dict(line.split("\t: ") for line in text.splitlines() if line) for cpu, text in texts.items()}

@@ -20,7 +20,7 @@ from tfq.backends.protocol import (
     InstructionCounts,
     RunRequest,
 )
-from tfq.backends.qemu.sysroot_build import CPUS, Sysroot
+from tfq.backends.qemu.sysroot_build import CPUS, NEWER_CPUS, Sysroot
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.backends.worker import run_worker
 from tfq.errors import BackendError
@@ -98,7 +98,7 @@ class QemuBackend(Backend):
         result = sysroot.find()
         return [
             self.cannot_count(),
-            None if result is None else [result.directory.name, result.qemu, result.counted_by],
+            None if result is None else [result.directory.name, result.version(self.cpu), result.counted_by],
         ]
 
     def assess(self, request: RunRequest) -> BackendResult:
@@ -138,7 +138,7 @@ class QemuBackend(Backend):
             environment=installed.environment(),
             emulated=True,
         )
-        machine = self._machine(result.machine, installed.qemu)
+        machine = self._machine(result.machine, installed.version(self.cpu))
         return dataclasses.replace(result, latency_reason=NO_LATENCY, machine=machine)
 
     def cannot_count(self) -> str | None:
@@ -171,7 +171,7 @@ class QemuBackend(Backend):
         instructions = InstructionCounts(
             **counts,
             batch=result["batch"],
-            counted_by=f"TCG plugin ({installed.counted_by}) of QEMU {installed.qemu}",
+            counted_by=f"TCG plugin ({installed.counted_by}) of QEMU {installed.counting_qemu or installed.qemu}",
         )
         return BackendResult(
             how="emulated",
@@ -180,7 +180,7 @@ class QemuBackend(Backend):
             instructions=instructions,
             total_ops=result["total_ops"],
             delegated_ops=result["delegated_ops"],
-            machine=self._machine(result["machine"], installed.qemu),
+            machine=self._machine(result["machine"], installed.counting_qemu or installed.qemu),
             notes=tuple(result["notes"]),
         )
 
@@ -226,7 +226,7 @@ QEMU = register(
         how="emulated",
         counts_instructions=True,
         address="CPU",
-        addresses=tuple(CPUS),
+        addresses=(*CPUS, *NEWER_CPUS),
         unavailable=_unavailable,
     )
 )

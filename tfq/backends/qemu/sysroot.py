@@ -18,9 +18,12 @@ from pathlib import Path
 from tfq.artifacts import cache_dir, locked
 from tfq.backends.qemu.sysroot_build import (
     COMMAND,
+    NEWER_CPUS,
+    NEWER_QEMU,
     RECORD,
     SOURCE_VARIABLE,
     Sysroot,
+    add_newer,
     add_plugin,
     build,
     host_compilers,
@@ -42,7 +45,12 @@ def unavailable(cpu: str | None = None) -> str | None:
         return str(error)
     if result is None:
         return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
-    if cpu is not None and cpu not in result.cpus:
+    if cpu in NEWER_CPUS and cpu not in result.newer_cpus:
+        return (
+            f"the installed emulator has no {cpu}, which needs QEMU {NEWER_QEMU}: install that with "
+            f"`{COMMAND} --newer` (about 80 MB to download, no root)"
+        )
+    if cpu is not None and cpu not in (*result.cpus, *result.newer_cpus):
         return f"this system's QEMU {result.qemu} does not support {cpu}: use a newer release of the system"
     return None
 
@@ -60,16 +68,22 @@ def find() -> Sysroot | None:
         cpus=tuple(record["cpus"]),
         counted_by=record.get("counted_by", ""),
         not_counted=record.get("not_counted", ""),
+        counting_qemu=record.get("counting_qemu", ""),
+        newer_qemu=record.get("newer_qemu", ""),
+        newer_cpus=tuple(record.get("newer_cpus", ())),
     )
 
 
-def install(report: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Sysroot:
+def install(
+    report: Callable[[str], None] = lambda message: print(message, file=sys.stderr), *, newer: bool = False
+) -> Sysroot:
     """Install the emulator if it is not installed yet, and return it.
 
     Several processes may call this at the same time. If it fails or is interrupted, it leaves no files behind.
 
     Args:
         report: Receives a message at every step.
+        newer: Whether to install the emulator of newer cores too.
 
     Raises:
         BackendError: A step failed; the message says which one and why.
@@ -82,29 +96,32 @@ def install(report: Callable[[str], None] = lambda message: print(message, file=
         with locked(base / ".lock"):
             result = find()
             if result is not None:
-                return _add_missing_plugin(result)
+                return _add_missing(result, report, newer)
             for stale in base.glob(".build-*"):  # of a killed process: a running one would hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=base, prefix=".build-", ignore_cleanup_errors=True) as directory:
                 build(Path(directory), report)
                 (Path(directory) / "tree").rename(base / _key())
+            result = find()
+            if result is not None:
+                return _add_missing(result, report, newer) if newer else result
     except OSError as error:
         raise BackendError(f"cannot install the ARM emulator below {base}: {error}") from error
-    result = find()
-    if result is None:
-        raise BackendError(
-            f"the ARM emulator disappeared from {base} right after its installation. Another program may delete files "
-            "there"
-        )
-    return result
+    raise BackendError(
+        f"the ARM emulator disappeared from {base} right after its installation. Another program may delete files there"
+    )
 
 
-def _add_missing_plugin(installed: Sysroot) -> Sysroot:
-    """Add the plugin to an emulator that was installed when there was no compiler, if there is one now."""
-    if installed.counted_by or not host_compilers():
-        return installed
-    result = add_plugin(installed)
-    write_record(result, **json.loads((installed.directory / RECORD).read_text()))
+def _add_missing(installed: Sysroot, report: Callable[[str], None], newer: bool) -> Sysroot:
+    """Add what an earlier installation lacks: the plugin if there is a compiler now, and newer cores if requested."""
+    result = installed
+    if not installed.counted_by and host_compilers():
+        result = add_plugin(result)
+    if newer and not result.newer_cpus:
+        report(f"ARM emulator: downloading QEMU {NEWER_QEMU} for {', '.join(NEWER_CPUS)} (about 80 MB)")
+        result = add_newer(result)
+    if result != installed:
+        write_record(result, **json.loads((installed.directory / RECORD).read_text()))
     return result
 
 
@@ -112,6 +129,11 @@ def cannot_count(cpu: str) -> str | None:
     """Return why instructions on `cpu` cannot be counted now and what to do about it, or None if they can."""
     reason = unavailable(cpu)
     result = None if reason else find()
+    if result is not None and cpu in NEWER_CPUS:
+        return (
+            f"{cpu} is emulated for outputs only: QEMU {result.newer_qemu}, which it needs, is built without plugin "
+            "support. Use qemu:cortex-a76 for counts"
+        )
     if result is None or result.counted_by:
         return reason
     message = result.not_counted or f"it was installed by an older tfq: run `{COMMAND}` again"
@@ -132,9 +154,12 @@ def main() -> int:
         "for arm64 packages (one line as in sources.list), for systems whose configured mirror has none. Exit codes: 0 "
         "installed, 3 failed, 130 interrupted.",
     )
-    parser.parse_args()
+    parser.add_argument(
+        "--newer", action="store_true", help=f"also install QEMU {NEWER_QEMU}, for outputs on {', '.join(NEWER_CPUS)}"
+    )
+    arguments = parser.parse_args()
     try:
-        print(install().directory)
+        print(install(newer=arguments.newer).directory)
     except TfqError as error:
         print(f"{COMMAND}: error: {error}", file=sys.stderr)
         return error.exit_code

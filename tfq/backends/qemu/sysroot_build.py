@@ -6,6 +6,8 @@ counting.so  QEMU plugin that counts instructions, if it could be compiled
 sysroot/     arm64 Python, C and C++ libraries
 site/        arm64 wheels: the LiteRT interpreter in the same version as this Python's, NumPy, and their dependencies
 cpu/NAME/    root folder for the emulator with `-cpu NAME`: links into sysroot/, and its own /proc
+counting/    Debian 12's emulator, which the plugin runs in, if that in host/ has no plugins
+newer/       Debian 13's emulator for NEWER_CPUS, if it was requested
 
 The host's C compiler compiles the plugin. If there is none that works, tcc does, unpacked from its package. Everything
 except instruction counts works without the plugin.
@@ -37,6 +39,7 @@ from tfq.backends.qemu.apt import (
     run_command,
     unpack_packages,
 )
+from tfq.backends.qemu.releases import EMULATOR, WITH_NEWER_CPUS, WITH_PLUGINS, fetch_emulator
 from tfq.backends.scratch import scratch_directory
 from tfq.backends.target.instructions import MARKER
 from tfq.errors import BackendError
@@ -49,6 +52,19 @@ CPUS = {
     "cortex-a53": ("0xd03", _A53),
     "cortex-a76": ("0xd0b", f"{_A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
 }
+# Cores that QEMU emulates from version 10 on (AT_HWCAP and AT_HWCAP2 in QEMU 10.0.13). XNNPACK takes its i8mm kernels.
+_V1 = (
+    f"{CPUS['cortex-a76'][1]} jscvt fcma sha3 sm3 sm4 sha512 sve asimdfhm dit uscat ilrcpc flagm paca pacg dcpodp "
+    "svei8mm svebf16 i8mm bf16"
+)
+NEWER_CPUS = {
+    "cortex-a710": (
+        "0xd47",
+        f"{_V1} sb sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint bti mte",
+    ),
+    "neoverse-v1": ("0xd40", f"{_V1} rng"),
+}
+NEWER_QEMU = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +77,9 @@ class Sysroot:
         cpus: Those of CPUS that it can emulate.
         counted_by: The compiler of the plugin that counts instructions; empty if there is no plugin.
         not_counted: Why there is no plugin, and what to do about it.
+        counting_qemu: Version of QEMU in counting/; empty if host/ has plugins.
+        newer_qemu: Version of QEMU in newer/; empty if it is not installed.
+        newer_cpus: Those of NEWER_CPUS that it can emulate.
     """
 
     directory: Path
@@ -68,6 +87,13 @@ class Sysroot:
     cpus: tuple[str, ...]
     counted_by: str = ""
     not_counted: str = ""
+    counting_qemu: str = ""
+    newer_qemu: str = ""
+    newer_cpus: tuple[str, ...] = ()
+
+    def version(self, cpu: str) -> str:
+        """Return the version of QEMU that computes outputs on `cpu`."""
+        return self.newer_qemu if cpu in NEWER_CPUS else self.qemu
 
     @property
     def plugin(self) -> Path:
@@ -87,11 +113,14 @@ class Sysroot:
             # A comma separates QEMU's options; two commas stand for a literal one.
             plugin, out = (str(path).replace(",", ",,") for path in (self.plugin, counts))
             options += ["-plugin", f"{plugin},out={out}"]
-        return [*self.emulator(), *options, str(prefix / "usr/bin/python3"), "-S", "-s"]
+        emulator = self.emulator("newer" if cpu in NEWER_CPUS else "host" if counts is None else "counting")
+        return [*emulator, *options, str(prefix / "usr/bin/python3"), "-S", "-s"]
 
-    def emulator(self) -> list[str]:
-        """Return the command that starts the emulator, without arguments."""
-        return loader_command(self.directory / "host", self.directory / "host/usr/bin/qemu-aarch64")
+    def emulator(self, folder: str = "host") -> list[str]:
+        """Return the command that starts the emulator in a folder, or in host/ if there is none, without arguments."""
+        path = self.directory / folder
+        path = path if path.exists() else self.directory / "host"
+        return loader_command(path, path / EMULATOR)
 
     def environment(self, *, repeatable: bool = False) -> dict[str, str]:
         """Return the environment variables for the emulator, without the user's Python, preload and QEMU settings.
@@ -142,11 +171,9 @@ def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = No
     """
     reasons = []
     try:
-        help_text = run_command([*sysroot.emulator(), "--help"], PLUGIN_TEST_SECONDS, text=True).stdout
-        if "-plugin" not in help_text:
-            return _without_plugin(
-                sysroot, f"this system's QEMU {sysroot.qemu} is built without plugin support (Debian 12's QEMU has it)"
-            )
+        sysroot, missing = _with_plugins(sysroot)
+        if missing:
+            return _without_plugin(sysroot, missing)
         with scratch_directory() as directory:
             for name, compiler in _compilers(sysroot, directory, fetch_tcc):
                 reason = _compile(sysroot, compiler, directory)
@@ -157,6 +184,53 @@ def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = No
         reasons.append(str(error))
     message = "; ".join(reasons) or "there is no C compiler"
     return _without_plugin(sysroot, f"{message}. Install a working C compiler (cc), then run `{COMMAND}` again")
+
+
+def _with_plugins(sysroot: Sysroot) -> tuple[Sysroot, str]:
+    """Return `sysroot` with Debian 12's emulator if its own is built without plugins, and the reason if that fails."""
+
+    def has_plugins() -> bool:
+        command = [*sysroot.emulator("counting"), "--help"]
+        return "-plugin" in run_command(command, PLUGIN_TEST_SECONDS, text=True).stdout
+
+    counting = sysroot.directory / "counting"
+    if not has_plugins():
+        shutil.rmtree(counting, ignore_errors=True)  # of an interrupted installation
+        reason = f"this system's QEMU {sysroot.qemu} is built without plugin support"
+        try:
+            with scratch_directory() as directory:
+                fetch_emulator(WITH_PLUGINS, counting, directory / "apt")
+        except BackendError as error:
+            shutil.rmtree(counting, ignore_errors=True)
+            return sysroot, f"{reason}, and Debian 12's QEMU, which has it, cannot be installed: {error}"
+        if not has_plugins():
+            return sysroot, f"{reason}, and so is that of Debian 12"
+    if counting.exists():
+        sysroot = replace(sysroot, counting_qemu=_qemu_version(sysroot.emulator("counting")))
+    return sysroot, ""
+
+
+def add_newer(sysroot: Sysroot) -> Sysroot:
+    """Install an emulator for NEWER_CPUS, and return `sysroot` with it.
+
+    Raises:
+        BackendError: It cannot be installed, or it cannot run arm64 Python on these cores.
+    """
+    newer = sysroot.directory / "newer"
+    shutil.rmtree(newer, ignore_errors=True)  # of an interrupted installation
+    if int(sysroot.qemu.partition(".")[0] or 0) < NEWER_QEMU:
+        with scratch_directory() as directory:
+            fetch_emulator(WITH_NEWER_CPUS, newer, directory / "apt")
+    for cpu in NEWER_CPUS:
+        shutil.rmtree(sysroot.directory / "cpu" / cpu, ignore_errors=True)
+        make_cpu_prefix(sysroot.directory, cpu)
+    cpus = _working_cpus(sysroot, tuple(NEWER_CPUS))
+    return replace(sysroot, newer_qemu=_qemu_version(sysroot.emulator("newer")), newer_cpus=cpus)
+
+
+def _qemu_version(emulator: list[str]) -> str:
+    result = run_command([*emulator, "--version"], TEST_SECONDS, text=True)
+    return result.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
 
 
 def _without_plugin(sysroot: Sysroot, reason: str) -> Sysroot:
@@ -303,7 +377,7 @@ def make_cpu_prefix(tree: Path, cpu: str) -> None:
     prefix.mkdir(parents=True)
     for entry in (tree / "sysroot").iterdir():
         (prefix / entry.name).symlink_to(f"../../sysroot/{entry.name}")
-    part, features = CPUS[cpu]
+    part, features = {**CPUS, **NEWER_CPUS}[cpu]
     fields = {
         "processor": "0",
         "BogoMIPS": "100.00",
@@ -358,16 +432,20 @@ def _pip(site: Path, python_version: str, machine: str, requirements: list[str])
 def _test_cpus(sysroot: Sysroot) -> Sysroot:
     """Determine QEMU's version and the CPUs on which the target's imports succeed; an old QEMU does not support all.
 
-    The first import also writes the bytecode, so that later starts are faster.
-
     Raises:
         BackendError: The imports fail on every CPU.
     """
+    return replace(sysroot, qemu=_qemu_version(sysroot.emulator()), cpus=_working_cpus(sysroot, sysroot.cpus))
+
+
+def _working_cpus(sysroot: Sysroot, cpus: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the CPUs on which the target's imports succeed.
+
+    The first import also writes the bytecode, so that later starts are faster.
+    """
     imports = "import ctypes, json, resource, time, numpy, ai_edge_litert.interpreter"
-    result = run_command([*sysroot.emulator(), "--version"], TEST_SECONDS, text=True)
-    qemu = result.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
     working, message = [], ""
-    for cpu in sysroot.cpus:
+    for cpu in cpus:
         command = [*sysroot.command(cpu), "-c", imports]
         result = run_command(command, TEST_SECONDS, text=True, env=sysroot.environment())
         if result.returncode == 0:
@@ -376,7 +454,7 @@ def _test_cpus(sysroot: Sysroot) -> Sysroot:
             message = f"exit code {result.returncode} on {cpu}: {' | '.join(result.stderr.splitlines()[-3:])}"
     if not working:
         raise BackendError(f"the ARM emulator cannot run its Python: {message}")
-    return replace(sysroot, qemu=qemu, cpus=tuple(working))
+    return tuple(working)
 
 
 def write_record(sysroot: Sysroot, **details: Any) -> None:
@@ -386,6 +464,9 @@ def write_record(sysroot: Sysroot, **details: Any) -> None:
         "cpus": sysroot.cpus,
         "counted_by": sysroot.counted_by,
         "not_counted": sysroot.not_counted,
+        "counting_qemu": sysroot.counting_qemu,
+        "newer_qemu": sysroot.newer_qemu,
+        "newer_cpus": sysroot.newer_cpus,
     }
     write_json(sysroot.directory / RECORD, {**details, **record})
 
