@@ -31,7 +31,7 @@ _METHODS = {
     "PADV2": "AddPadV2",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
-_CUSTOM_METHODS = {"TFLite_Detection_PostProcess": "AddDetectionPostprocess", "ethos-u": "AddEthosU"}
+_CUSTOM_METHODS = {"TFLite_Detection_PostProcess": "AddDetectionPostprocess"}
 # Metadata that TensorFlow Lite Micro does not read, so that it does not take up flash.
 _UNUSED_METADATA = (b"tfq", b"TFLITE_METADATA")
 # The margin of the arena, for scratch memory that optimized kernels need and reference kernels do not.
