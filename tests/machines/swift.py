@@ -78,9 +78,9 @@ def main() -> int:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     print(done.stdout, done.stderr, sep="", end="")
     lines = done.stdout.splitlines()
-    is_right = len(lines) == len(EXPECTED) and all(line.startswith(words) for line, words in zip(lines, EXPECTED))
-    print("passed" if is_right and done.returncode == 0 else "FAILED")
-    return 0 if is_right and done.returncode == 0 else 1
+    is_right = len(lines) == len(EXPECTED) and all(map(str.startswith, lines, EXPECTED)) and done.returncode == 0
+    print("passed" if is_right else "FAILED")
+    return 0 if is_right else 1
 
 
 if __name__ == "__main__":

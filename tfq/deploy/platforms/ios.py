@@ -19,9 +19,9 @@ from tfq.deploy.templates import fill, read_source
 from tfq.registry import register
 
 TRIED = (
-    "tfq's tests check the syntax of the Swift sources (tree-sitter-swift). By hand, Model.swift and SelfTest.swift were "
-    "compiled with Swift 6.0.3 on Linux, where they reproduced golden vectors without the model, and LiteRtModel.swift "
-    "was type-checked against declarations of TensorFlowLite. Nothing ran on iOS."
+    "tfq's tests check the syntax of the Swift sources (tree-sitter-swift). By hand, Model.swift and SelfTest.swift "
+    "were compiled with Swift 6.0.3 on Linux, where they reproduced golden vectors without the model, and "
+    "LiteRtModel.swift was type-checked against declarations of TensorFlowLite. Nothing ran on iOS."
 )
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 
