@@ -65,6 +65,7 @@ def write_model_metadata(model: bytes, metadata: ModelMetadata, files: Mapping[s
     existing = _readable_metadata(model)
     merged = existing.merged(metadata) if existing else metadata
     _check_counts(model, merged)
+    content = encode_model_metadata(merged)
     present = associated_files(model)
     dropped = {*(existing.file_names if existing else ())} - {*merged.file_names}
     results = {name: content for name, content in present.items() if name not in dropped} | dict(files or {})
@@ -76,7 +77,7 @@ def write_model_metadata(model: bytes, metadata: ModelMetadata, files: Mapping[s
             expected=merged.file_names,
             got=tuple(results),
         )
-    edited = edit_model(model, entries={TFLITE_METADATA: encode_model_metadata(merged)}, keep_files=False)
+    edited = edit_model(model, entries={TFLITE_METADATA: content}, keep_files=False)
     return append_files(edited, results)
 
 
