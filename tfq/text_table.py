@@ -29,3 +29,12 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 def alternatives(names: Sequence[str]) -> str:
     """Return "a or b or c", each name once."""
     return " or ".join(dict.fromkeys(names))
+
+
+_LONGEST_NAME = 200
+
+
+def shown(name: str) -> str:
+    """Return `name` on one line with at most 200 printable characters."""
+    cut = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut) or "(no name)"

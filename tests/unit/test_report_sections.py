@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from golden_models import golden
 from report_record import (
     audit,
     difference,
@@ -17,6 +18,8 @@ from report_record import (
     weight,
 )
 
+from tfq import tflite
+from tfq.auditing import io_table
 from tfq.evaluation import Metric, as_metric
 from tfq.report.compression_content import UNSTRUCTURED
 from tfq.report.content import sections_of, stages_section
@@ -24,6 +27,8 @@ from tfq.report.markdown import markdown_of
 from tfq.report.page import page_of
 from tfq.report.plots import plots_of
 from tfq.report.verdict import checks_of, costs_of
+
+PIXELS = {"scale": 1 / 16, "offset": 0.5}
 
 
 def section(record, key):
@@ -523,3 +528,18 @@ def test_several_outputs_have_a_table_with_reasons_for_missing_agreement():
     result = table(record, "accuracy", "outputs")
     assert [cells[1:] for cells in result.rows] == [("boxes", "—", "31.5 dB"), ("scores", "75.00%", "28.0 dB")]
     assert any("boxes" in note and "no class" in note for note in result.notes)
+
+
+def test_inputs_and_outputs_are_shown_as_io_json_has_them():
+    record = newest_record()
+    data = tflite.write_metadata(golden("digits_int8_uint8_io"), {"preprocessing": {"resize": [], **PIXELS}})
+    described = tflite.write_model_metadata(data, tflite.ModelMetadata(author="the author <b>"))
+    record["models"][1]["audit"]["io"] = io_table(described).to_dict()
+    label = section(record, "result").tables[0].rows[1][0]
+    cells = row(table(record, "io", "io"), label)
+    assert cells["tensor"] == "input image" and cells["type and shape"].startswith("uint8 [1 batch, 8 height")
+    assert cells["scale, zero point"] == "0.0627451017, 0"
+    assert "x * 0.0625 + 0.5; q = clip(" in cells["steps"]
+    assert row(table(record, "io", "metadata"), label)["author"] == "the author <b>"
+    assert "the author &lt;b&gt;" in page_of(record)
+    assert not [item for item in sections_of(newest_record()) if item.key == "io"]

