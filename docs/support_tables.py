@@ -277,9 +277,9 @@ def figures() -> str:
     rows = [("figure", "what it is", "worse is", "tolerance", "what else changes it", "bound in `require`")]
     for figure in FIGURES:
         worse = "lower" if figure.direction == "higher" else "higher"
-        bounds = ", ".join(code([name]) for name in figure.bound.split(", ")) if figure.bound else "-"
+        bounds = code([name for name in (figure.bound, *figure.other_bounds) if name]) or "-"
         tolerance = f"{figure.tolerance} {figure.unit}" if not figure.tolerance.is_relative else str(figure.tolerance)
-        tolerance = "never gated" if figure.name == "latency_ms" else tolerance
+        tolerance = "never gated" if figure.unit == "ms" or figure.name == "examples_per_second" else tolerance
         rows.append((f"`{figure.name}`", figure.help, worse, tolerance, figure.noise, bounds))
     return markdown_table(rows)
 

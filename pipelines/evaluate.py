@@ -32,12 +32,16 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_named(config, "test")
     content = workflows.load_flatbuffer(config.model, config, field="model", allow_code=invocation.allow_code)
     results = workflows.evaluate(content, config, allow_code=invocation.allow_code)
-    asked = evaluation.requirements_on_backends(results.evaluation, results.portability, config.evaluation)
+    asked = evaluation.requirements_on_backends(
+        results.evaluation, results.portability, config.evaluation, results.digest
+    )
     record = process.record(
         invocation, "evaluate", **results.to_dict(), requirements=[item.to_dict() for item in asked]
     )
     process.finish(invocation, record, results.to_text())
-    evaluation.check_requirements_on_backends(results.evaluation, results.portability, config.evaluation)
+    evaluation.check_requirements_on_backends(
+        results.evaluation, results.portability, config.evaluation, results.digest
+    )
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -82,6 +82,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import AnalysisRequireConfig as AnalysisRequireConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
+    from tfq.config import BenchmarkRequireConfig as BenchmarkRequireConfig
     from tfq.config import BitWidthsConfig as BitWidthsConfig
     from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig

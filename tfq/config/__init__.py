@@ -23,7 +23,14 @@ from tfq.config.conversion import (
     ConversionConfig,
 )
 from tfq.config.data import DataConfig
-from tfq.config.evaluation import KERNELS, BenchmarkConfig, CostRequireConfig, EvaluationConfig, RequireConfig
+from tfq.config.evaluation import (
+    KERNELS,
+    BenchmarkConfig,
+    BenchmarkRequireConfig,
+    CostRequireConfig,
+    EvaluationConfig,
+    RequireConfig,
+)
 from tfq.config.export import TASKS, ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.run import RunConfig
@@ -43,6 +50,7 @@ __all__ = [
     "AnalysisRequireConfig",
     "AuditConfig",
     "BenchmarkConfig",
+    "BenchmarkRequireConfig",
     "BitWidthsConfig",
     "BudgetConfig",
     "CalibrationConfig",

@@ -28,6 +28,31 @@ class CostRequireConfig(Config):
         minimum=0,
         maximum=1,
     )
+    max_process_memory_bytes: int | None = setting(
+        None,
+        "largest peak memory of a process that runs the model, minus what it had before the model, on a backend that "
+        "measures it",
+        minimum=0,
+    )
+    max_instructions: int | None = setting(
+        None, "most instructions of an inference, on a backend that counts them (qemu:cortex-a76)", minimum=0
+    )
+    max_model_bytes: int | None = setting(None, "largest size of the file in bytes", minimum=0)
+    max_latency_ms: float | None = setting(
+        None, "largest median time of an inference on this machine in milliseconds", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRequireConfig(CostRequireConfig):
+    """Bounds that each model of a benchmark must meet; the command exits with code 1 if one is missed."""
+
+    max_initialization_ms: float | None = setting(
+        None, "largest time to create an interpreter and allocate its tensors, in milliseconds", minimum=0
+    )
+    min_examples_per_second: float | None = setting(
+        None, "lowest number of examples per second at the batch size of the file", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +76,29 @@ class RequireConfig(CostRequireConfig):
     )
     min_sqnr_db: float | None = setting(
         None, "lowest signal-to-quantization-noise ratio (SQNR) of every output against the reference, in dB"
+    )
+    max_clipped_input_fraction: float | None = setting(
+        None, "largest fraction of the input values outside of the quantized range", minimum=0, maximum=1
+    )
+    max_gzip_bytes: int | None = setting(None, "largest size of the file after gzip, in bytes", minimum=0)
+    max_total_ops: int | None = setting(None, "most ops in the file", minimum=0)
+    max_float_ops: int | None = setting(None, "most ops that compute in floating point", minimum=0)
+    max_difference_lsb: int | None = setting(
+        None,
+        "largest difference of an output from XNNPACK's on this machine in LSB, on each backend of the table",
+        minimum=0,
+    )
+    max_different_fraction: float | None = setting(
+        None,
+        "largest fraction of the output values that differ from XNNPACK's, on each backend of the table",
+        minimum=0,
+        maximum=1,
+    )
+    min_same_class: float | None = setting(
+        None,
+        "lowest fraction of examples with the class that XNNPACK computes, on each backend of the table",
+        minimum=0,
+        maximum=1,
     )
 
 
@@ -138,5 +186,5 @@ class BenchmarkConfig(Config):
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "minimum number of timed inferences of each model", minimum=1)
     min_secs: float = setting(1.0, "minimum seconds of timed inferences of each model", minimum=0)
-    require: CostRequireConfig = section(CostRequireConfig, "bounds on the costs of each model")
+    require: BenchmarkRequireConfig = section(BenchmarkRequireConfig, "bounds on the costs of each model")
     ops: bool = setting(True, "also time each op, in separate inferences, if the interpreter supports it")

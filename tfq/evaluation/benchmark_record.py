@@ -8,8 +8,9 @@ from typing import Any
 from tfq.config import CostRequireConfig
 from tfq.errors import RequirementError
 from tfq.evaluation.costs import Costs, cost_requirements, cost_rows
+from tfq.evaluation.figure_readers import Measured
 from tfq.evaluation.op_costs import OpCost
-from tfq.evaluation.requirements import missed_sentence
+from tfq.evaluation.requirements import figure_requirements, missed_sentence
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
@@ -348,7 +349,9 @@ def benchmark_requirements(record: BenchmarkRecord, require: CostRequireConfig) 
             "delegated_ops": model.delegated_ops,
         }
         # Bounds apply to each set of kernels.
-        results.setdefault(model.name, []).extend(cost_requirements(costs, record.backend, require))
+        measured = Measured(name=model.name, times=model.to_dict(), backend=record.backend)
+        items = [*cost_requirements(costs, record.backend, require), *figure_requirements(measured, require)]
+        results.setdefault(model.name, []).extend(items)
     return results
 
 

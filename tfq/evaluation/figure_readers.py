@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tfq.evaluation.layer_digest import num_float_ops
 from tfq.evaluation.metric import BOUNDED_UNITS
 from tfq.evaluation.per_example import ExampleResults
+from tfq.evaluation.portability_record import NOT_COUNTED
 from tfq.evaluation.record import IDENTICAL
 
 Direction = Literal["higher", "lower"]
@@ -26,6 +27,7 @@ class Reading:
         pairs: The results of each example that the value is the mean of, or None.
         ungated: Why this figure cannot be compared with that of another record; "" if it can.
         depends_on_cpu: Whether it cannot be compared with that of a record from another CPU.
+        is_unsupported: Whether the backend ran the model, and never reports this figure.
     """
 
     value: float | None
@@ -36,6 +38,7 @@ class Reading:
     pairs: Any = None
     ungated: str = ""
     depends_on_cpu: bool = False
+    is_unsupported: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +265,8 @@ def instructions(measured: Measured) -> Iterator[tuple[str, Reading]]:
         elif row.get("status") != "ran":
             yield f"on {name}", Reading(value=None, reason=row.get("reason"))
         else:
-            yield f"on {name}", Reading(value=None, reason=row.get("instructions_reason"))
+            reason = row.get("instructions_reason")
+            yield f"on {name}", Reading(value=None, reason=reason, is_unsupported=reason == NOT_COUNTED)
     for name, counted in (measured.times.get("instructions") or {}).items():
         yield f"on {name}", Reading(value=counted["instructions"])
 
@@ -271,7 +275,7 @@ def difference_from_xnnpack(key: Literal["lsb", "fraction"]) -> Read:
     """Return a reader of the largest difference in LSB, or of the fraction of values that differ, of each backend."""
 
     def read(measured: Measured) -> Iterator[tuple[str, Reading]]:
-        for name, row in measured.rows.items():
+        for name, row in _computing(measured):
             compared = row.get("difference") or {}
             value = compared.get("max_abs_error_lsb")
             if key == "fraction" and compared.get("compared"):
@@ -282,9 +286,14 @@ def difference_from_xnnpack(key: Literal["lsb", "fraction"]) -> Read:
     return read
 
 
+def _computing(measured: Measured) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the rows of backends that compute outputs; estimators do not."""
+    yield from ((name, row) for name, row in measured.rows.items() if row.get("how") != "estimated")
+
+
 def same_class(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the fraction of examples with XNNPACK's class, of each backend."""
-    for name, row in measured.rows.items():
+    for name, row in _computing(measured):
         reason = row.get("reason") or row.get("agreement_reason")
         yield f"on {name}", Reading(value=row.get("agreement"), reason=reason)
 
@@ -304,11 +313,23 @@ NOT_SIDE_BY_SIDE = (
 
 def latency(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the median time of an inference, which cannot be compared with that of another session."""
-    values = [measured.evaluation.get("latency_p50_ms"), measured.times.get("p50_ms")]
-    for value in values:
-        if value is not None:
-            yield "", Reading(value=value, ungated=NOT_SIDE_BY_SIDE)
+    for holder, key, reason in (
+        (measured.evaluation, "latency_p50_ms", "latency_reason"),
+        (measured.times, "p50_ms", "time_reason"),
+    ):
+        if key in holder:
+            yield "", Reading(value=holder[key], reason=holder.get(reason), ungated=NOT_SIDE_BY_SIDE)
             return
+
+
+def time(key: str) -> Read:
+    """Return a reader of a time, or of another measure of speed, in a benchmark."""
+
+    def read(measured: Measured) -> Iterator[tuple[str, Reading]]:
+        if measured.times.get(key) is not None:
+            yield "", Reading(value=measured.times[key], ungated=NOT_SIDE_BY_SIDE)
+
+    return read
 
 
 def latency_ratio(measured: Measured) -> Iterator[tuple[str, Reading]]:

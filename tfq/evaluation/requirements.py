@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check an evaluation and the table of its backends against the bounds in `evaluation.require`."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tfq.config import CostRequireConfig, EvaluationConfig, RequireConfig
 from tfq.errors import RequirementError
 from tfq.evaluation.costs import cost_requirements
+from tfq.evaluation.figure_readers import Measured
+from tfq.evaluation.figures import FIGURES
 from tfq.evaluation.portability_record import PortabilityTable
 from tfq.evaluation.record import IDENTICAL, EvaluationRecord
 from tfq.requirement import Requirement, at_least, at_most
 
-_COST_BOUNDS = tuple(field.name for field in dataclasses.fields(CostRequireConfig))
 # Bounds on costs that each backend has, unlike those that only some backends report.
 _OF_EACH_BACKEND = ("min_accelerated_fraction",)
 
@@ -22,9 +22,46 @@ def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: Requi
     """Return every bound that `require` sets, with the value in the record (or its `to_dict()`) and the verdict.
 
     A bound on a missing value is missed, and its reason says why the value is missing. There is one exception:
-    `min_sqnr_db` is met if all outputs are identical to the reference's.
+    `min_sqnr_db` is met if all outputs are identical to the reference's. Bounds on ops and on the portability table are
+    missed here; see `requirements_on_backends`.
     """
     values = record.to_dict() if isinstance(record, EvaluationRecord) else record
+    measured = Measured(name="", evaluation=values)
+    return (*_own_requirements(values, require), *figure_requirements(measured, require))
+
+
+def figure_requirements(
+    measured: Measured, require: CostRequireConfig, named: Collection[str] = ()
+) -> list[Requirement]:
+    """Return every bound in `require` that a registered figure declares, for each reading of the figure.
+
+    A bound is missed if there is no reading, and for each backend in `named` that has none, unless the backend ran the
+    model and never reports the figure.
+
+    Args:
+        measured: The parts of a record about one model.
+        require: The bounds.
+        named: The backends that the user named.
+    """
+    results = []
+    for figure in FIGURES:
+        bound = getattr(require, figure.bound, None) if figure.bound else None
+        if bound is None:
+            continue
+        readings = [item for item in figure.read(measured) if not item[1].is_unsupported]
+        check = at_least if figure.bound.startswith("min_") else at_most
+        own = [
+            check(f"{figure.bound} {place}".strip(), bound, reading.value, reading.reason)
+            for place, reading in readings
+            if reading.value is not None or place.removeprefix("on ") in named
+        ]
+        reason = next((reading.reason for _, reading in readings if reading.reason), None)
+        results += own or [at_most(figure.bound, bound, None, reason or f"no backend reports it: {figure.help}")]
+    return results
+
+
+def _own_requirements(values: Mapping[str, Any], require: RequireConfig) -> tuple[Requirement, ...]:
+    """Return the bounds that have separate rules."""
     requirements = []
     if require.min_accuracy is not None:
         requirements.append(
@@ -85,27 +122,31 @@ def requirements_on_backends(
     record: EvaluationRecord | Mapping[str, Any],
     table: PortabilityTable | Mapping[str, Any],
     config: EvaluationConfig,
+    digest: Mapping[str, Any] | None = None,
 ) -> tuple[Requirement, ...]:
-    """Return every bound of `config.require`, for the evaluation and for the portability table.
+    """Return every bound of `config.require`, for the evaluation, the portability table and the file.
 
     A bound applies to each backend that `config.backends` names, and its name says which: "min_accuracy on gpu". It is
     missed on a named backend that did not run the model. Estimators have no accuracy, so only bounds on costs apply.
-    A bound on memory applies to each backend of the table that reports it, named or not; it is missed if none does.
+    A bound on memory or instructions applies to each backend of the table that reports it, named or not; it is missed
+    if none does.
 
     Args:
         record: The evaluation on `config.backend`, or its `to_dict()`.
         table: The table, or its `to_dict()`.
         config: The settings of both.
+        digest: `digest_of` the file, which bounds on ops need.
     """
     values = record.to_dict() if isinstance(record, EvaluationRecord) else record
     rows = (table.to_dict() if isinstance(table, PortabilityTable) else table).get("rows") or {}
     named = [name for name in config.backends if name in rows and name != values["backend"]]
-    own = requirements_of(values, config.require)
-    results = [item for item in own if item.name not in _COST_BOUNDS or item.name in _OF_EACH_BACKEND]
-    others: dict[str, list[Requirement]] = {}
+    own = _own_requirements(values, config.require)
+    costs = {item.name for item in cost_requirements(values, "", config.require)}
+    results = [item for item in own if item.name not in costs or item.name in _OF_EACH_BACKEND]
+    others: dict[str, tuple[Requirement, ...]] = {}
     for backend, row in rows.items():
         if backend != values["backend"] and row["status"] == "ran":
-            others[backend] = list(requirements_of(row["evaluation"], config.require))
+            others[backend] = _own_requirements(row["evaluation"], config.require)
     for name in named:
         if name not in others:
             results += [
@@ -117,17 +158,17 @@ def requirements_on_backends(
                     reason=rows[name]["reason"],
                 )
                 for item in own
-                if item.name not in _COST_BOUNDS
+                if item.name not in costs
             ]
             continue
         is_estimate = rows[name]["how"] == "estimated"
         results += [
             replace(item, name=f"{item.name} on {name}")
             for item in others[name]
-            if item.name in _OF_EACH_BACKEND or (item.name not in _COST_BOUNDS and not is_estimate)
+            if item.name in _OF_EACH_BACKEND or (item.name not in costs and not is_estimate)
         ]
     for item in own:
-        if item.name in _COST_BOUNDS and item.name not in _OF_EACH_BACKEND:
+        if item.name in costs and item.name not in _OF_EACH_BACKEND:
             reported = [
                 replace(other, name=f"{other.name} on {backend}")
                 for backend, bounds in others.items()
@@ -136,16 +177,18 @@ def requirements_on_backends(
             ]
             results += [item] if item.value is not None or not reported else []
             results += reported
-    return tuple(results)
+    measured = Measured(name="", evaluation=values, rows=rows, digest=digest or {})
+    return (*results, *figure_requirements(measured, config.require, config.backends))
 
 
 def check_requirements_on_backends(
     record: EvaluationRecord | Mapping[str, Any],
     table: PortabilityTable | Mapping[str, Any],
     config: EvaluationConfig,
+    digest: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise RequirementError with every bound that is missed; see `requirements_on_backends`."""
-    missed = missed_on_backends(record, table, config)
+    missed = missed_on_backends(record, table, config, digest)
     if missed:
         raise RequirementError("; ".join(missed), field="require", got=tuple(missed))
 
@@ -154,6 +197,7 @@ def missed_on_backends(
     record: EvaluationRecord | Mapping[str, Any],
     table: PortabilityTable | Mapping[str, Any],
     config: EvaluationConfig,
+    digest: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return a sentence for each bound that is missed; see `requirements_on_backends`."""
-    return [missed_sentence(item) for item in requirements_on_backends(record, table, config) if not item.holds]
+    return [missed_sentence(item) for item in requirements_on_backends(record, table, config, digest) if not item.holds]

@@ -113,7 +113,7 @@ def _evaluated_like(baseline: Subject | None, new: Subject, config: RunConfig) -
     registry.load_plugins(own.plugin)
     assert new.flatbuffer is not None
     results = evaluate(new.flatbuffer, own)
-    asked = evaluation.requirements_on_backends(results.evaluation, results.portability, own.evaluation)
+    asked = evaluation.requirements_on_backends(results.evaluation, results.portability, own.evaluation, results.digest)
     return record_of("evaluate", own, **results.to_dict(), requirements=[item.to_dict() for item in asked])
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tfq import artifacts, auditing, data, deploy, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
-from tfq.config import ConversionConfig, CostRequireConfig, ExportConfig, RunConfig
+from tfq.config import BenchmarkRequireConfig, ConversionConfig, ExportConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, TfqError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
@@ -387,11 +387,11 @@ def _check(config: RunConfig) -> None:
             expected=(),
             got=config.benchmark.against,
         )
-    if config.benchmark.require != CostRequireConfig():
+    if config.benchmark.require != BenchmarkRequireConfig():
         raise InputError(
             "benchmark.require is not used by a run: set the same bounds in evaluation.require",
             field="benchmark.require",
-            expected=CostRequireConfig(),
+            expected=BenchmarkRequireConfig(),
             got=config.benchmark.require,
         )
     if config.export != ExportConfig():
@@ -421,7 +421,9 @@ def _requirements(models: list[dict[str, Any]], config: RunConfig) -> list[dict[
         if model["name"] != "float"
         for asked in (
             *auditing.requirements_of(model["audit"], config.audit),
-            *evaluation.requirements_on_backends(model["evaluation"], model["portability"], config.evaluation),
+            *evaluation.requirements_on_backends(
+                model["evaluation"], model["portability"], config.evaluation, model["digest"]
+            ),
         )
     ]
 
@@ -437,7 +439,9 @@ def require(record: dict[str, Any]) -> None:
             missed.append(f"{model['file']} is not {config.audit.require}: tfq audit shows the reasons")
         missed += [
             f"{model['file']}: {reason}"
-            for reason in evaluation.missed_on_backends(model["evaluation"], model["portability"], config.evaluation)
+            for reason in evaluation.missed_on_backends(
+                model["evaluation"], model["portability"], config.evaluation, model.get("digest")
+            )
         ]
     missed += [
         f"the self-test {test['name']} of the bundle failed: {test['detail']}"
