@@ -37,7 +37,8 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
     labels = np.asarray(bunch.target, np.int64)
     chosen = digit_indices(labels, split)
     images = np.asarray(bunch.images, np.float32)[..., None]
-    return examples_of_arrays({UNNAMED: images[chosen]}, labels[chosen], "digits")
+    names = tuple(map(str, bunch.target_names))
+    return examples_of_arrays({UNNAMED: images[chosen]}, labels[chosen], "digits", class_names=names)
 
 
 def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:

@@ -45,7 +45,8 @@ def _test_c(folder: Path) -> SelfTestResult:
         return SelfTestResult(name="C", status="not run", detail=f"there is {missing} here")
     with tempfile.TemporaryDirectory(prefix="tfq-c-") as scratch:
         program = str(Path(scratch, "self_test"))
-        sources = sorted(map(str, folder.glob("c/*.c")))
+        # Relative, because the folder may have been named from another directory than its own.
+        sources = sorted(str(path.relative_to(folder)) for path in folder.glob("c/*.c"))
         link = [f"-L{library}", "-l:libLiteRt.so", f"-Wl,-rpath,{library}", "-lm"]
         compiled = run_program("C", [compiler, *C_FLAGS, *sources, "-o", program, *link], folder)
         return run_program("C", [program, "."], folder) if compiled.status == "passed" else compiled
