@@ -4,6 +4,7 @@
 
     tfq export --model=out/run/model_int8.tflite --platform=linux --out=out/app
     tfq export --model=model_int8.tflite --platform=linux --labels=labels.txt --data=npz:examples.npz --out=out/app
+    tfq export --model=model_uint8.tflite --metadata_only --task=image_classifier --labels=labels.txt --out=out/app
 
 Reads a .tflite. The bundle has the model with TFLite Metadata; io.json, a table of its inputs and outputs with the
 preprocessing; golden vectors, which are inputs with the outputs that XNNPACK gives for them; sources for each
@@ -15,7 +16,10 @@ that cannot run the file refuses it, and the message has the conversion that wor
 
 Self-tests that can run here are run; the exit code is 1 if one fails.
 
-Writes bundle/, bundle.zip and export.json to --out.
+With --metadata_only it adds only the metadata. --task names a task of MediaPipe Tasks that will run the file; what the
+task refuses, or would run wrongly, is an error.
+
+Writes bundle/, bundle.zip and export.json to --out; with --metadata_only, MODEL_metadata.tflite instead of a bundle.
 """
 
 from collections.abc import Sequence

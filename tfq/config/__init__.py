@@ -31,7 +31,7 @@ from tfq.config.evaluation import (
     EvaluationConfig,
     RequireConfig,
 )
-from tfq.config.export import TASKS, ExportConfig
+from tfq.config.export import INPUT_KINDS, TASKS, TOKENIZERS, ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
@@ -40,12 +40,14 @@ __all__ = [
     "AUDIT_SCHEMES",
     "FLOAT_BITS",
     "GRIDS",
+    "INPUT_KINDS",
     "IO_TYPES",
     "KERNELS",
     "LOSSES",
     "SCHEMES",
     "SCHEME_IO_TYPES",
     "TASKS",
+    "TOKENIZERS",
     "AnalysisConfig",
     "AnalysisRequireConfig",
     "AuditConfig",

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
 
+# The names of the tasks, input kinds and tokenizers that `tfq.deploy` knows; a test compares them.
 TASKS = ("image_classifier", "image_segmenter", "object_detector", "audio_classifier", "text_classifier")
+INPUT_KINDS = ("image", "audio", "text", "plain")
+TOKENIZERS = ("regex", "wordpiece", "sentencepiece")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,7 @@ class ExportConfig(Config):
     platform: tuple[str, ...] = setting(
         (), "platforms of the apps that the bundle has sources for", choices_of="platform"
     )
-    metadata_only: bool = setting(False, "write only the .tflite with TFLite Metadata, and no bundle")
+    metadata_only: bool = setting(False, "write only a .tflite with TFLite Metadata, and no bundle")
     task: str = setting(
         "",
         "task of MediaPipe Tasks that will run the file; what it refuses is refused before anything is written",
@@ -32,6 +35,29 @@ class ExportConfig(Config):
     author: str = setting("", "author of the model, for its metadata")
     license: str = setting("", "license of the model, for its metadata")
     version: str = setting("", "version of the model, for its metadata")
+    locale: str = setting("", 'language of the labels, such as "en", for the metadata')
+    kinds: tuple[str, ...] = setting(
+        (),
+        "what an input of the model is, as INPUT=KIND; by default, an input of shape (batch, height, width, 1 or 3) is "
+        "an image, and others are plain numbers",
+        choices=INPUT_KINDS,
+        keyed=True,
+    )
+    sample_rate: int = setting(0, "sample rate of audio inputs in Hz", minimum=0)
+    audio_channels: int = setting(1, "number of channels of audio inputs", minimum=1)
+    tokenizer: str = setting("", "how text becomes the token numbers of a text input", choices=("", *TOKENIZERS))
+    vocabulary: str = setting("", "text file or SentencePiece model that the tokenizer uses", path_of="text")
+    pattern: str = setting(
+        "", "regular expression at which the regex tokenizer splits text; empty splits at everything but words"
+    )
+    bert_inputs: tuple[str, ...] = setting(
+        (), "names of the inputs of a BERT model that read token numbers, mask and segment numbers, in this order"
+    )
+    detection_outputs: tuple[str, ...] = setting(
+        (),
+        "names of the outputs of a detector: boxes (top, left, bottom, right from 0 to 1), class numbers, scores, and "
+        "number of detections, in this order",
+    )
     record: str = setting(
         "",
         "evaluate.json or report.json with the results of the file; empty looks next to the file",

@@ -2,6 +2,7 @@
 """App bundles: a `.tflite` with metadata, io.json, golden vectors, and sources that run it on a platform."""
 
 from tfq.deploy.bundle import Bundle, check_settings, export_bundle
+from tfq.deploy.description import add_metadata
 from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.mediapipe import TASKS, MediaPipeTask, TaskProblem, find_task, mediapipe_problems, tasks_for
 from tfq.deploy.metadata import KINDS, TOKENIZERS, ModelDescription, build_metadata, with_model_metadata
@@ -22,6 +23,7 @@ __all__ = [
     "SelfTest",
     "SelfTestResult",
     "TaskProblem",
+    "add_metadata",
     "build_metadata",
     "check_settings",
     "export_bundle",

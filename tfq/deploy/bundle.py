@@ -15,6 +15,7 @@ from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
 from tfq.data import MissingSplitError
+from tfq.deploy.description import with_metadata, with_preprocessing
 from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
 from tfq.deploy.labels import check_names, labeled_output, read_labels
@@ -145,6 +146,13 @@ def export_bundle(
         ModelError: The model does not run on this machine.
         TfqError: A file cannot be written; an earlier bundle is unchanged.
     """
+    if config.metadata_only:
+        raise InputError(
+            "export.metadata_only is True, but a bundle was asked for: set it to False, or call tfq.add_metadata",
+            field="export.metadata_only",
+            expected=False,
+            got=True,
+        )
     content = artifacts.content_of(model, "model")
     folder = None if isinstance(model, (bytes, bytearray, memoryview)) else Path(model).absolute().parent
     stem = name or ("model" if folder is None else Path(os.fspath(model)).stem)  # type: ignore[arg-type]
@@ -154,7 +162,7 @@ def export_bundle(
     parsed = tflite.read(content)
     results = _results(content, config, folder, record)
     examples, config_of_data = _examples(parsed, data, results, config.num_golden)
-    changed = _with_preprocessing(content, config_of_data)
+    changed = with_preprocessing(content, config_of_data)
     contents, notes = _contents(
         stem, changed, config, examples, results, platforms, seed, source_sha256=artifacts.sha256(content)
     )
@@ -187,7 +195,8 @@ def check_settings(config: ExportConfig) -> None:
     """
     if config.labels:
         read_labels(config.labels)
-    chosen_platforms(config)
+    if not config.metadata_only:
+        chosen_platforms(config)
 
 
 def _results(content: bytes, config: ExportConfig, folder: Path | None, record: Mapping[str, Any] | None) -> Results:
@@ -246,26 +255,6 @@ def _recorded_data(results: Results) -> DataConfig | None:
     return config
 
 
-def _with_preprocessing(content: bytes, config: DataConfig | None) -> bytes:
-    """Return the file with the preprocessing of the data's settings in its metadata, unless they have none.
-
-    Settings that differ from those in the file replace them, with a warning.
-    """
-    own = datasets.preprocessing_record(config or DataConfig())
-    if own == datasets.preprocessing_record(DataConfig()):
-        return content
-    metadata = tflite.read_metadata(content) or {}
-    recorded = metadata.get("preprocessing")
-    if recorded == own:
-        return content
-    if recorded is not None and recorded != datasets.preprocessing_record(DataConfig()):
-        warn(
-            f"the model was converted with the preprocessing {recorded}, but the bundle uses {own}: use the same values"
-        )
-    changed = tflite.write_metadata(content, {**metadata, "preprocessing": own})
-    return tflite.with_associated_files(changed, content)[0]
-
-
 def _contents(
     stem: str,
     content: bytes,
@@ -278,22 +267,27 @@ def _contents(
     source_sha256: str,
 ) -> tuple[BundleContents, tuple[str, ...]]:
     model = tflite.read(content)
-    labels = _labels(model, config, () if examples is None else examples.class_names)
-    table = auditing.io_table(content, labels).to_dict()
-    refuse_problems(Candidate(content=content, model=model, io=table, task=config.task), platforms)
-    source = random_source(model, table, config.num_golden, seed) if examples is None else _source_of(examples)
-    golden = golden_vectors(content, model, source, table, tolerance_of(results))
+    table = auditing.io_table(content)
+    labels = _labels(model, config, table, () if examples is None else examples.class_names)
+    table = auditing.io_table(content, labels)
+    io = table.to_dict()
+    refuse_problems(Candidate(content=content, model=model, io=io, task=config.task), platforms)
+    source = random_source(model, io, config.num_golden, seed) if examples is None else _source_of(examples)
+    # The file runs in a child process before it is edited here, so that a damaged one fails there.
+    golden = golden_vectors(content, model, source, io, tolerance_of(results))
+    described = with_metadata(content, table, stem, config, labels)
     notes = [] if source.is_real else ["golden vectors: random numbers, not real data: set data.source to examples"]
     notes += [f"accuracy and backends: {results.missing}: name a record in export.record"] if results.missing else []
+    io = auditing.io_table(described, labels).to_dict()
     contents = BundleContents(
         name=stem,
-        model=content,
-        io=table,
+        model=described,
+        io=io,
         golden=golden,
-        labels=next((tuple(entry["labels"]) for entry in table["outputs"] if entry["labels"]), ()),
+        labels=next((tuple(entry["labels"]) for entry in io["outputs"] if entry["labels"]), ()),
         results=results,
         source_sha256=source_sha256,
-        parsed=model,
+        parsed=tflite.read(described),
     )
     return contents, tuple(notes)
 
@@ -307,12 +301,14 @@ def _source_of(examples: datasets.Split) -> SourceExamples:
     )
 
 
-def _labels(model: tflite.Model, config: ExportConfig, class_names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Return {output: class names}; empty if there are no names."""
-    if config.labels:
+def _labels(
+    model: tflite.Model, config: ExportConfig, table: auditing.IoTable, class_names: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Return {output: class names} that are not in the file: those of the user, else of the data source, or nothing."""
+    if config.labels and not config.detection_outputs:
         names, where = read_labels(config.labels), artifacts.shown(config.labels)
         return {labeled_output(model, names, where): names}
-    if not class_names:
+    if not class_names or config.labels or any(tensor.labels for tensor in table.outputs):
         return {}
     try:
         names = check_names(class_names, "the data source")

@@ -64,7 +64,7 @@ EXPORT = register(
     RecordKind(
         command="export",
         help="an app bundle: metadata, golden vectors, sources and the results of their self-tests",
-        needs={"bundle": dict},
+        needs={"bundle": dict, "file": str},
         sections=_sections,
     )
 )

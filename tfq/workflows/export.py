@@ -1,49 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export the file of a config as an app bundle."""
+"""Export the file of a config: as an app bundle, or only with TFLite Metadata."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, data, deploy
+from tfq import artifacts, auditing, data, deploy
 from tfq.config import RunConfig
 from tfq.workflows.models import model_name, read_tflite
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A written bundle, and the hash of the file that it was made from."""
+    """What an export wrote.
 
-    bundle: deploy.Bundle
+    Attributes:
+        bundle: The bundle; None if only metadata was added.
+        file: The file with metadata; None for a bundle.
+        table: The inputs and outputs of `file` as text.
+        sha256: The hash of the file that was exported.
+    """
+
+    bundle: deploy.Bundle | None
+    file: Path | None = None
+    table: str = ""
     sha256: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "sha256": self.sha256,
-            "bundle": self.bundle.to_dict(),
-            "requirements": self.bundle.requirements(),
+            "bundle": None if self.bundle is None else self.bundle.to_dict(),
+            "file": None if self.file is None else self.file.name,
+            "requirements": [] if self.bundle is None else self.bundle.requirements(),
         }
 
     def to_text(self) -> str:
         """Return a summary for the terminal."""
-        return self.bundle.to_text()
+        return f"{self.table}\n{self.file}" if self.bundle is None else self.bundle.to_text()
 
     def check(self) -> None:
         """Raise RequirementError if a self-test failed."""
-        self.bundle.check()
+        if self.bundle is not None:
+            self.bundle.check()
 
 
 def export(config: RunConfig) -> Exported:
-    """Write the bundle of config.model into config.out; see `deploy.export_bundle`.
+    """Write the bundle of config.model into config.out; see `deploy.export_bundle` and `deploy.add_metadata`.
 
     Raises:
         InputError: The model, the labels, the data or the config cannot be used.
     """
-    model_name(config)
+    name = model_name(config)
     artifacts.check_out_is_set(config.out)
     deploy.check_settings(config.export)
     if config.data.source:
         data.check_readable(config.data)
     content = read_tflite(config)
-    bundle = deploy.export_bundle(config.model, config.export, out=config.out, data=config.data, seed=config.seed)
-    return Exported(bundle=bundle, sha256={"model": artifacts.sha256(content)})
+    sha256 = {"model": artifacts.sha256(content)}
+    if not config.export.metadata_only:
+        bundle = deploy.export_bundle(config.model, config.export, out=config.out, data=config.data, seed=config.seed)
+        return Exported(bundle=bundle, sha256=sha256)
+    described = deploy.add_metadata(content, config.export, name=name, data=config.data)
+    out = artifacts.make_out_dir(config.out)
+    with artifacts.locked_directory(out):
+        file = artifacts.write_bytes(out / f"{name}_metadata.tflite", described)
+    return Exported(bundle=None, file=file, table=auditing.io_table(described).to_text(), sha256=sha256)
