@@ -15,7 +15,7 @@ from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
 from tfq.data import MissingSplitError
-from tfq.deploy.description import with_metadata, with_preprocessing
+from tfq.deploy.description import read_vocabulary, with_metadata, with_preprocessing
 from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
 from tfq.deploy.labels import check_names, labeled_output, read_labels
@@ -188,13 +188,15 @@ def chosen_platforms(config: ExportConfig) -> tuple[Platform, ...]:
 
 
 def check_settings(config: ExportConfig) -> None:
-    """Check the settings of a bundle before any work: the platforms, and the file with labels.
+    """Check the settings of a bundle before any work: the platforms, and the files with labels and vocabulary.
 
     Raises:
         InputError: A setting cannot be used.
     """
     if config.labels:
         read_labels(config.labels)
+    if config.vocabulary:
+        read_vocabulary(config.vocabulary)
     if not config.metadata_only:
         chosen_platforms(config)
 
@@ -276,7 +278,10 @@ def _contents(
     # The file runs in a child process before it is edited here, so that a damaged one fails there.
     golden = golden_vectors(content, model, source, io, tolerance_of(results))
     described = with_metadata(content, table, stem, config, labels)
-    notes = [] if source.is_real else ["golden vectors: random numbers, not real data: set data.source to examples"]
+    notes = []
+    if not source.is_real:
+        notes = ["golden vectors: random numbers, not real data: set data.source to examples"]
+        warn("the golden vectors are random numbers, because no data is named: set data.source to real examples")
     notes += [f"accuracy and backends: {results.missing}: name a record in export.record"] if results.missing else []
     io = auditing.io_table(described, labels).to_dict()
     contents = BundleContents(

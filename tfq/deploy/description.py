@@ -63,6 +63,9 @@ def add_metadata(model: PathOrBytes, config: ExportConfig, *, name: str = "", da
         name: The name of the model, unless `config` or the file has one; "" is the stem of the file.
         data: The preprocessing of the model's data, if the file does not record it.
 
+    Returns:
+        The bytes of the file with the metadata, and with labels and vocabulary after the flatbuffer.
+
     Raises:
         InputError: The file is not a `.tflite`, the description does not fit it, or the task in `config` refuses it.
         ModelError: The model crashes.
@@ -86,12 +89,6 @@ def description_of(
     config: ExportConfig, name: str, labels: Mapping[str, Sequence[str]], *, has_name: bool
 ) -> ModelDescription:
     """Return what the user says about a model; a file that has a name keeps it unless the user gives another."""
-    vocabulary = b""
-    if config.vocabulary:
-        expected = "the vocabulary or the SentencePiece model of the tokenizer"
-        vocabulary = artifacts.read_bytes(
-            config.vocabulary, expected, field="export.vocabulary", max_bytes=_MAX_VOCABULARY_BYTES
-        )
     return ModelDescription(
         name=config.name or ("" if has_name else name),
         description=config.description,
@@ -105,11 +102,21 @@ def description_of(
         sample_rate=config.sample_rate,
         audio_channels=config.audio_channels,
         tokenizer=config.tokenizer,
-        vocabulary=vocabulary,
+        vocabulary=read_vocabulary(config.vocabulary) if config.vocabulary else b"",
         pattern=config.pattern or DEFAULT_PATTERN,
         bert_inputs=config.bert_inputs,
         detection_outputs=config.detection_outputs,
     )
+
+
+def read_vocabulary(path: str) -> bytes:
+    """Return the content of a tokenizer's file.
+
+    Raises:
+        InputError: The file cannot be read, or is too large.
+    """
+    expected = "the vocabulary or the SentencePiece model of the tokenizer"
+    return artifacts.read_bytes(path, expected, field="export.vocabulary", max_bytes=_MAX_VOCABULARY_BYTES)
 
 
 def _kinds(values: Sequence[str]) -> dict[str, str]:
