@@ -20,6 +20,7 @@ Reads both files, and examples of --data without their labels. Prints one line p
 
 --require.min_layer_sqnr_db sets a bound on every op; the exit code is 1 if one is below it. Ops that output only zeros
 are not counted. With --out it writes analyze.json, and the pages analyze.html, with plots, and analyze.md.
+model_explorer_sqnr.json and model_explorer_sensitivity.json color the ops in Model Explorer (--node_data_paths).
 
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
@@ -33,7 +34,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfq import analysis, artifacts, workflows
+from tfq import analysis, artifacts, report, workflows
 from tfq.cli import flags, process
 from tfq.errors import InputError
 
@@ -87,6 +88,8 @@ def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
     record = process.record(invocation, "analyze", **results)
     if out is not None:
         texts.append(str(out / "analyze.html"))
+        if analyzed is not None:
+            texts.append("\n".join(report.write_node_data(analyzed.to_dict(), {"model": config.model}, out)))
     process.finish(invocation, record, "\n\n".join(texts))
     if analyzed is not None:
         analysis.check_requirements(analyzed, config.analysis.require)

@@ -11,12 +11,13 @@ are random numbers, or the first test examples of --data. A --backend that does 
 instead: qemu:CPU counts instructions, tflm records the tensor arena, ethos-u55-128 estimates memory and cycles.
 --require.* set bounds on these costs; the exit code is 1 if a model misses one.
 
-With --out it writes benchmark.json, and the pages benchmark.html and benchmark.md.
+With --out it writes benchmark.json, and the pages benchmark.html and benchmark.md. model_explorer_time.json colors the
+ops of the model in Model Explorer (--node_data_paths); there is such a file for each other model too.
 """
 
 from collections.abc import Sequence
 
-from tfq import artifacts, data, evaluation, workflows
+from tfq import artifacts, data, evaluation, report, workflows
 from tfq.backends import make_backend
 from tfq.cli import flags, process
 from tfq.config import DataConfig
@@ -52,7 +53,11 @@ def main(invocation: flags.Invocation) -> None:
             for item in items
         ],
     )
-    process.finish(invocation, record, results.to_text())
+    texts = [results.to_text()]
+    if config.out:
+        with process.out_dir(invocation) as out:
+            texts += report.write_node_data(results.to_dict(), models, out)
+    process.finish(invocation, record, "\n".join(texts))
     evaluation.check_benchmark_requirements(results, config.benchmark.require)
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.keras_bridge import return_weights as return_weights
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.report import build_report as build_report
+    from tfq.report import write_node_data as write_node_data
     from tfq.search import find_int8 as find_int8
     from tfq.workflows.run import run_recipe
 

@@ -7,9 +7,18 @@
 from tfq.report import analysis_content, command_content, comparison_content, content
 from tfq.report.files import build_report, write_report
 from tfq.report.kinds import KINDS, RecordKind
+from tfq.report.model_explorer import write_node_data
 from tfq.report.portability_content import portability_text
 from tfq.report.summary import summary_table
 
 _CONTENTS = (content, command_content, analysis_content, comparison_content)
 
-__all__ = ["KINDS", "RecordKind", "build_report", "portability_text", "summary_table", "write_report"]
+__all__ = [
+    "KINDS",
+    "RecordKind",
+    "build_report",
+    "portability_text",
+    "summary_table",
+    "write_node_data",
+    "write_report",
+]
