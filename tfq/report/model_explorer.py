@@ -61,8 +61,10 @@ class NodeData:
         ends = (_BAD, _GOOD) if self.low_is_bad else (_GOOD, _BAD)
         return {
             graph_id(model): {
-                # Node ids are the indices of the ops.
-                "results": {str(index): {"value": value} for index, value in sorted(self.values.items())},
+                # Node ids are the indices of the ops. Model Explorer shows all digits, in narrow columns.
+                "results": {
+                    str(index): {"value": float(f"{value:.4g}")} for index, value in sorted(self.values.items())
+                },
                 "name": self.title,
                 "gradient": [{"stop": stop, "bgColor": color} for stop, color in enumerate(ends)],
             }
