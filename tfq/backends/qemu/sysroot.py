@@ -118,7 +118,9 @@ def _add_missing(installed: Sysroot, report: Callable[[str], None], newer: bool)
     if not installed.counted_by and host_compilers():
         result = add_plugin(result)
     if newer and not result.newer_cpus:
-        report(f"ARM emulator: downloading QEMU {NEWER_QEMU} for {', '.join(NEWER_CPUS)} (about 80 MB)")
+        report(
+            f"ARM emulator: adding QEMU {NEWER_QEMU} for {', '.join(NEWER_CPUS)} (about 80 MB to download, if this system has an older one)"
+        )
         result = add_newer(result)
     if result != installed:
         write_record(result, **json.loads((installed.directory / RECORD).read_text()))
