@@ -118,9 +118,7 @@ def _add_missing(installed: Sysroot, report: Callable[[str], None], newer: bool)
     if not installed.counted_by and host_compilers():
         result = add_plugin(result)
     if newer and not result.newer_cpus:
-        report(
-            f"ARM emulator: adding QEMU {NEWER_QEMU} for {', '.join(NEWER_CPUS)} (about 80 MB to download, if this system has an older one)"
-        )
+        report(f"ARM emulator: adding QEMU {NEWER_QEMU} for {', '.join(NEWER_CPUS)}; Debian 12 downloads 80 MB")
         result = add_newer(result)
     if result != installed:
         write_record(result, **json.loads((installed.directory / RECORD).read_text()))
