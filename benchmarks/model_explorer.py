@@ -5,9 +5,9 @@
     python benchmarks/model_explorer.py --packages=out/model_explorer
 
 Installs ai-edge-model-explorer and its adapter into --packages (131 MB of downloads, 0.5 GB on disk, half a minute),
-but not their dependencies, which the loader does not need. For each file of tests/golden, every graph id and node key of
-tfq's node data must be those of a node in the loader's graph, with the name of the right op. --write stores the graphs
-in tests/golden/model_explorer.json, which an ordinary test compares with tfq.
+but not their dependencies, which the loader does not need. For each file of tests/golden, every graph id and node key
+of tfq's node data must be those of a node in the loader's graph, with the name of the right op. --write stores the
+graphs in tests/golden/model_explorer.json, which an ordinary test compares with tfq.
 """
 
 import argparse
