@@ -8,6 +8,7 @@ const [modules, pages] = [process.argv[2], JSON.parse(process.argv[3])];
 const {chromium} = createRequire(path.join(modules, 'x.js'))('playwright-core');
 
 const browser = await chromium.launch({
+  timeout: 120_000,
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   // Only loopback is reachable: the proxy of everything else does not exist.
   args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--proxy-server=http://127.0.0.1:9',
@@ -16,6 +17,7 @@ const browser = await chromium.launch({
 const results = [];
 for (const {url, screenshot, picture} of pages) {
   const page = await browser.newPage({viewport: {width: 1000, height: 900}});
+  page.setDefaultTimeout(120_000);
   const [requests, failed] = [[], []];
   page.on('request', (request) => requests.push(request.url()));
   page.on('requestfailed', (request) => failed.push(request.url()));

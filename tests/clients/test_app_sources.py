@@ -24,6 +24,7 @@ from app_bundles import (
 )
 
 from tfq import tflite
+from tfq.deploy.tflm_measurement import ARRAY_FILE, array_bytes, run_array
 
 pytestmark = pytest.mark.clients
 HERE = Path(__file__).resolve().parent
@@ -217,6 +218,21 @@ def test_c_array_compiles_and_its_bytes_reproduce_golden_vectors(micro, tmp_path
         interpreter.invoke()
         expected = np.frombuffer((micro / golden["file"]).read_bytes(), np.int8).astype(int)
         assert np.abs(interpreter.get_output(0).ravel() - expected).max() <= tolerance(micro)
+
+
+def test_self_test_of_c_array_finds_changed_weights(micro, tmp_path):
+    assert run_array("array", micro).status == "passed"
+    source = (micro / "micro" / "model_data.c").read_text()
+    content = bytearray(array_bytes(source))
+    weights = max(
+        (tensor for tensor in tflite.read(bytes(content)).main_subgraph.tensors), key=lambda tensor: tensor.buffer_bytes
+    )
+    place = weights.buffer_offset
+    content[place : place + weights.buffer_bytes] = bytes(weights.buffer_bytes)
+    numbers = "".join(f"0x{number:02x}," for number in content)
+    changed = re.sub(r"\{.*?\}", lambda _: f"{{{numbers}}}", source, count=1, flags=re.DOTALL)
+    result = run_array("array", changed_copy(micro, tmp_path / "changed", ARRAY_FILE, lambda _: changed.encode()))
+    assert result.status == "failed" and "differs by" in result.detail
 
 
 def tolerance(bundle: Path) -> float:

@@ -18,6 +18,7 @@ from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.platform import BundleContents, Candidate, Platform
 from tfq.deploy.platforms import ios, micro, web
 from tfq.deploy.results import Results
+from tfq.deploy.tflm_measurement import ARRAY_FILE, array_bytes
 from tfq.errors import InputError
 
 
@@ -187,3 +188,9 @@ def test_sources_contain_the_quantization_of_all_inputs_and_outputs(model_of):
     changed.io["inputs"][0]["preprocessing"].insert(0, {"step": "normalize", "mean": [1.5, 2.0], "std": [0.5]})
     files = registry.get(Platform, "android").sources(changed)
     assert "mean = listOf(1.5f, 2.0f), std = listOf(0.5f)" in files["android/Model.kt"].decode()
+
+
+def test_bytes_of_the_c_array_are_the_model(model_of):
+    model = model_of("digits_int8_per_tensor_dense")
+    files = registry.get(Platform, "micro").sources(contents_of(model))
+    assert array_bytes(files[ARRAY_FILE].decode()) == micro.flash_model(model)

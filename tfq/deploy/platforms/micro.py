@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Microcontrollers: a C array, op resolver, arena and self-test for TensorFlow Lite Micro."""
 
-import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.auditing import audit_model
-from tfq.backends import RunRequest, make_backend
 from tfq.config import AuditConfig
-from tfq.data import batch_size_of
 from tfq.deploy.app_code import header, tolerances
-from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest
+from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 from tfq.deploy.templates import fill, read_source
-from tfq.errors import TfqError
+from tfq.deploy.tflm_measurement import Measurement, measure, run_array
 from tfq.registry import register
 
-BACKEND = TARGET = "tflm"
+TARGET = "tflm"
 TRIED = (
     "tfq's tests compile the sources against declarations of TensorFlow Lite Micro, and the bytes of the C array "
     "reproduce golden vectors in its Python package on a computer. No microcontroller was tried."
@@ -38,22 +35,8 @@ _UNUSED_METADATA = (b"tfq", b"TFLITE_METADATA")
 _MARGIN, _LEAST_MARGIN = 1 / 8, 1024
 # The golden vectors of the self-test must fit into a microcontroller's flash.
 _MOST_GOLDEN_BYTES = 64 * 1024
+_ARRAY_TEST = "C array in TensorFlow Lite Micro's Python package"
 _TYPES = {"float32": "kFloat32", "int8": "kInt8", "uint8": "kUint8", "int16": "kInt16"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What TensorFlow Lite Micro's Python package measured.
-
-    Args:
-        arena: The bytes of the tensor arena that it used; None if it did not run.
-        reason: Why it did not run.
-        differences: The largest difference of each output to the golden vectors: in quantized values, or real ones.
-    """
-
-    arena: int | None
-    reason: str = ""
-    differences: tuple[float, ...] = ()
 
 
 def op_methods(model: tflite.Model) -> list[str]:
@@ -77,42 +60,9 @@ def flash_model(content: bytes) -> bytes:
     return tflite.pack(model, len(content))
 
 
-def measure(content: bytes, contents: BundleContents) -> Measurement:
-    """Run the golden vectors in TensorFlow Lite Micro on this machine, if it is installed."""
-    backend = make_backend(BACKEND)
-    reason = backend.unavailable()
-    if reason:
-        return Measurement(arena=None, reason=reason)
-    inputs = _stacked(contents, "inputs")
-    try:
-        result = backend.assess(RunRequest(model=content, inputs=inputs))
-    except TfqError as error:
-        return Measurement(arena=None, reason=str(error))
-    differences = [
-        float(np.abs(output.reshape(-1).astype(np.float64) - golden.reshape(-1).astype(np.float64)).max(initial=0))
-        for output, golden in zip(result.computed_outputs(), _stacked(contents, "outputs"), strict=True)
-    ]
-    return Measurement(arena=(result.memory_bytes or {})["arena"], differences=tuple(differences))
-
-
-def _stacked(contents: BundleContents, side: str) -> tuple[NDArray, ...]:
-    """Return the arrays of all golden vectors: the examples of each input or output along axis 0."""
-    has_batch = batch_size_of(contents.parsed) is not None
-    stacked = []
-    for index in range(len(contents.golden.examples[0][side])):
-        entries = [example[side][index] for example in contents.golden.examples]
-        arrays = [
-            np.frombuffer(contents.golden.files[entry["file"]], entry["dtype"]).reshape(entry["shape"])
-            for entry in entries
-        ]
-        is_single = has_batch or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
-        stacked.append(np.concatenate(arrays) if is_single else np.stack(arrays))
-    return tuple(stacked)
-
-
 def _sources(contents: BundleContents) -> dict[str, bytes]:
     content = flash_model(contents.model)
-    measured = measure(content, contents)
+    measured = measure(content, contents.golden.document, contents.golden.files.__getitem__)
     lines = header(contents, TRIED)
     c_header = "\n".join(f"/* {line.replace('*/', '* /').replace('/*', '/ *')} */" for line in lines)
     cc_header = "\n".join(f"// {line}" for line in lines)
@@ -196,7 +146,12 @@ def _vectors(contents: BundleContents, measured: Measurement) -> str:
                 cells.append(f"{{{symbol}, sizeof({symbol}), Type::{kind}, {float(np.float32(limit))}f}}")
             rows.append(f"    {{{', '.join(cells)}}},")
         tables[side] = f"inline constexpr Vector k{name}[kExamples][k{name}s] = {{\n" + "\n".join(rows) + "\n};"
+    if measured.arena is None:
+        found = "not measured"
+    else:
+        found = ", ".join(f"{difference:g}" for difference in measured.differences)
     counts = (
+        f"// Largest difference of each output in TensorFlow Lite Micro's Python package: {found}.\n"
         f"inline constexpr size_t kExamples = {len(examples)};  // of {len(contents.golden.examples)} in golden/\n"
         f"inline constexpr size_t kInputs = {len(examples[0]['inputs'])};\n"
         f"inline constexpr size_t kOutputs = {len(examples[0]['outputs'])};"
@@ -228,6 +183,10 @@ def _check(candidate: Candidate) -> tuple[Problem, ...]:
     )
 
 
+def _test_array(folder: Path) -> SelfTestResult:
+    return run_array(_ARRAY_TEST, folder)
+
+
 register(
     Platform(
         name="micro",
@@ -237,8 +196,9 @@ register(
         sources=_sources,
         check=_check,
         self_tests=(
+            SelfTest(name=_ARRAY_TEST, commands=(), run=_test_array),
             SelfTest(
-                name="TensorFlow Lite Micro",
+                name="microcontroller",
                 commands=(),
                 not_run="it is part of the firmware: build micro/*.c and micro/*.cc with TensorFlow Lite Micro, run it",
             ),
