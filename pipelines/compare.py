@@ -56,7 +56,8 @@ def _compare_models(invocation: flags.Invocation, reference: bytes, model: bytes
     config = invocation.config
     if config.data.source:
         data.check_readable(config.data, "test")
-    compared = comparison.compare_models(reference, model)
+    with progress.stage("comparing them"):
+        compared = comparison.compare_models(reference, model)
     outputs = workflows.compare_outputs(reference, model, config)
     asked = comparison.requirements_of(compared, config.comparison.require)
     record = process.record(

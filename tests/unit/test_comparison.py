@@ -321,7 +321,10 @@ def test_changed_preprocessing_names_the_field():
         for scale in (1.0, 1 / 255)
     ]
     record = tfq.compare_models(*versions)
-    assert facts(record) == [("metadata", "tfq", "preprocessing.scale", 1.0, 1 / 255)]
+    assert facts(record)[1:] == [("metadata", "tfq", "preprocessing.scale", 1.0, 1 / 255)]
+    part, where, what, ours, theirs = facts(record)[0]
+    assert (part, where, what) == ("inputs", "input 0 'image'", "preprocessing")
+    assert "0.0039" in theirs and "0.0039" not in ours
 
 
 def test_swapped_labels_are_listed_by_line():
@@ -412,3 +415,24 @@ def test_damaged_files_end_in_clear_errors():
         json.dumps(record.to_dict(), allow_nan=False)
         record.to_text()
     assert len(differences) > 20 and sum(differences) > 20
+
+
+def test_states_and_intermediate_scales_of_recurrent_ops_are_compared():
+    """An op whose states are variables, and whose intermediate values have scales, as an int8 LSTM."""
+
+    def extend(factor):
+        def change(model):
+            graph, op = model.subgraphs[0], op_of(model, 7)
+            for name, is_variable in ((b"state", True), (b"cell", False)):
+                tensor = copy.copy(tensor_of(model, op.outputs[0]))
+                tensor.name, tensor.isVariable, tensor.quantization = name, is_variable, copy.copy(tensor.quantization)
+                tensor.quantization.scale = np.float32([factor])
+                graph.tensors.append(tensor)
+            op.inputs, op.intermediates = [*op.inputs, len(graph.tensors) - 2], [len(graph.tensors) - 1]
+
+        return changed(INT8, change)
+
+    record = tfq.compare_models(extend(0.5), extend(2))
+    places = {(item.layer, item.where.rpartition(") ")[2], item.scale_ratio) for item in record.activations}
+    assert places == {("logits", "input 3", 4.0), ("logits", "intermediate 0", 4.0)}
+    assert record.num_differences == 2

@@ -12,7 +12,7 @@ from tfq.comparison.alignment import Alignment
 from tfq.comparison.change import Change
 from tfq.comparison.structure import tensor_changes
 from tfq.ptq.causes import op_label
-from tfq.tflite import Tensor
+from tfq.tflite import ABSENT, Op, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +64,37 @@ def compare_activations(alignment: Alignment) -> Iterator[ActivationDifference |
     graphs = alignment.reference.graph, alignment.model.graph
     pairs: dict[int, tuple[int, str, str]] = {}
     for our_op, their_op in alignment.pairs():
-        for place, tensors in enumerate(zip(our_op.outputs, their_op.outputs, strict=False)):
-            label = op_label(graphs[0], our_op.index) + (f" output {place}" if place else "")
-            pairs.setdefault(tensors[0], (tensors[1], label, graphs[0].layer_of(our_op)))
+        for what, place, ours, theirs in _tensors_of(alignment, our_op, their_op):
+            label = op_label(graphs[0], our_op.index) + (f" {what} {place}" if (what, place) != ("output", 0) else "")
+            pairs.setdefault(ours, (theirs, label, graphs[0].layer_of(our_op)))
     for index, (other, where, layer) in pairs.items():
         if index in graphs[0].outputs and other in graphs[1].outputs:
             continue
-        ours, theirs = graphs[0].tensors[index], graphs[1].tensors[other]
-        yield from tensor_changes(where, ours, theirs)
-        both_quantized = ours.is_quantized and theirs.is_quantized and ours.dtype == theirs.dtype
-        if both_quantized and not _same_grid(ours, theirs):
-            yield _difference(where, layer, ours, theirs)
+        pair = graphs[0].tensors[index], graphs[1].tensors[other]
+        yield from tensor_changes(where, *pair)
+        both_quantized = all(tensor.is_quantized for tensor in pair) and pair[0].dtype == pair[1].dtype
+        if both_quantized and not _same_grid(*pair):
+            yield _difference(where, layer, *pair)
+
+
+def _tensors_of(alignment: Alignment, ours: Op, theirs: Op) -> Iterator[tuple[str, int, int, int]]:
+    """Yield ("output", number, tensor of the reference, of the model) of the tensors that two matched ops hold.
+
+    Besides outputs these are the intermediate values of a recurrent op, which have only a scale, and its states: inputs
+    that are variables.
+    """
+    graphs = alignment.reference.graph, alignment.model.graph
+    for what, pairs in (
+        ("output", zip(ours.outputs, theirs.outputs, strict=False)),
+        ("intermediate", zip(ours.intermediates, theirs.intermediates, strict=False)),
+        ("input", zip(ours.inputs, theirs.inputs, strict=False)),
+    ):
+        for place, (left, right) in enumerate(pairs):
+            if ABSENT in (left, right):
+                continue
+            is_state = graphs[0].tensors[left].is_variable and graphs[1].tensors[right].is_variable
+            if what != "input" or (is_state and ours.name == theirs.name):
+                yield what, place, left, right
 
 
 def _same_grid(ours: Tensor, theirs: Tensor) -> bool:

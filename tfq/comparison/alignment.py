@@ -110,7 +110,7 @@ class _Matcher:
         self.cells, self.reads = _MOST_CELLS, _MOST_READERS
 
     def alignment(self) -> Alignment:
-        self._match_groups(NAME, lambda graph, op: op.outputs and (op.name, graph.tensors[op.outputs[0]].name))
+        self._match_groups(NAME, _name_key)
         self._match_groups(LAYER, _layer_key, several=True)
         self._follow(_same_op)
         self._match_gaps()
@@ -248,6 +248,11 @@ def _paired_inputs(reference: Subgraph, model: Subgraph) -> dict[int, int]:
     if set(ours) == set(theirs) and len(ours) == len(reference.inputs):
         return {ours[name]: theirs[name] for name in ours}
     return dict(zip(reference.inputs, model.inputs, strict=False))
+
+
+def _name_key(graph: Subgraph, op: Op) -> Hashable:
+    name = graph.tensors[op.outputs[0]].name if op.outputs else ""
+    return (op.name, name) if name else None
 
 
 def _layer_key(graph: Subgraph, op: Op) -> Hashable:

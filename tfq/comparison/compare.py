@@ -13,7 +13,7 @@ from tfq.comparison.activations import ActivationDifference, compare_activations
 from tfq.comparison.alignment import align
 from tfq.comparison.change import PARTS, Change
 from tfq.comparison.constants import ConstantDifference, File, compare_constants
-from tfq.comparison.interface import interface_changes, subgraph_pairs
+from tfq.comparison.interface import interface_changes, meaning_changes, subgraph_pairs
 from tfq.comparison.metadata import file_changes, metadata_changes
 from tfq.comparison.record import ComparisonRecord, Matching
 from tfq.comparison.structure import structure_changes
@@ -54,7 +54,8 @@ def compare_models(reference: PathOrBytes, model: PathOrBytes) -> ComparisonReco
             matching=Matching(reference_ops=count, model_ops=count, rules={"identical files": count}),
         )
     pairs = subgraph_pairs(*models)
-    changes = [*interface_changes(*models, pairs), *metadata_changes(contents, models), *file_changes(contents)]
+    changes = [*interface_changes(*models, pairs), *meaning_changes(contents)]
+    changes += [*metadata_changes(contents, models), *file_changes(contents)]
     files = File(contents[0], tflite.unpack(contents[0])), File(contents[1], tflite.unpack(contents[1]))
     graphs = _Graphs(models, files)
     for ours, theirs in pairs.items():

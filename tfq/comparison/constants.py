@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.comparison.alignment import Alignment, Side
-from tfq.comparison.change import Change, shortened
+from tfq.comparison.change import Change, field_changes, shortened
 from tfq.errors import InputError
 from tfq.ptq.causes import op_label
 from tfq.tflite import ABSENT, Op, Tensor
@@ -202,6 +202,8 @@ def compare_constants(
                 continue
             seen.add((pair[0].index, pair[1].index))
             where = _Where(alignment, ours, slot, op_roles.get(slot, "data"), files, graphs)
+            names = {"name": pair[0].name}, {"name": pair[1].name}
+            yield from field_changes("names", f"{where.label} input {slot}", *names)
             if where.role == INDEX or not (_is_real(pair[0]) or _is_real(pair[1])):
                 yield from where.exact(pair[0], pair[1])
             else:

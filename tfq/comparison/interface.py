@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tfq.auditing import IoTensor, io_table
 from tfq.comparison.change import Change, field_changes
 from tfq.tflite import Model, Signature, Subgraph, Tensor
 
@@ -33,11 +34,34 @@ def interface_changes(reference: Model, model: Model, pairs: Mapping[int, int]) 
     yield from field_changes("signatures", "file", *counts)
     for ours, theirs in pairs.items():
         graphs = reference.subgraphs[ours], model.subgraphs[theirs]
+        yield from field_changes("names", f"subgraph {ours}", *({"name": graph.name} for graph in graphs))
         prefix = f"subgraph {ours}, " if ours else ""
         for side in ("input", "output"):
             names = [getattr(item, f"{side}_names") if not ours else () for item in (reference, model)]
             yield from _ends(f"{prefix}{side}", graphs, f"{side}_tensors", names)
     yield from _signatures(reference, model, pairs)
+
+
+def meaning_changes(contents: tuple[bytes, bytes]) -> Iterator[Change]:
+    """Yield the differences in what an application must do: steps before and after the model, labels.
+
+    They follow from the metadata of both files, whichever entry it is in.
+    """
+    tables = [io_table(content) for content in contents]
+    for side in ("inputs", "outputs"):
+        for ours, theirs in zip(getattr(tables[0], side), getattr(tables[1], side), strict=False):
+            facts = [_meaning(tensor) for tensor in (ours, theirs)]
+            yield from field_changes("inputs", f"{ours.side} {ours.index} {ours.name!r}", *facts)
+
+
+def _meaning(tensor: IoTensor) -> dict[str, Any]:
+    """Return the steps other than quantization, and the number of labels.
+
+    The scales are compared by themselves, and so are the lines of the files with the labels.
+    """
+    steps = [step.formula for step in tensor.steps if step.step not in ("quantize", "dequantize")]
+    name = "preprocessing" if tensor.side == "input" else "postprocessing"
+    return {name: "; ".join(steps) or None, "number of labels": None if tensor.labels is None else len(tensor.labels)}
 
 
 def _ends(where: str, graphs: tuple[Subgraph, Subgraph], side: str, names: list[tuple[str, ...]]) -> Iterator[Change]:
