@@ -61,6 +61,7 @@ def test_a_run_that_meets_all_requirements_is_ready_to_ship():
         (lambda record: record["models"][1].update(audit=audit(False, "mixed", (finding(),))), "audit"),
         (lambda record: record["warnings"].append("the run ended early: no emulator"), "run"),
         (lambda record: record["models"][1]["verification"]["collapsed"].append(COLLAPSE), "outputs"),
+        (lambda record: record.update(bundle={"self_tests": [{"name": "C", "status": "failed"}]}), "bundle"),
     ],
 )
 def test_one_failed_check_is_enough_not_to_ship(damage, key):
@@ -89,6 +90,15 @@ def test_a_point_that_the_reader_has_to_decide_is_open(change, key):
     change(record)
     assert headline_of(record)[0] == "open"
     assert [check.key for check in checks_of(record) if check.state == "open"] == [key]
+
+
+def test_self_tests_of_the_bundle_that_could_not_run_are_named():
+    tests = [{"name": "Python", "status": "passed"}, {"name": "C", "status": "not run", "detail": "no compiler"}]
+    record = bounded(min_accuracy=0.95) | {"bundle": {"self_tests": tests}}
+    assert headline_of(record)[0] == "good"
+    assert [check.answer for check in checks_of(record) if check.key == "bundle"] == [
+        "Python: passed; C: not run (no compiler)"
+    ]
 
 
 def test_collapsed_output_is_named_and_notes_keep_the_verdict():

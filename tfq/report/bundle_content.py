@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The section on an app bundle, and the pages of the records of `tfq export`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from tfq.report.formatting import number_of, plain
 from tfq.report.kinds import RecordKind, register
-from tfq.report.record import Record, part
+from tfq.report.record import Record, part, self_tests_of
 from tfq.report.tables import Section, Table
 
 
@@ -15,7 +12,7 @@ def bundle_section(record: Record, *, folded: bool = True) -> Section | None:
     bundle = part(record, "bundle")
     if not bundle:
         return None
-    tests = _mappings(bundle.get("self_tests"))
+    tests = self_tests_of(record)
     golden, platforms = part(bundle, "golden"), [plain(name) for name in bundle.get("platforms") or ()]
     rows = tuple(tuple(plain(test.get(key, "?")) for key in ("name", "status", "detail")) for test in tests)
     table = Table(
@@ -47,10 +44,6 @@ def bundle_section(record: Record, *, folded: bool = True) -> Section | None:
         tables=(table,) if rows else (),
         folded=folded,
     )
-
-
-def _mappings(values: Any) -> list[Mapping[str, Any]]:
-    return [value for value in values if isinstance(value, Mapping)] if isinstance(values, Sequence) else []
 
 
 def _sections(record: Record) -> list[Section]:

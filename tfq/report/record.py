@@ -135,6 +135,12 @@ def data_notes_of(record: Record) -> list[str]:
 BENCHMARK, EVALUATION = "benchmark", "evaluation"
 
 
+def self_tests_of(record: Record) -> list[Mapping[str, Any]]:
+    """Return the self-tests of the record's bundle; [] if there are none."""
+    tests = part(record, "bundle").get("self_tests")
+    return [test for test in tests if isinstance(test, Mapping)] if isinstance(tests, Sequence) else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
     """The one latency of each model that all parts of a report show.

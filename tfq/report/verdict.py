@@ -45,6 +45,7 @@ from tfq.report.record import (
     models_of,
     part,
     reference_of,
+    self_tests_of,
     stages_of,
     warnings_of,
 )
@@ -59,7 +60,7 @@ class Check:
     """One condition for shipping a model.
 
     Attributes:
-        key: Identifies the check: "run", "outputs", "audit", "requirements", "backends" or "warnings".
+        key: Identifies the check: "run", "outputs", "audit", "requirements", "backends", "bundle" or "warnings".
         state: GOOD, BAD, or OPEN if the reader has to decide.
         question: What was checked, in a few words.
         answer: The result.
@@ -162,6 +163,7 @@ def checks_of(record: Record) -> list[Check]:
         *_audits(record, models),
         _requirements(record, models),
         *_backends(models),
+        *_bundle(record),
         Check(
             key="warnings",
             state=OPEN if messages else GOOD,
@@ -306,6 +308,20 @@ def _backends(models: Sequence[Reported]) -> Iterator[Check]:
             is_rounding, answer = difference_answer(own)
             state = GOOD if is_rounding else OPEN
         yield Check(key="backends", state=state, question=cpu_label(backend), answer=answer)
+
+
+def _bundle(record: Record) -> Iterator[Check]:
+    """Yield whether the self-tests of the app bundle passed, if the run wrote one."""
+    tests = self_tests_of(record)
+    if not tests:
+        return
+    failed = [test for test in tests if test.get("status") == "failed"]
+    answers = [
+        f"{plain(test.get('name'))}: {plain(test.get('status'))}"
+        + (f" ({plain(test.get('detail'))})" if test.get("status") != "passed" else "")
+        for test in failed or tests
+    ]
+    yield Check(key="bundle", state=BAD if failed else GOOD, question="app bundle", answer="; ".join(answers))
 
 
 def _accuracy_cost(record: Record, model: Reported, reference: Reported) -> Cost:
