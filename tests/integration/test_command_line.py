@@ -58,7 +58,13 @@ def good(done):
     return done
 
 
-def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
+def check_pages(out, tmp_path):
+    """Check that all pages in a folder can be rebuilt from the records there."""
+    pages = [page for page in tfq.build_report(out, tmp_path) if page.name != "index.html"]
+    assert pages and all(page.read_bytes() == (out / page.name).read_bytes() for page in pages)
+
+
+def test_the_whole_way_script_by_script(tfq_here, work, npz, trained, tmp_path):
     out = work / "way"
     data = f"--data=npz:{npz}"
     good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
@@ -69,6 +75,7 @@ def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
             "--cluster", "--cluster.layers=conv", "--cluster.number_of_clusters=7", "--train.epochs=6", f"--out={out}",
         )
     )  # fmt: skip
+    check_pages(out, tmp_path)
     record = json.loads((out / "compress.json").read_text())
     assert record["sparsity"]["conv"] >= 0.49
     assert record["clusters"] == {"conv": 7}
@@ -96,7 +103,7 @@ def test_every_kind_of_keras_file_converts_to_full_int8(file, tfq_here, work, np
     assert tfq.audit(content.read_bytes(), tfq.AuditConfig(require="full_int8")).ok
 
 
-def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained):
+def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained, tmp_path):
     out = work / "run"
     done = good(
         tfq_here(
@@ -108,6 +115,7 @@ def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained):
     record = json.loads((out / "report.json").read_text())
     assert [model["name"] for model in record["models"]] == ["float", "ptq_int8", "pruned_qat_int8"]
     assert all((out / model["file"]).exists() for model in record["models"])
+    check_pages(out, tmp_path)
     assert record["stages"][0]["skipped"]
     for part in ("float", "PTQ int8", "pruned + QAT int8"):
         assert part in done.stdout

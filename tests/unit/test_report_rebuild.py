@@ -48,8 +48,53 @@ def written(tmp_path_factory, golden):
 
 
 def test_every_command_that_writes_a_record_has_pages():
-    without = {"report", "compare", "export"}
+    without = {"report"}
     assert set(COMMANDS) - without <= set(KINDS)
+
+
+SEARCH = {
+    "command": "search", "chosen": "mse", "holds": True, "validation": {"examples": 10, "float_accuracy": 0.9},
+    "candidates": [
+        {"name": "min_max", "accuracy": 0.5, "bytes": 1234, "missed": ["accuracy_drop 0.40"], "against_float": {}},
+        {"name": "mse", "accuracy": 0.8125, "bytes": 999, "missed": [], "against_float": {"difference": -0.0875}},
+    ],
+    "test": {"examples": 20, "accuracy": 0.85, "float_accuracy": 0.875, "against_float": {"difference": -0.025}},
+    "advice": ["use more data"],
+}  # fmt: skip
+CURVES = {"loss": [2.0, 0.5], "accuracy": [0.25, 0.75], "val_loss": [2.0, 1.0], "val_accuracy": [0.2, 0.5]}
+TRAIN = {
+    "command": "train", "history": CURVES, "test_accuracy": 0.625, "test_unit": "fraction", "test_metric": "top1",
+    "data_notes": ["val is held out"],
+}  # fmt: skip
+LAYERS = [{"name": "conv", "qat": "unsupported", "reason": "no kernel", "prunable": True}]
+PREFLIGHT = {"command": "preflight", "preflight": {"ok": False, "layers": LAYERS}}
+COMPRESS = {
+    "command": "compress",
+    "history": {"qat": CURVES},
+    "sparsity": {"conv": 0.5},
+    "preflight": {"layers": LAYERS},
+}
+CONVERT = {
+    "command": "convert", "file": "m_int8.tflite", "audit": {"scheme": "full_int8", "ok": True},
+    "verification": {"outputs": [{"name": "p", "sqnr_db": 31.25, "ideal_db": 40.0}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (SEARCH, ["Within the budget: mse", "81.25%", "−8.75", "accuracy_drop 0.40", "use more data", "85.00%"]),
+        ({**SEARCH, "holds": False}, ["No candidate is within the budget"]),
+        (TRAIN, ["Test top1 62.50%", "val is held out", "75.00%"]),
+        (PREFLIGHT, ["Some layers cannot be compressed", "no kernel"]),
+        (COMPRESS, ["50.00%", "no kernel", "Training"]),
+        (CONVERT, ["m int8", "full int8", "31.2 dB"]),
+    ],
+)
+def test_a_page_of_a_command_shows_its_results(record, words):
+    record = {**record, "schema_version": SCHEMA_VERSION}
+    page, text = page_of(record), markdown_of(record)
+    assert [word for word in words if word not in page or word not in text.replace("\\_", "_")] == []
 
 
 def test_rebuilt_pages_have_the_bytes_of_those_that_the_commands_wrote(written, tmp_path):
