@@ -173,13 +173,15 @@ def num_golden_examples(contents: BundleContents) -> int:
 
 def _check(candidate: Candidate) -> tuple[Problem, ...]:
     """Return what the audit for TensorFlow Lite Micro finds, except custom ops that its resolver can add."""
-    findings = audit_model(candidate.content, AuditConfig(require=TARGET)).failures
     custom = {op.custom_code for graph in candidate.model.subgraphs for op in graph.ops if op.custom_code}
-    known = custom <= set(_CUSTOM_METHODS)
+    messages: dict[str, list[str]] = {}
+    for finding in audit_model(candidate.content, AuditConfig(require=TARGET)).failures:
+        if finding.kind != "custom_op" or not custom <= set(_CUSTOM_METHODS):
+            messages.setdefault(finding.kind, []).append(finding.message)
+    more = {kind: f" ({len(found) - 1} more such ops)" if len(found) > 1 else "" for kind, found in messages.items()}
     return tuple(
-        Problem(reason=finding.message, advice=f"convert with conversion.target={TARGET}")
-        for finding in findings
-        if finding.kind != "custom_op" or not known
+        Problem(reason=f"{found[0]}{more[kind]}", advice=f"convert with conversion.target={TARGET}")
+        for kind, found in messages.items()
     )
 
 
