@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 _MOST_ROWS = 20
-_MOST_TEXT = 200
+_MOST_TEXT = 1000
 _FONT = "font:13px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,Arial,sans-serif"
 _LINE = "border-bottom:1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:2px 14px 2px 0;{_LINE};background:none;vertical-align:top"

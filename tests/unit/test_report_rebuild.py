@@ -112,6 +112,7 @@ def test_the_index_links_every_page(written, tmp_path):
     links = re.findall(r'href="(.*?)"', index.read_text())
     assert index.name == "index.html" and len(links) == 10
     assert all((tmp_path / link).is_file() for link in links)
+    assert "passed: The requirement is met" in index.read_text()  # of the audit
 
 
 def test_one_record_gets_no_index(written, tmp_path):

@@ -16,6 +16,7 @@ from tfq.report.kinds import KINDS, check_record, kind_of
 from tfq.report.markdown import markdown_of
 from tfq.report.page import document, page_of
 from tfq.report.record import title_of
+from tfq.report.verdict import STATE_WORDS
 
 _EXPECTED = "a record that tfq wrote"
 _SUFFIXES = (".md", ".html")
@@ -154,11 +155,17 @@ def _pages_of(path: Path, *, is_named: bool) -> tuple[str, str, tuple[str, str]]
     kind = check_record(record, shown(path))
     # A damaged record can have any JSON value in any place.
     with decoding(path, _EXPECTED, field="report.folder"):
-        return markdown_of(record), page_of(record), (title_of(record), kind.help)
+        verdict = kind.verdict(kind.view(record))
+        headline = f"{STATE_WORDS[verdict.state]}: {verdict.headline}" if verdict else ""
+        return markdown_of(record), page_of(record), (title_of(record), headline or kind.help)
 
 
 def _index(titles: Mapping[str, tuple[str, str]]) -> str:
-    """Return the page that links to the pages of a folder. titles: stem of the files -> (title, what it has)."""
+    """Return the page that links to the pages of a folder.
+
+    Args:
+        titles: Stem of the files -> (title, its verdict; without one, what the record has).
+    """
     items = "".join(
         f'<tr><th scope="row"><a href="{quote(os.fsencode(f"{stem}.html"))}">{escape(title)}</a></th>'
         f'<td>{escape(what)}</td><td><a href="{quote(os.fsencode(f"{stem}.md"))}">Markdown</a></td></tr>'

@@ -204,23 +204,24 @@ def _work(record: Record, timed: Sequence[Record]) -> list[Table]:
                 millions(work.get("bytes_moved")),
                 significant(work.get("intensity")),
                 significant(model.get("examples_per_second")),
-                *_gain(reference, model),
+                *(_gain(reference, model) if reference else []),
             )
         )
     names = ("model", *(["kernels"] if not _kernels(timed) else []))
     columns = ("M multiply-adds", "MB moved", "multiply-adds per byte", "examples per second")
+    gains = ("smaller file", "less traffic", "faster") if reference else ()
     return [
         Table(
             key="work",
-            columns=(*names, *columns, "smaller file", "less traffic", "faster"),
+            columns=(*names, *columns, *gains),
             rows=tuple(rows),
-            numeric=(*(False for _ in names), *[True] * 7),
-            caption="Work of one inference, and gain over the float model",
+            numeric=(*(False for _ in names), *[True] * len(columns + gains)),
+            caption=f"Work of one inference{', and gain over the float model' if reference else ''}",
             row_series=tuple(series_of(record, model.get("name")) for model in counted),
             notes=(
                 "multiply-adds and MB moved: counted from the shapes of the ops; each byte counts whenever an op reads "
                 "or writes it, as if nothing stayed in a cache",
-                "faster: ratio of the mean latencies on this machine",
+                *(["faster: ratio of the mean latencies on this machine"] if reference else []),
             ),
         )
     ]
