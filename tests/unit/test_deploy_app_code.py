@@ -194,3 +194,9 @@ def test_bytes_of_the_c_array_are_the_model(model_of):
     model = model_of("digits_int8_per_tensor_dense")
     files = registry.get(Platform, "micro").sources(contents_of(model))
     assert array_bytes(files[ARRAY_FILE].decode()) == micro.flash_model(model)
+
+
+def test_a_file_name_that_is_not_utf8_does_not_stop_the_sources(model_of):
+    contents = contents_of(model_of("digits_float32"), name="model_\udce9")
+    for platform in ("web", "android", "ios"):
+        assert any(b"model_?" in content for content in registry.get(Platform, platform).sources(contents).values())

@@ -124,12 +124,17 @@ def header(contents: BundleContents, tried: str) -> list[str]:
     """
     version = package_versions().get("tfq")
     paragraphs = [
-        f"{contents.name}: model.tflite with SHA-256 {artifacts.sha256(contents.model)}",
+        f"{shown_name(contents)}: model.tflite with SHA-256 {artifacts.sha256(contents.model)}",
         f"Exported by tfq {version}. {tried}",
         *_missing_steps(contents),
     ]
     plain = [" ".join(printable(paragraph).split()).replace("\\", "/") for paragraph in paragraphs]
     return [line for paragraph in plain for line in textwrap.wrap(paragraph, _HEADER_WIDTH)]
+
+
+def shown_name(contents: BundleContents) -> str:
+    """Return the name of the model as UTF-8 text. A file name may have bytes that are not UTF-8: they become "?"."""
+    return contents.name.encode("utf-8", "replace").decode()
 
 
 def float_literal(value: float) -> str:

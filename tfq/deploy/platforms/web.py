@@ -13,6 +13,7 @@ from tfq.deploy.app_code import (
     header,
     labeled_output,
     shape_problems,
+    shown_name,
     tolerances,
     type_problems,
 )
@@ -37,7 +38,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
     parts: dict[str, dict[str, str]] = {
         "index.html": {
             "header": "\n".join(f"<!-- {line.replace('--', '- -')} -->" for line in lines),
-            "name": f"  <h1>{html.escape(contents.name)}</h1>",
+            "name": f"  <h1>{html.escape(shown_name(contents))}</h1>",
         },
         "page.css": {},
         "page.js": {
