@@ -3,8 +3,10 @@
 
 import json
 import os
+import random
 import re
 import sys
+from collections import Counter
 
 import pytest
 from messages import refused
@@ -204,6 +206,40 @@ def _with_text(value, text):
     if isinstance(value, dict):
         return {key: _with_text(item, text) for key, item in value.items()}
     return [_with_text(item, text) for item in value] if isinstance(value, list) else value
+
+
+def test_a_long_text_does_not_multiply_with_the_rows_of_a_table():
+    candidates = [{"name": "x" * 1_000_000}, *({"name": "y"} for _ in range(2000))]
+    text = markdown_of({**SEARCH, "candidates": candidates})
+    assert len(text) < 3_000_000
+
+
+def test_mutated_records_give_pages_or_an_input_error(written, tmp_path):
+    generator = random.Random(0)
+    values = [None, True, -1, 10**400, 1e308, "x", "\ud800", [], {}, [[]], {"a": {}}, "9" * 5000]
+    outcomes = Counter()
+    for number in range(60):
+        record = json.loads((written / f"{('evaluate', 'audit', 'benchmark')[number % 3]}.json").read_text())
+        for _ in range(3):
+            _mutate(record, generator, values)
+        try:
+            path = tmp_path / "record.json"
+            path.write_text(json.dumps(record))
+            tfq.build_report(path)
+            outcomes["built"] += 1
+        except InputError as error:
+            assert "record.json" in str(error)
+            outcomes["refused"] += 1
+    assert outcomes["built"] > 5 and outcomes["refused"] > 5, outcomes
+
+
+def _mutate(value, generator, values):
+    """Replace a value at a random place of a record, other than what makes it a record."""
+    key = generator.choice([key for key in value if key not in ("schema_version", "command")])
+    while isinstance(value[key], (dict, list)) and value[key] and generator.random() < 0.85:
+        value = value[key]
+        key = generator.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    value[key] = generator.choice(values)
 
 
 def test_a_hostile_name_of_a_file_is_quoted_in_the_index(written, tmp_path):

@@ -22,7 +22,7 @@ from tfq.report.plots import (
 from tfq.report.record import Record
 from tfq.report.tables import Section, Table
 
-_MOST_ROWS, _MOST_HISTOGRAMS = 40, 12
+_MOST_ROWS, _MOST_HISTOGRAMS, _MOST_BINS = 40, 12, 1000
 
 
 def _subtitle(record: Record) -> str:
@@ -209,6 +209,8 @@ def _worst(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _histogram(bars: Mapping[str, Any]) -> tuple[str, str]:
+    if len(bars["counts"]) > _MOST_BINS:
+        return "", f"not drawn: the histogram has {count(len(bars['counts']))} bins"
     figure, axes = figure_of(1.3)
     width = (bars["high"] - bars["low"]) / len(bars["counts"])
     starts = [bars["low"] + place * width for place in range(len(bars["counts"]))]

@@ -12,6 +12,7 @@ from tfq.report.tables import Section, Table
 from tfq.report.verdict import STATE_WORDS, Verdict
 
 # Characters that would turn a name into markup, a link or another cell. Underscores inside words are harmless.
+_MOST_PADDING = 300
 _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
 
 
@@ -64,7 +65,8 @@ def _section(section: Section) -> str:
 
 def _table(table: Table) -> str:
     rows = [[escaped(cell) for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(table.columns))]
+    # Cells are padded to the width of their column, up to a limit: one long text must not multiply with the rows.
+    widths = [min(_MOST_PADDING, max(3, *(len(row[column]) for row in rows))) for column in range(len(table.columns))]
     numeric = [table.is_numeric(column) for column in range(len(widths))]
 
     def line(row: list[str]) -> str:
