@@ -33,9 +33,30 @@ for (const {url, screenshot, picture} of pages) {
   const verdict = await page.textContent('#verdict');
   const loaded = await page.evaluate('[...document.images].every((image) => image.complete && image.naturalWidth > 0)');
   const isolated = await page.evaluate('crossOriginIsolated');
+  // Whether the module refuses values of another number or kind, for each input.
+  const refusals = await page.evaluate(async () => {
+    const {encode, INPUTS} = await import('./model.js');
+    const refuses = (input, values) => {
+      try {
+        encode(input, values);
+        return false;
+      } catch (error) {
+        return error instanceof RangeError;
+      }
+    };
+    return INPUTS.map((input) => {
+      const count = input.shape.reduce((product, length) => product * length, 1);
+      return {
+        few: refuses(input, new Float32Array(count - 1)),
+        nan: refuses(input, new Float32Array(count).fill(NaN)),
+        fractions: refuses(input, new Float32Array(count).fill(0.5)),
+        needsIntegers: input.dtype !== 'float32' && !input.quantization,
+      };
+    });
+  });
   const result = picture ? await page.textContent('#result') : '';
   await page.screenshot({path: screenshot, fullPage: true});
-  results.push({outcome, text, verdict, loaded, isolated, result, requests, failed});
+  results.push({outcome, refusals, text, verdict, loaded, isolated, result, requests, failed});
   await page.close();
 }
 await browser.close();

@@ -110,6 +110,13 @@ def test_page_reproduces_golden_vectors(pages, name):
     assert np.size(outcome["differences"]) and np.max(outcome["differences"]) <= (2e-7 if name == "float32" else 0)
 
 
+def test_module_refuses_values_that_an_input_cannot_represent(pages):
+    refusals = [*pages["several"]["refusals"], *pages["int8_uint8_io"]["refusals"]]
+    assert [refusal["needsIntegers"] for refusal in refusals] == [True, False, False, False]
+    assert all(refusal["few"] and refusal["nan"] for refusal in refusals)
+    assert all(refusal["fractions"] == refusal["needsIntegers"] for refusal in refusals)
+
+
 def test_page_shows_picture_label_and_verdict_without_a_network(pages):
     page = pages["int8_uint8_io"]
     assert page["verdict"].startswith("Passed: 3 of 3")
