@@ -23,7 +23,9 @@ from app_bundles import (
     several_types_bundle,
 )
 
-from tfq import tflite
+from tfq import registry, tflite
+from tfq.auditing import Target
+from tfq.deploy.platforms.micro import _method
 from tfq.deploy.tflm_measurement import ARRAY_FILE, array_bytes, run_array
 
 pytestmark = pytest.mark.clients
@@ -225,6 +227,20 @@ def test_c_array_compiles_and_its_bytes_reproduce_golden_vectors(micro, tmp_path
         interpreter.invoke()
         expected = np.frombuffer((micro / golden["file"]).read_bytes(), np.int8).astype(int)
         assert np.abs(interpreter.get_output(0).ravel() - expected).max() <= tolerance(micro)
+
+
+def test_methods_of_the_resolver_are_in_the_order_of_the_wheel():
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed: make clients installs it")
+    from tflite_micro.python.tflite_micro import _runtime
+
+    # The wheel's resolver adds all ops in the alphabetical order of the methods, which are inlined there.
+    constructor = "--disassemble=_ZN6tflite17PythonOpsResolverC1Ev"
+    calls = re.findall(r"Register_([A-Z0-9_]+)Ev>", run(program("objdump"), constructor, _runtime.__file__))
+    listed = frozenset.union(*registry.get(Target, "tflm").ops_by_type.values())
+    ops = [name for name in calls if name in listed]
+    assert set(ops) == listed
+    methods = [_method(tflite.Op(index=0, name=name, version=1, inputs=(), outputs=())) for name in ops]
+    assert methods == sorted(methods)
 
 
 def test_self_test_of_c_array_finds_changed_weights(micro, tmp_path):
