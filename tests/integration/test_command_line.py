@@ -109,7 +109,7 @@ def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained, tmp_path):
         tfq_here(
             "run", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={out}", "--compression.train.epochs=2",
             "--compression.prune.frequency=5", "--audit.require=full_int8", "--evaluation.num_runs=10",
-            "--benchmark.min_secs=0", "--benchmark.num_runs=5",
+            "--benchmark.min_secs=0", "--benchmark.num_runs=5", "--export.platform=linux",
         )
     )  # fmt: skip
     record = json.loads((out / "report.json").read_text())
@@ -120,7 +120,11 @@ def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained, tmp_path):
     for part in ("float", "PTQ int8", "pruned + QAT int8"):
         assert part in done.stdout
     assert "<svg" in (out / "report.html").read_text()
-    assert "| " in (out / "report.md").read_text()
+    assert "(bundle/README.md)" in (out / "report.md").read_text()
+    assert record["bundle"]["model"] == record["models"][-1]["file"]
+    assert record["bundle"]["golden"]["is_real"]
+    assert record["models"][-1]["evaluation"]["accuracy"] is not None
+    assert "test examples" in (out / "bundle" / "README.md").read_text()
 
 
 def test_run_compresses_a_keras_3_model_and_returns_it_trained(tfq_here, work, npz, trained):

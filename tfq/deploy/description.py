@@ -34,6 +34,7 @@ def with_metadata(
         InputError: The description does not fit the model, or the MediaPipe task in `config.task` refuses the file.
     """
     about = description_of(config, name, labels, has_name=bool(table.metadata and table.metadata.name))
+    _check_used(config, about, table)
     try:
         metadata, files = build_metadata(table, about)
     except InputError as error:
@@ -117,6 +118,22 @@ def read_vocabulary(path: str) -> bytes:
     """
     expected = "the vocabulary or the SentencePiece model of the tokenizer"
     return artifacts.read_bytes(path, expected, field="export.vocabulary", max_bytes=_MAX_VOCABULARY_BYTES)
+
+
+def _check_used(config: ExportConfig, about: ModelDescription, table: IoTable) -> None:
+    """Raise InputError if a setting is about a kind of input that the model does not have."""
+    kinds = {*about.kinds.values(), *(tensor.content for tensor in table.inputs)}
+    for name, kind in {"vocabulary": "text", "tokenizer": "text", "pattern": "text", "sample_rate": "audio"}.items():
+        value = getattr(config, name)
+        if value and kind not in kinds:
+            inputs = ", ".join(tensor.name for tensor in table.inputs)
+            raise InputError(
+                f"export.{name}={artifacts.shown(str(value))} is not used, because no input is {kind}: name one "
+                f"with export.kinds=INPUT={kind}; the inputs are {inputs}",
+                field=f"export.{name}",
+                expected=f"an input that is {kind}",
+                got=value,
+            )
 
 
 def _kinds(values: Sequence[str]) -> dict[str, str]:
