@@ -63,11 +63,17 @@ arm: .venv/.installed
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'
 	@touch $@
 
-.venv/.clients: .venv/.installed tests/clients/package.json
+.venv/.clients: .venv/.installed .venv/.mediapipe tests/clients/package.json
 	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[micro,npu,clients]'
 	@mkdir -p .venv/node
 	@cp tests/clients/package.json .venv/node/
 	@cd .venv/node && npm install --silent --no-audit --no-fund --no-package-lock
+	@touch $@
+
+# MediaPipe needs absl-py 2, and tfmot absl-py 1: an environment of its own, without constraints.txt.
+.venv/.mediapipe: .venv/.installed tests/clients/mediapipe.txt
+	@$(BIN)/python -m venv .venv/mediapipe
+	@.venv/mediapipe/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/mediapipe.txt
 	@touch $@
 
 .venv/.docs: .venv/.installed

@@ -171,9 +171,10 @@ def _normalization(tensor: IoTensor, options: NormalizationOptions | None) -> _P
         return
     sizes = len(options.mean), len(options.std)
     values = f"mean {list(options.mean)} and std {list(options.std)}"
-    if sizes not in ((1, 1), (3, 3)) or not all(options.std):
-        reason = f"the metadata of {tensor.name!r} has {values}: expected one or three of each, and no std of 0"
-        yield TaskProblem(reason=reason, advice="correct the metadata", tensor=tensor.name)
+    if sizes not in ((1, 1), (3, 3)) or min(options.std) <= 0:
+        reason = f"the metadata of {tensor.name!r} has {values}: expected one or three of each, and std above 0"
+        advice = "correct the metadata, or move the normalization into the model (keras.layers.Rescaling)"
+        yield TaskProblem(reason=reason, advice=advice, tensor=tensor.name)
     elif len({*options.mean}) > 1 or len({*options.std}) > 1:
         yield TaskProblem(
             reason=f"MediaPipe normalizes all channels alike, and the metadata of {tensor.name!r} has {values}",
