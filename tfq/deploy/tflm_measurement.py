@@ -80,7 +80,7 @@ def _largest_difference(output: NDArray, golden: NDArray) -> float:
 def array_bytes(source: str) -> bytes:
     """Return the bytes of the array in model_data.c."""
     numbers = source.partition("{")[2].partition("}")[0]
-    return bytes.fromhex("".join(re.findall(r"0x([0-9a-f]{2})\b", numbers)))
+    return bytes.fromhex(numbers.replace("0x", "").replace(",", " "))
 
 
 def run_array(name: str, folder: Path) -> SelfTestResult:

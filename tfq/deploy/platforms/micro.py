@@ -89,9 +89,8 @@ def _model_data(content: bytes, full_size: int) -> str:
 
 def _bytes(content: bytes) -> str:
     """Return bytes as rows of C numbers."""
-    numbers = content.hex(" ").split(" ") if content else ["00"]
-    rows = [numbers[start : start + 16] for start in range(0, len(numbers), 16)]
-    return "\n".join("    " + " ".join(f"0x{number}," for number in row) for row in rows)
+    rows = (content[start : start + 16] for start in range(0, len(content), 16))
+    return "\n".join(f"    0x{row.hex('/').replace('/', ', 0x')}," for row in rows) or "    0x00,"
 
 
 def _arena(measured: Measurement) -> str:
