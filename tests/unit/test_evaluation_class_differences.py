@@ -15,6 +15,7 @@ from tfq.config import EvaluationConfig
 from tfq.data import Split, SplitStream
 from tfq.evaluation.class_differences import class_figures, differing_examples
 from tfq.evaluation.thumbnails import MAX_SIDE, png, thumbnails, why_no_picture
+from tfq.report.class_content import classes_section, examples_section
 from tfq.report.command_content import EVALUATION
 from tfq.report.markdown import markdown_of
 from tfq.report.page import page_of
@@ -223,3 +224,14 @@ def test_without_examples_the_record_has_the_reason(golden, ambiguous, setting):
     record = tfq.evaluate(golden / "digits_int8.tflite", ambiguous, config, reference=reference)
     assert record.differing_examples is None and record.differing_examples_reason
     assert sum(record.classes["examples"]) == 8 and (record.classes["reference_correct"] is None) == (reference is None)
+
+
+def test_a_runs_page_lists_classes_and_examples_of_all_models_but_float(evaluated):
+    models = [{"name": name, "evaluation": evaluated.to_dict()} for name in ("float", "ptq_int8", "qat_int8")]
+    record = {"models": models}
+    for section in (classes_section(record), examples_section(record)):
+        assert [table.columns[-2 if section.key == "examples" else 3] for table in section.tables] == [
+            "PTQ int8",
+            "QAT int8",
+        ]
+    assert classes_section({"models": models[:1]}) is None and examples_section({"models": models[:1]}) is None
