@@ -190,7 +190,8 @@ def test_ops_are_matched_by_topology_without_any_name():
         for number, tensor in enumerate(model.subgraphs[0].tensors):
             tensor.name = f"t{number * 7 % 31}".encode()
 
-    for data in (FLOAT, golden("two_branches_float32")):
+    # In the float16 file, DEQUANTIZE ops stand between the constants and the layers.
+    for data in (FLOAT, golden("two_branches_float32"), golden("digits_float16")):
         record = compared(rename, data)
         assert {part for part, *_ in facts(record)} <= {"names", "inputs"}, facts(record)
         assert record.matching.matched == record.matching.reference_ops and not differing(record)
@@ -389,6 +390,16 @@ def test_requirements_name_the_difference():
         check_requirements(same, require)
         with refused(RequirementError, word="conv2/CONV_2D"):
             check_requirements(worse, require)
+
+
+def test_weights_without_a_counterpart_do_not_meet_a_bound():
+    def drop(model):
+        graph = model.subgraphs[0]
+        graph.operators[5].inputs = [graph.operators[CONV2].inputs[0]]
+        del graph.operators[CONV2]
+
+    with refused(RequirementError, field="comparison.require.min_weight_sqnr_db", got=None, word="conv2/CONV_2D"):
+        check_requirements(compared(drop), ComparisonRequireConfig(min_weight_sqnr_db=-1000))
 
 
 def test_the_text_limits_rows_and_counts_the_rest():

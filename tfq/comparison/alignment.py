@@ -218,7 +218,9 @@ class _Matcher:
     def _match_converting(self) -> None:
         """Match converting ops of the same type that read the same values, in order."""
         groups: tuple[dict[Hashable, list[Op]], ...] = ({}, {})
-        sources = self._tensors(tuple(self.matches.items()))
+        reference, model = self.sides
+        tensors = self._tensors(tuple(self.matches.items()))
+        sources = {reference.source(ours): model.source(theirs) for ours, theirs in tensors.items()}
         for side in (0, 1):
             for op in self._free(side, self.sides[side].graph.ops):
                 if op.name in CONVERTING_OPS and op.inputs:

@@ -11,6 +11,8 @@ from tfq.config import ComparisonRequireConfig
 from tfq.errors import RequirementError
 from tfq.notebook import NotebookRecord
 from tfq.requirement import Requirement, at_least
+from tfq.text_table import listed
+from tfq.tflite.op_types import WEIGHT_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class ComparisonRecord(NotebookRecord):
 
     Attributes:
         byte_identical: Whether the files have the same bytes. Then nothing else is listed.
-        files: "reference" and "model" -> `bytes`, `gzip_bytes` and `sha256` of the file.
+        files: "reference" and "model" -> `bytes`, `gzip_bytes` and `sha256` of the file. `gzip_bytes` is None above
+            64 MiB, and `gzip_bytes_reason` says so.
         matching: How the ops were matched.
         changes: Differences that are not differences of numbers, in the order of the parts of a file.
         constants: The constants of matched ops, worst first; also those that are equal.
@@ -91,14 +94,30 @@ def requirements_of(record: ComparisonRecord, require: ComparisonRequireConfig) 
         count = record.num_differences
         results.append(Requirement(name="no_differences", bound=0, value=count, holds=count == 0))
     if (bound := require.min_weight_sqnr_db) is not None:
-        worst = _worst(record)
-        if worst is None:
-            reason = "all weights are equal"
-            results.append(Requirement(name="min_weight_sqnr_db", bound=bound, value=None, holds=True, reason=reason))
-        else:
-            reason = f"input {worst.input} of {worst.op}: {worst.reason}"
-            results.append(at_least("min_weight_sqnr_db", bound, worst.sqnr_db, reason))
+        results.append(_weight_requirement(record, bound))
     return tuple(results)
+
+
+def _weight_requirement(record: ComparisonRecord, bound: float) -> Requirement:
+    """Return the requirement on the worst weights. Weights that cannot be compared do not meet it."""
+    name, worst, uncompared = "min_weight_sqnr_db", _worst(record), _uncompared(record)
+    if uncompared:
+        reason = f"the weights of {listed(uncompared)} have no counterpart"
+        return Requirement(name=name, bound=bound, value=None, holds=False, reason=reason)
+    if worst is None:
+        return Requirement(name=name, bound=bound, value=None, holds=True, reason="all weights are equal")
+    return at_least(name, bound, worst.sqnr_db, f"input {worst.input} of {worst.op}: {worst.reason}")
+
+
+def _uncompared(record: ComparisonRecord) -> list[str]:
+    """Return the ops of the reference that have weights, and no matched op of the same type."""
+    return [
+        change.where
+        for change in record.changes
+        if change.part == "ops"
+        and change.what in ("removed", "type")
+        and str(change.reference).partition(" -> ")[0] in WEIGHT_INPUTS
+    ]
 
 
 def check_requirements(record: ComparisonRecord, require: ComparisonRequireConfig) -> None:
@@ -106,13 +125,13 @@ def check_requirements(record: ComparisonRecord, require: ComparisonRequireConfi
     for item in requirements_of(record, require):
         if item.holds:
             continue
-        field = f"comparison.require.{item.name}"
+        field, worst = f"comparison.require.{item.name}", _worst(record)
         if item.name == "no_differences":
             message = f"the files differ in {item.value} places, but {field} is set. The first is {_first(record)}"
+        elif item.value is None or worst is None:
+            message = f"{field} is {item.bound:g}, but {item.reason}"
         else:
-            worst = _worst(record)
-            found = item.reason if item.value is None or worst is None else f"{worst.sqnr_db:.1f} dB, of {worst.op}"
-            message = f"the lowest SQNR of the weights is {found}, but {field} is {item.bound:g}"
+            message = f"the weights of {worst.op} have an SQNR of {worst.sqnr_db:.1f} dB, but {field} is {item.bound:g}"
         raise RequirementError(message, field=field, expected=item.bound, got=item.value)
 
 

@@ -11,7 +11,7 @@ from tfq.evaluation import EvaluationRecord
 from tfq.evaluation.record import score_text
 from tfq.text_table import aligned, listed
 
-_MOST_ROWS, _MOST_PLACES, _LONGEST_VALUE, _CONTEXT = 12, 3, 48, 12
+_MOST_ROWS, _MOST_PLACES, _LONGEST_VALUE, _LONGEST_LABEL, _CONTEXT = 12, 3, 48, 44, 12
 DASH = "-"
 
 
@@ -39,10 +39,14 @@ def _changes(record: ComparisonRecord, part: str) -> list[str]:
 def _sizes(record: ComparisonRecord) -> str:
     facts = [record.files[name] for name in ("reference", "model")]
     rows = [
-        (name, f"{item['bytes']:,} bytes", f"gzip {item['gzip_bytes']:,}", change)
+        (name, f"{item['bytes']:,} bytes", _compressed(item), change)
         for name, item, change in zip("AB", facts, ("", _size_change(*facts)), strict=True)
     ]
     return "\n".join(aligned(rows, left=1))
+
+
+def _compressed(facts: dict[str, Any]) -> str:
+    return "gzip not measured" if facts["gzip_bytes"] is None else f"gzip {facts['gzip_bytes']:,}"
 
 
 def _size_change(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -77,7 +81,14 @@ def changed_values(changes: Iterable[Change], longest: int = _LONGEST_VALUE) -> 
 
 
 def _where(names: Sequence[str]) -> str:
-    return f"{listed(names, _MOST_PLACES)}" + (f" ({len(names)})" if 1 < len(names) <= _MOST_PLACES else "")
+    return f"{listed(list(map(_brief, names)), _MOST_PLACES)}" + (
+        f" ({len(names)})" if 1 < len(names) <= _MOST_PLACES else ""
+    )
+
+
+def _brief(label: str) -> str:
+    """Return the label of an op, shortened in the middle: names of tensors can be long."""
+    return label if len(label) <= _LONGEST_LABEL else f"{label[:20]}...{label[3 + 20 - _LONGEST_LABEL :]}"
 
 
 def _contrasted(reference: Any, model: Any, longest: int) -> list[str]:
@@ -134,7 +145,7 @@ def _constant_row(item: ConstantDifference) -> tuple[str, ...]:
     if item.worst_channel is not None:
         worst = f"#{item.worst_channel} {item.worst_channel_sqnr_db:.1f} dB"
     return (
-        item.op,
+        _brief(item.op),
         f"{item.input} {item.role}",
         *(
             f"{stored.dtype} {stored.granularity.replace(', axis', '')}".strip()
@@ -160,7 +171,7 @@ def number(value: float | None) -> str:
 def _activations(record: ComparisonRecord) -> list[str]:
     rows = [
         (
-            item.where,
+            _brief(item.where),
             item.dtype,
             number(item.reference_scale),
             number(item.model_scale),
