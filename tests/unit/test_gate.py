@@ -15,7 +15,7 @@ from messages import refused
 from tfq import comparison, workflows
 from tfq.comparison.gate_inputs import models_of
 from tfq.config import ComparisonConfig, DataConfig, EvaluationConfig, RunConfig
-from tfq.errors import InputError, RequirementError
+from tfq.errors import InputError, RequirementError, TfqError
 from tfq.evaluation.figures import FIGURES, Tolerance, readings_of
 from tfq.evaluation.per_example import (
     ExampleResults,
@@ -127,9 +127,12 @@ def test_changed_preprocessing_fails_and_its_field_is_named(baseline, evaluated)
 
 
 def test_preprocessing_recorded_in_the_file_is_compared(baseline):
-    new = copy.deepcopy(baseline)
+    old, new = copy.deepcopy(baseline), copy.deepcopy(baseline)
     new["digest"]["preprocessing"] = {"scale": 0.5}
-    (change,) = comparison.gate_records(new, baseline).models[0].changes
+    (added,) = comparison.gate_records(new, old).models[0].changes
+    assert added.where == "preprocessing.scale" and not added.breaks
+    old["digest"]["preprocessing"] = {"scale": 1.0}
+    (change,) = comparison.gate_records(new, old).models[0].changes
     assert change.where == "preprocessing.scale" and change.breaks
 
 
@@ -299,6 +302,99 @@ def test_a_damaged_record_is_refused(baseline, missing):
     damaged = {key: value for key, value in baseline.items() if key != missing}
     with refused(InputError, field="comparison.baseline"):
         comparison.gate_records(baseline, damaged)
+
+
+def places_of(value, path=()):
+    """Yield the path of each value inside a record."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places_of(item, (*path, key))
+
+
+def test_mutated_records_end_in_a_result_or_a_clear_error(baseline):
+    random = np.random.default_rng(0)
+    places = [path for path in places_of(baseline) if len(path) > 1]
+    values = [None, 0, -1, 1e308, "x", [], {}, True, [1], {"a": 1}, 2**70, "\ud800"]
+    refusals = 0
+    for _ in range(150):
+        mutant = copy.deepcopy(baseline)
+        *parents, last = places[random.integers(len(places))]
+        holder = mutant
+        for key in parents:
+            holder = holder[key]
+        holder[last] = copy.deepcopy(values[random.integers(len(values))])
+        for new, old in ((mutant, baseline), (baseline, mutant)):
+            try:
+                result = comparison.gate_records(new, old)
+            except TfqError:
+                refusals += 1
+                continue
+            assert junit_problems(comparison.to_junit(result)) == []
+            json.dumps(result.to_dict(), allow_nan=False)
+            assert comparison.to_text(result) and comparison.to_markdown(result)
+    assert 0 < refusals < 150
+
+
+def run_record(record, **models):
+    """Return a record of `tfq run` with models of this evaluation."""
+    keys = ("evaluation", "portability", "digest", "sha256")
+    entries = [
+        {"name": name, "file": f"{name}.tflite", **{key: record[key] for key in keys}, **values}
+        for name, values in models.items()
+    ]
+    return {**record, "command": "run", "models": entries, "benchmark": None}
+
+
+def test_each_model_of_a_run_is_compared_by_its_name(baseline):
+    worse = changed(baseline, model_bytes=99_999)["evaluation"]
+    old = run_record(baseline, float={}, ptq_int8={})
+    result = comparison.gate_records(run_record(baseline, ptq_int8={"evaluation": worse}, float={}), old)
+    assert [model.name for model in result.models] == ["float", "ptq_int8"]
+    (failure,) = result.failures
+    assert failure.startswith("ptq_int8:") and "99,999" in failure
+    gone = comparison.gate_records(run_record(baseline, float={}, qat_int8={}), old)
+    assert [bool(model.missing) for model in gone.models] == [False, True] and gone.new_models == ("qat_int8",)
+    assert not gone.holds and junit_problems(comparison.to_junit(gone)) == []
+
+
+def benchmark_record(ratio, low, high, cpu="one"):
+    """Return a record of `tfq benchmark` of two models."""
+    times = {"kernels": "xnnpack", "model_bytes": 1, "p50_ms": 1.0, "total_ops": 2, "delegated_ops": 2}
+    ratios = [{"model": "a", "against": "b", "kernels": "xnnpack", "ratio": ratio, "low": low, "high": high}]
+    models = [{"name": name, **times} for name in ("a", "b")]
+    return {
+        "command": "benchmark",
+        "cpu": {"model": cpu, "isa": []},
+        "config": {"benchmark": {}},
+        "sha256": {"model": "1", "against": {"b": "2"}},
+        "benchmark": {"backend": "local", "models": models, "ratios": ratios},
+    }
+
+
+@pytest.mark.parametrize(
+    ("new", "status"),
+    [
+        (benchmark_record(1.02, 0.98, 1.06), "within tolerance"),
+        (benchmark_record(1.2, 0.9, 1.6), "noise"),
+        (benchmark_record(1.2, 1.15, 1.25), "worse"),
+        (benchmark_record(1.2, None, None), "not gated"),
+        (benchmark_record(1.2, 1.15, 1.25, cpu="another"), "not gated"),
+    ],
+)
+def test_a_ratio_of_times_is_gated_by_its_interval_on_one_cpu(new, status):
+    result = comparison.gate_records(new, benchmark_record(1.0, 0.97, 1.03))
+    (_, model) = result.models
+    (ratio,) = [item for item in model.figures if item.figure == "latency_ratio"]
+    assert ratio.status == status
+    assert all(item.status == "not gated" for item in model.figures if item.unit == "ms")
+
+
+def test_the_time_next_to_the_file_of_the_baseline_is_gated(baseline):
+    ratio = {"model": "baseline", "against": "new", "kernels": "xnnpack", "ratio": 1.3, "low": 1.2, "high": 1.4}
+    result = figures(comparison.gate_records(baseline, baseline, latency=ratio))
+    item = result["latency_ratio to baseline, xnnpack"]
+    assert item.status == "worse" and (item.difference.low, item.difference.high) == pytest.approx((0.2, 0.4))
 
 
 def test_records_of_other_commands_are_refused(baseline):

@@ -158,12 +158,14 @@ def _interface_changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterat
         return
     if new["scheme"] != old["scheme"]:
         yield _changed("interface", "scheme", old["scheme"], new["scheme"], score=100, breaks=True)
-    if new["preprocessing"] != old["preprocessing"]:
+    if new["preprocessing"] != old["preprocessing"]:  # {"scale": 0.5, ...} or None
         for key in sorted({*(new["preprocessing"] or {}), *(old["preprocessing"] or {})}):
             values = [(side["preprocessing"] or {}).get(key) for side in (new, old)]
             if values[0] != values[1]:
                 where = f"preprocessing.{key}"
-                yield _changed("interface", where, values[1], values[0], score=960, breaks=True)
+                # An older file may not record it, which does not mean that it was another one.
+                known = old["preprocessing"] is not None
+                yield _changed("interface", where, values[1], values[0], score=960 if known else 40, breaks=known)
     for side in ("inputs", "outputs"):
         if len(new[side]) != len(old[side]):
             yield _changed("interface", side, len(old[side]), len(new[side]), score=940, breaks=True)

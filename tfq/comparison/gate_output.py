@@ -33,7 +33,7 @@ def to_text(gate: Gate) -> str:
             rows = [["figure", "baseline", "new", "change", "tolerance", "verdict"]]
             rows += [_cells(item) for item in model.figures]
             lines += aligned(rows, left=1)
-        lines += [f"{item.name}: not gated: {item.reason}" for item in model.figures if item.status == "not gated"]
+        lines += _ungated_lines(model)
         lines += _pairing_note(model)
         lines += _change_lines(model)
         lines.append("")
@@ -55,6 +55,15 @@ def _cells(item: FigureResult) -> list[str]:
     ]
 
 
+def _ungated_lines(model: GatedModel) -> list[str]:
+    """Return a line for each reason why figures are not gated, with their names."""
+    names: dict[str | None, list[str]] = {}
+    for item in model.figures:
+        if item.status == "not gated":
+            names.setdefault(item.reason, []).append(item.name)
+    return [f"Not gated: {', '.join(items)}: {reason}" for reason, items in names.items()]
+
+
 def _pairing_note(model: GatedModel) -> list[str]:
     """Return what kind of intervals the table has."""
     with_interval = [item for item in model.figures if item.difference is not None and item.difference.low is not None]
@@ -63,7 +72,8 @@ def _pairing_note(model: GatedModel) -> list[str]:
     if len(unpaired) < len(with_interval):
         lines.append("Intervals are 95%, paired by example")
     if unpaired:
-        reason = "" if model.same_examples else " because the examples differ"
+        has_other_examples = any(change.kind == "data" and change.breaks for change in model.changes)
+        reason = " because the examples differ" if has_other_examples else ""
         lines.append(f"Intervals not paired{reason}, and therefore wider: {', '.join(unpaired)}")
     return lines
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tfq.errors import InputError
 from tfq.evaluation.layer_digest import num_float_ops
 from tfq.evaluation.metric import BOUNDED_UNITS
 from tfq.evaluation.per_example import ExampleResults
@@ -39,6 +40,16 @@ class Reading:
     ungated: str = ""
     depends_on_cpu: bool = False
     is_unsupported: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError if the value is not a number, in a damaged record."""
+        if self.value is not None and (isinstance(self.value, bool) or not isinstance(self.value, (int, float))):
+            raise InputError(
+                f"a record is damaged: a figure is {str(self.value)[:50]!r}, expected a number. Write the record again",
+                field="record",
+                expected="a number",
+                got=type(self.value).__name__,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +359,8 @@ def latency_ratio(measured: Measured) -> Iterator[tuple[str, Reading]]:
 
 
 def _pair(values: Any) -> tuple[float, float] | None:
-    if not isinstance(values, (list, tuple)) or len(values) != 2 or None in values:
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        return None
+    if not all(isinstance(value, (int, float)) for value in values):
         return None
     return float(values[0]), float(values[1])
