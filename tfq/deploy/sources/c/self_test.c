@@ -154,7 +154,7 @@ int main(int argc, char **argv) {
   if (!failures && tolerance > 0) {
     printf("%d golden vectors: inputs are equal, outputs differ by at most %g quantized values\n", GOLDEN_COUNT, tolerance);
   } else if (!failures) {
-    printf("%d golden vectors: inputs, outputs and classes are equal\n", GOLDEN_COUNT);
+    printf("%d golden vectors: inputs, outputs and classes agree\n", GOLDEN_COUNT);
   }
   return failures != 0;
 }

@@ -165,7 +165,7 @@ def main(arguments):
         tolerance = float(arguments[1]) if arguments[1:] else 0
         problems, count = self_test(tolerance)
         close = f"inputs are equal, outputs differ by at most {tolerance:g} quantized values"
-        equal = close if tolerance else "inputs, outputs and classes are equal"
+        equal = close if tolerance else "inputs, outputs and classes agree"
         print("\n".join(problems) or f"{count} golden vectors: {equal}")
         return 1 if problems else 0
     if len(arguments) != len(IO["inputs"]) or arguments[0].startswith("-"):
