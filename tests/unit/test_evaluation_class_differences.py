@@ -226,6 +226,17 @@ def test_without_examples_the_record_has_the_reason(golden, ambiguous, setting):
     assert sum(record.classes["examples"]) == 8 and (record.classes["reference_correct"] is None) == (reference is None)
 
 
+def test_names_of_classes_are_shown_and_wrong_classes_are_marked():
+    examples = [
+        {"index": 7, "label": 1, "class": 2, "reference_class": 1, "names": {"1": "cat", "2": "2"}},
+        {"index": 8, "label": 1, "class": 1, "reference_class": 2, "names": {"1": "cat", "2": "2"}},
+    ]
+    evaluation = {"compared": 9, "differing_examples": {"count": 2, "examples": examples}}
+    (table,) = examples_section({"models": [{"name": "ptq_int8", "evaluation": evaluation}]}).tables
+    assert [(row[1], row[2], row[4]) for row in table.rows] == [("1 cat", "1 cat", "2"), ("1 cat", "2", "1 cat")]
+    assert table.bad == {(0, 4), (1, 2)}
+
+
 def test_a_runs_page_lists_classes_and_examples_of_all_models_but_float(evaluated):
     models = [{"name": name, "evaluation": evaluated.to_dict()} for name in ("float", "ptq_int8", "qat_int8")]
     record = {"models": models}

@@ -59,7 +59,8 @@ def _fraction(part_of: Any, total: Any) -> float | None:
 def _class_text(number: Any, name: Any) -> str:
     if number is None:
         return DASH
-    return f"{plain(number)} {plain(name)}" if name else plain(number)
+    # Classes without names of their own are named by their numbers.
+    return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
 
 
 def examples_section(record: Record) -> Section | None:
@@ -110,7 +111,10 @@ def _example_table(model: Reported, examples: Sequence[Record], picture_reason: 
             )
         )
     wrong = frozenset(
-        (row, 4) for row, item in enumerate(examples) if item.get("label") not in (None, item.get("class"))
+        (row, column)
+        for row, item in enumerate(examples)
+        for column, key in ((2, "reference_class"), (4, "class"))
+        if item.get("label") not in (None, item.get(key))
     )
     return Table(
         key="examples",
