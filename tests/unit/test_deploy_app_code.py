@@ -142,6 +142,9 @@ def test_tolerance_without_a_measurement_is_a_step_of_the_output(model_of):
     assert app_code.tolerances(contents_of(model_of("digits_int8_float_io"))) == [2**-8]
     assert app_code.tolerances(contents_of(model_of("digits_float32"), largest=20.0)) == [pytest.approx(2e-3)]
     assert app_code.tolerances(contents_of(model_of("argmax_int8"))) == [0.0]
+    # Ops with float inputs and int8 weights quantize their inputs; others dequantize their weights.
+    assert app_code.tolerances(contents_of(model_of("digits_dynamic_range"), largest=10.0)) == [pytest.approx(0.2)]
+    assert app_code.tolerances(contents_of(model_of("digits_weight_only_int8"), largest=10.0)) == [pytest.approx(1e-3)]
 
 
 def test_unknown_preprocessing_step_is_refused(model_of):

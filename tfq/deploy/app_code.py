@@ -17,8 +17,9 @@ from tfq.progress import printable
 from tfq.provenance import package_versions
 from tfq.tflite import Model, Tensor
 
-# Differences of float32 kernels, relative to the largest value.
-_FLOAT_TOLERANCE = 1e-4
+# Differences of kernels, relative to the largest output: of float32, and of ops that quantize their float inputs (0.007
+# was measured between x86-64 and ARM for dynamic-range models).
+_FLOAT_TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.02
 _HEADER_WIDTH = 114
 
 
@@ -146,8 +147,8 @@ def tolerances(contents: BundleContents) -> list[float]:
     """Return how far each output may be from its golden vectors on another CPU.
 
     In steps of the scale if the output is quantized: the largest measured difference of all CPU backends, but at least
-    one step. Else in real units: at least one step of the tensor that the output is dequantized from, and float32's
-    rounding.
+    one step. Else in real units: at least one step of the tensor that the output is dequantized from; without one, 2%
+    of the largest value if the model rounds somewhere, else float32's rounding.
     """
     model = contents.parsed
     result = []
@@ -176,7 +177,20 @@ def _least_tolerance(contents: BundleContents, index: int, tensor: Tensor) -> fl
         return 0.0
     files = [example["outputs"][index]["decoded_file"] for example in contents.golden.examples]
     largest = max(float(np.abs(np.frombuffer(contents.golden.files[file], "<f4")).max(initial=0)) for file in files)
-    return max(_FLOAT_TOLERANCE * largest, _step_before(contents.parsed, tensor))
+    step = _step_before(contents.parsed, tensor)
+    rounds = not step and _rounds(contents.parsed)
+    return max((_ROUNDED_TOLERANCE if rounds else _FLOAT_TOLERANCE) * largest, step)
+
+
+def _rounds(model: Model) -> bool:
+    """Check whether an op of a model other than DEQUANTIZE reads or writes quantized values."""
+    return any(
+        graph.tensors[index].is_quantized
+        for graph in model.subgraphs
+        for op in graph.ops
+        if op.name != "DEQUANTIZE"
+        for index in op.tensors
+    )
 
 
 def _step_before(model: Model, tensor: Tensor) -> float:
