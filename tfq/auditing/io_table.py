@@ -99,7 +99,8 @@ class IoTensor:
         steps: The steps before the model for an input, after it for an output.
         steps_source: What recorded the steps before quantization: "tfq", "TFLITE_METADATA", or None if nothing did.
         pixel_shift: For 8-bit inputs: how an app can pass the bytes of an image without the steps; else None.
-        labels: The names of the values along the last axis (or of the tensor's values); None if they are unknown.
+        labels: The names of the classes along the last axis, one for each; None if they are unknown.
+        value_labels: The names of the classes whose numbers the output holds, such as a detector's; else None.
         labels_source: The name of the file after the flatbuffer, or "provided".
     """
 
@@ -123,6 +124,7 @@ class IoTensor:
     steps_source: str | None = None
     pixel_shift: PixelShift | None = None
     labels: tuple[str, ...] | None = None
+    value_labels: tuple[str, ...] | None = None
     labels_source: str | None = None
 
     @property
@@ -138,8 +140,9 @@ class IoTensor:
         source, shift = values.pop("steps_source"), values.pop("pixel_shift")
         values |= {"shape": list(self.shape), "axes": list(self.axes)}
         values["range"] = None if self.range is None else list(self.range)
-        labels = None if self.labels is None else list(self.labels)
-        values |= {"labels": labels, "dynamic_axes": [at for at, size in enumerate(self.shape) if size == ABSENT]}
+        for key in ("labels", "value_labels"):
+            values[key] = None if values[key] is None else list(values[key])
+        values["dynamic_axes"] = [at for at, size in enumerate(self.shape) if size == ABSENT]
         if is_input:
             return values | {
                 "preprocessing": steps,
@@ -166,9 +169,10 @@ class IoTensor:
             how = "as they are" if shift == 0 else f"{'minus' if shift < 0 else 'plus'} {abs(shift)}"
             exact = "" if error == 0 else f", at most {error} step from the formula"
             lines.append(f"pixels from 0 to 255 can be passed {how}{exact}")
-        if self.labels is not None:
-            more = f", ... ({len(self.labels)})" if len(self.labels) > _LABELS_ON_SCREEN else ""
-            lines.append(f"labels: {', '.join(map(shown, self.labels[:_LABELS_ON_SCREEN]))}{more}")
+        for what, labels in (("labels", self.labels), ("labels of the values", self.value_labels)):
+            if labels is not None:
+                more = f", ... ({len(labels)})" if len(labels) > _LABELS_ON_SCREEN else ""
+                lines.append(f"{what}: {', '.join(map(shown, labels[:_LABELS_ON_SCREEN]))}{more}")
         return [(self.side, lines[0]), *(("", line) for line in lines[1:])]
 
 
@@ -270,7 +274,7 @@ def table_of(data: bytes, parsed: Model, labels: Mapping[str, Sequence[str]] | N
             else:
                 steps = output_steps(tensor, about)
                 entry = dataclasses.replace(entry, steps=steps, range=entry.range or _computed_range(main, tensor))
-                entry = _with_labels(entry, about, files, (labels or {}).get(name))
+                entry = _with_labels(entry, about, files, (labels or {}).get(name), notes)
             results.append(entry)
         return tuple(results)
 
@@ -355,12 +359,27 @@ def _computed_range(graph: Subgraph, tensor: Tensor) -> tuple[float, float] | No
 
 
 def _with_labels(
-    entry: IoTensor, described: TensorMetadata | None, files: Mapping[str, bytes], provided: Sequence[str] | None
+    entry: IoTensor,
+    described: TensorMetadata | None,
+    files: Mapping[str, bytes],
+    provided: Sequence[str] | None,
+    notes: list[str],
 ) -> IoTensor:
+    """Return an output with its labels. A label file that does not fit the last axis is left out, with a note."""
     if provided is not None:
         return dataclasses.replace(entry, labels=tuple(provided), labels_source="provided")
     for file in described.associated_files if described else ():
         content = files.get(file.name)
-        if file.type in _LABEL_TYPES and content is not None and content.count(b"\n") <= _MOST_LABELS:
-            return dataclasses.replace(entry, labels=label_lines(content), labels_source=file.name)
+        if file.type not in _LABEL_TYPES or content is None or content.count(b"\n") > _MOST_LABELS:
+            continue
+        lines = label_lines(content)
+        if file.type == "TENSOR_VALUE_LABELS":
+            return dataclasses.replace(entry, value_labels=lines, labels_source=file.name)
+        width = entry.shape[-1] if entry.shape else 1
+        if width == len(lines):
+            return dataclasses.replace(entry, labels=lines, labels_source=file.name)
+        notes.append(
+            f"the label file {file.name!r} has {len(lines)} names, but the last axis of output {entry.name!r} has "
+            f"{'no fixed length' if width == ABSENT else f'{width} values'}: its names are left out"
+        )
     return entry

@@ -61,7 +61,8 @@ def _meaning(tensor: IoTensor) -> dict[str, Any]:
     """
     steps = [step.formula for step in tensor.steps if step.step not in ("quantize", "dequantize")]
     name = "preprocessing" if tensor.side == "input" else "postprocessing"
-    return {name: "; ".join(steps) or None, "number of labels": None if tensor.labels is None else len(tensor.labels)}
+    labels = tensor.labels if tensor.value_labels is None else tensor.value_labels
+    return {name: "; ".join(steps) or None, "number of labels": None if labels is None else len(labels)}
 
 
 def _ends(where: str, graphs: tuple[Subgraph, Subgraph], side: str, names: list[tuple[str, ...]]) -> Iterator[Change]:

@@ -204,11 +204,12 @@ def _step_before(model: Model, tensor: Tensor) -> float:
 
 
 def labeled_output(contents: BundleContents) -> int | None:
-    """Return the place of the output whose labels labels.txt has; None if there are no labels."""
+    """Return the place of the output whose classes labels.txt names, one for each example; None if there is none."""
+    first = contents.golden.examples[0]["outputs"]
     places = [
         place
         for place, entry in enumerate(contents.io["outputs"])
-        if contents.labels and tuple(entry["labels"] or ()) == contents.labels
+        if contents.labels and tuple(entry["labels"] or ()) == contents.labels and first[place].get("top")
     ]
     return places[0] if places else None
 
@@ -220,6 +221,26 @@ def best_labels(contents: BundleContents, example: Mapping[str, Any]) -> list[st
         output["top"][0]["label"] if place == labeled and output.get("top") else None
         for place, output in enumerate(example["outputs"])
     ]
+
+
+def shared_tensor_problems(model: Model, title: str) -> list[Problem]:
+    """Return a problem for each output that is also an input, or an earlier output: LiteRT's new API refuses them.
+
+    `CompiledModel` returns wrong values for the outputs of a file that returns an input, and does not load a file that
+    returns a tensor twice (ai-edge-litert 2.3.0). The interpreter runs both.
+    """
+    inputs, outputs = (list(getattr(model.main_subgraph, side)) for side in ("inputs", "outputs"))
+    problems = []
+    for place, (index, name) in enumerate(zip(outputs, model.output_names, strict=True)):
+        other = "an input" if index in inputs else "an output" if index in outputs[:place] else ""
+        if other:
+            problems.append(
+                Problem(
+                    reason=f"output {name!r} is the same tensor as {other}, which {title} does not run",
+                    advice="convert a model without this output",
+                )
+            )
+    return problems
 
 
 def check_tensors(dtypes: Collection[str], *, title: str) -> Callable[[Candidate], tuple[Problem, ...]]:

@@ -289,7 +289,9 @@ def _contents(
         model=described,
         io=io,
         golden=golden,
-        labels=next((tuple(entry["labels"]) for entry in io["outputs"] if entry["labels"]), ()),
+        labels=next(
+            (tuple(entry[key]) for key in ("labels", "value_labels") for entry in io["outputs"] if entry[key]), ()
+        ),
         results=results,
         source_sha256=source_sha256,
         parsed=tflite.read(described),
@@ -313,7 +315,7 @@ def _labels(
     if config.labels and not config.detection_outputs:
         names, where = read_labels(config.labels), artifacts.shown(config.labels)
         return {labeled_output(model, names, where): names}
-    if not class_names or config.labels or any(tensor.labels for tensor in table.outputs):
+    if not class_names or config.labels or any(tensor.labels or tensor.value_labels for tensor in table.outputs):
         return {}
     try:
         names = check_names(class_names, "the data source")

@@ -83,9 +83,20 @@ def golden_vectors(
         ModelError: The model cannot run on this machine.
     """
     labels = {entry["name"]: entry["labels"] for entry in table["outputs"] if entry["labels"]}
+    if not source.inputs:
+        raise InputError(
+            "the model has no inputs, so there are no golden vectors. Expected a model with at least one input",
+            field="model",
+            expected="at least one input",
+            got=0,
+        )
     groups = _groups(model, source)
     raw = data.bind_inputs(groups.inputs, model.input_names)
-    sources = [[_source(array, groups, place) for array in raw] for place in range(groups.count)]
+    tensors = model.main_subgraph.input_tensors
+    sources = [
+        [_source(array, groups, place, len(tensor.shape)) for array, tensor in zip(raw, tensors, strict=True)]
+        for place in range(groups.count)
+    ]
     samples = [_fed(model, table, arrays) for arrays in sources]
     with progress.stage("computing the golden vectors"):
         outputs = _run(content, samples)
@@ -140,11 +151,16 @@ def _groups(model: Model, source: SourceExamples) -> _Groups:
     )
 
 
-def _source(array: NDArray, groups: _Groups, place: int) -> NDArray:
-    """Return the values of one inference before preprocessing: a batch, or the input of an example."""
+def _source(array: NDArray, groups: _Groups, place: int, rank: int) -> NDArray:
+    """Return the values of one inference before preprocessing: a batch, or the input of an example.
+
+    An input of several that share no batch dimension may start with a dimension of 1 that examples lack. It is added.
+    """
     array = array[place * groups.batch : (place + 1) * groups.batch] if groups.has_batch else array[place]
+    array = np.asarray(array)
+    array = array[None] if array.ndim == rank - 1 else array
     kept = array.dtype.name in _KEPT_TYPES
-    return np.ascontiguousarray(array if kept else data.real_units(array, "golden vectors"))
+    return np.asarray(array if kept else data.real_units(array, "golden vectors"), order="C")
 
 
 def _fed(model: Model, table: Mapping[str, Any], sources: Sequence[NDArray]) -> tuple[NDArray, ...]:
@@ -152,8 +168,6 @@ def _fed(model: Model, table: Mapping[str, Any], sources: Sequence[NDArray]) -> 
     results = []
     for entry, tensor, source in zip(table["inputs"], model.main_subgraph.input_tensors, sources, strict=True):
         where = f"the golden vector of input {entry['name']!r}"
-        # An input of several that share no batch dimension may start with a dimension of 1 that examples lack.
-        source = source[None] if source.ndim == len(tensor.shape) - 1 else source
         array = apply_steps(source, entry, where)
         if not data.shape_fits(array.shape, tensor.shape_signature):
             raise InputError(
@@ -163,7 +177,7 @@ def _fed(model: Model, table: Mapping[str, Any], sources: Sequence[NDArray]) -> 
                 expected=tensor.shape_signature,
                 got=array.shape,
             )
-        results.append(np.ascontiguousarray(array))
+        results.append(np.asarray(array, order="C"))
     return tuple(results)
 
 
@@ -202,10 +216,15 @@ def _outputs(
         entry = {"name": name, **_array(f"{stem}.bin", output, files)}
         entry["decoded_file"] = f"{stem}_decoded.bin"
         _array(entry["decoded_file"], real.astype(np.float32), files)
-        if name in labels:
+        if name in labels and is_one_class(real.shape):
             entry["top"] = top_classes(real.reshape(-1, len(labels[name]))[0], labels[name])
         entries.append(entry)
     return entries
+
+
+def is_one_class(shape: Sequence[int]) -> bool:
+    """Check whether an output has one class for each example: not one for each pixel, token or box."""
+    return all(length == 1 for length in shape[1:-1])
 
 
 def top_classes(scores: NDArray, labels: Sequence[str]) -> list[dict[str, Any]]:

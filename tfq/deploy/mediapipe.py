@@ -189,8 +189,9 @@ def _score_outputs(table: IoTable, metadata: ModelMetadata) -> _Problems:
         count = math.prod(abs(size) for size in tensor.shape)
         labels = len(tensor.labels or ())
         has_labels = any(file.type == "TENSOR_AXIS_LABELS" for file in described.associated_files)
-        if has_labels and labels and labels != count:
-            reason = f"{tensor.name!r} has {count} scores, shape {list(tensor.shape)}, and {labels} labels"
+        if has_labels and labels != count:
+            names = f"{labels} labels" if labels else "no label file with a name for each"
+            reason = f"{tensor.name!r} has {count} scores, shape {list(tensor.shape)}, and {names}"
             yield TaskProblem(reason=reason, advice="pass a label for each score", tensor=tensor.name)
 
 

@@ -108,6 +108,7 @@ def checked_labels(labels: NDArray, outputs: NDArray) -> NDArray[np.int64]:
 def check_no_nan(values: NDArray, what: str) -> None:
     """Raise InputError with the first example whose values contain NaN."""
     if values.dtype.kind == "f":
+        values = np.atleast_1d(values)
         bad = np.isnan(values).reshape(len(values), -1).any(axis=1)
         if bad.any():
             raise InputError(

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tfq.deploy.app_code import shared_tensor_problems
 from tfq.deploy.c_code import c_problems, c_sources
 from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 from tfq.deploy.programs import run_program
@@ -23,7 +24,7 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
 
 
 def _check(candidate: Candidate) -> list[Problem]:
-    return c_problems(candidate.io)
+    return [*c_problems(candidate.io), *shared_tensor_problems(candidate.model, "the C program")]
 
 
 def _test_python(folder: Path) -> SelfTestResult:

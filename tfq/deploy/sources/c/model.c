@@ -51,6 +51,23 @@ static void store(enum model_type type, void *data, size_t index, double value) 
   }
 }
 
+/* Stores a value that is not quantized. An integer type refuses fractions, NaN and values outside of its range. */
+static const char *store_exactly(enum model_type type, void *data, size_t index, double value) {
+  double highest = 0, lowest = 0;
+  switch (type) {
+    case MODEL_INT8: lowest = -128, highest = 127; break;
+    case MODEL_UINT8: highest = 255; break;
+    case MODEL_BOOL: highest = 1; break;
+    case MODEL_INT16: lowest = -32768, highest = 32767; break;
+    case MODEL_INT32: lowest = -2147483648.0, highest = 2147483647.0; break;
+    case MODEL_INT64: lowest = -9007199254740992.0, highest = 9007199254740992.0; break; /* exact in a double */
+    case MODEL_FLOAT32: store(type, data, index, value); return NULL;
+  }
+  if (!(value >= lowest && value <= highest && value == floor(value))) return "a value does not fit the input's type";
+  store(type, data, index, value);
+  return NULL;
+}
+
 /* ---- Preprocessing: float32 arithmetic, as in Python. Compile with -ffp-contract=off for equal bits. ---- */
 
 /* The two neighbors of pixel `index` of `target` pixels among `source` pixels, and its distance from the first:
@@ -133,7 +150,13 @@ static const char *finish(const struct model_tensor *input, float *values, const
       return quantize(input, values, count, output);
     }
   }
-  for (size_t place = 0; place < count; ++place) store(input->type, output, place, values[place]);
+  for (size_t place = 0; place < count && !problem; ++place) {
+    if (input->type == MODEL_FLOAT32) {
+      ((float *)output)[place] = values[place];
+    } else {
+      problem = store_exactly(input->type, output, place, values[place]);
+    }
+  }
   return problem;
 }
 
@@ -147,7 +170,10 @@ const char *model_preprocess(const struct model_tensor *input, const struct mode
     if (array->type == input->type) {
       memcpy(output, array->data, count * model_value_bytes(input->type));
     } else {
-      for (size_t at = 0; at < count; ++at) store(input->type, output, at, value_at(array->type, array->data, at));
+      for (size_t at = 0; at < count; ++at) {
+        problem = store_exactly(input->type, output, at, value_at(array->type, array->data, at));
+        if (problem) return problem;
+      }
     }
     return NULL;
   }
@@ -194,8 +220,6 @@ int model_best_class(const float *scores, int count) {
 
 /* ---- Inference ---- */
 
-enum { MODEL_MAX_TENSORS = 64 };
-
 struct model {
   LiteRtEnvironment environment;
   LiteRtModel file;
@@ -203,8 +227,8 @@ struct model {
   LiteRtParamIndex signature;
   size_t num_inputs, num_outputs;
   /* In the order of the signature, and the place of each tensor of MODEL_INPUTS and MODEL_OUTPUTS in it. */
-  LiteRtTensorBuffer inputs[MODEL_MAX_TENSORS], outputs[MODEL_MAX_TENSORS];
-  size_t place_of_input[MODEL_MAX_TENSORS], place_of_output[MODEL_MAX_TENSORS];
+  LiteRtTensorBuffer *inputs, *outputs;
+  size_t *place_of_input, *place_of_output;
 };
 
 #define CHECK(call) \
@@ -310,10 +334,14 @@ const char *model_load(const char *path, struct model **model) {
   const char *problem;
   *model = (struct model *)calloc(1, sizeof **model);
   if (!*model) return "out of memory";
-  if (MODEL_NUM_INPUTS > MODEL_MAX_TENSORS || MODEL_NUM_OUTPUTS > MODEL_MAX_TENSORS) {
-    problem = "the model has more inputs or outputs than MODEL_MAX_TENSORS";
-  } else {
+  (*model)->inputs = (LiteRtTensorBuffer *)calloc((size_t)MODEL_NUM_INPUTS, sizeof(LiteRtTensorBuffer));
+  (*model)->outputs = (LiteRtTensorBuffer *)calloc((size_t)MODEL_NUM_OUTPUTS, sizeof(LiteRtTensorBuffer));
+  (*model)->place_of_input = (size_t *)calloc((size_t)MODEL_NUM_INPUTS, sizeof(size_t));
+  (*model)->place_of_output = (size_t *)calloc((size_t)MODEL_NUM_OUTPUTS, sizeof(size_t));
+  if ((*model)->inputs && (*model)->outputs && (*model)->place_of_input && (*model)->place_of_output) {
     problem = load(path, *model);
+  } else {
+    problem = "out of memory";
   }
   if (problem) {
     model_free(*model);
@@ -357,12 +385,18 @@ const char *model_run(struct model *model, const void *const *inputs, void *cons
 
 void model_free(struct model *model) {
   if (!model) return;
-  for (size_t place = 0; place < MODEL_MAX_TENSORS; ++place) {
+  for (int place = 0; model->inputs && place < MODEL_NUM_INPUTS; ++place) {
     if (model->inputs[place]) LiteRtDestroyTensorBuffer(model->inputs[place]);
+  }
+  for (int place = 0; model->outputs && place < MODEL_NUM_OUTPUTS; ++place) {
     if (model->outputs[place]) LiteRtDestroyTensorBuffer(model->outputs[place]);
   }
   if (model->compiled) LiteRtDestroyCompiledModel(model->compiled);
   if (model->file) LiteRtDestroyModel(model->file);
   if (model->environment) LiteRtDestroyEnvironment(model->environment);
+  free(model->inputs);
+  free(model->outputs);
+  free(model->place_of_input);
+  free(model->place_of_output);
   free(model);
 }

@@ -35,11 +35,16 @@ def preprocess(values, entry):
             array = quantize(array, step["scale"], step["zero_point"], entry["dtype"])
         elif step["step"] != "tokenize":  # the values are the numbers of tokens already
             raise ValueError(f"unknown preprocessing step {step['step']!r}")
-    return np.ascontiguousarray(array, entry["dtype"])
+    cast = np.asarray(array, entry["dtype"], order="C")
+    if cast.dtype.kind != "f" and not np.array_equal(cast, array):
+        raise ValueError(f"input {entry['name']}: expected {entry['dtype']} values, got others ({array.dtype})")
+    return cast
 
 
 def quantize(values, scale, zero_point, dtype):
     """Return round(values / scale) + zero_point, limited to the range of `dtype`. Half is rounded to even."""
+    if np.isnan(values).any():
+        raise ValueError("expected numbers, got NaN")
     limits = np.iinfo(dtype)
     steps = np.rint(values.astype(np.float32) * (np.float32(1) / np.float32(scale)))
     return np.clip(steps + np.float32(zero_point), limits.min, limits.max).astype(dtype)
@@ -84,7 +89,11 @@ class Model:
     def run(self, inputs):
         """Return the outputs for inputs in the model's own types, both in the order of io.json."""
         details = self.interpreter.get_input_details()
-        for detail, array in zip(details, inputs, strict=True):
+        for detail, array, entry in zip(details, inputs, IO["inputs"], strict=True):
+            expected = entry["shape"]
+            fits = zip(array.shape, expected, strict=False)
+            if array.ndim != len(expected) or any(size != length and length != -1 for size, length in fits):
+                raise ValueError(f"input {entry['name']}: expected shape {expected}, got {list(array.shape)}")
             if tuple(detail["shape"]) != array.shape:
                 self.interpreter.resize_tensor_input(detail["index"], array.shape)
         self.interpreter.allocate_tensors()
@@ -174,7 +183,7 @@ def main(arguments):
     fed = [preprocess(read_input(path, entry), entry) for path, entry in zip(arguments, IO["inputs"], strict=True)]
     for entry, output in zip(IO["outputs"], Model().run(fed), strict=True):
         real = dequantize(output, entry)
-        if entry["labels"]:
+        if entry["labels"] and np.prod(real.shape[1:-1]) == 1:
             for index, name, score in top_classes(real.reshape(-1, len(entry["labels"]))[0], entry["labels"]):
                 print(f"{entry['name']}: {name} (class {index}): {score:.4f}")
         else:

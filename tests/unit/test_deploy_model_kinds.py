@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles of models with unusual inputs and outputs: ranks, counts, labels, and values that do not fit."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from built_models import Call, T, build, constant
+from messages import refused
+from one_op_models import options
+
+import tfq
+from tfq import auditing, tflite
+from tfq.errors import InputError
+
+LINUX = tfq.ExportConfig(platform=("linux",), self_test=False, zip=False, num_golden=1)
+pytestmark = pytest.mark.filterwarnings("ignore:.*golden vectors are random")
+
+
+def read(folder, entry):
+    return np.fromfile(folder / entry["file"], entry["dtype"]).reshape(entry["shape"])
+
+
+def absolute(shape=(1, 4), dtype="float32", outputs=("y",), op="ABS"):
+    """Return a model of one op; `outputs` may name its input "x" and output "y" in any way."""
+    tensors = {"x": T(dtype, shape), "y": T(dtype, shape)}
+    return build(tensors, [Call(op, ["x"], ["y"], options("Abs"))], ["x"], list(outputs))
+
+
+def module_of(folder):
+    """Import python/run_model.py of a bundle."""
+    spec = importlib.util.spec_from_file_location("run_model", folder / "python/run_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_seventy_outputs_and_inputs_of_three_ranks_pass_the_self_tests(tmp_path):
+    tensors = {"x": T("float32", (1, 4)), "row": T("float32", (4,)), "one": T("float32", ()), "y": T("float32", (1, 4))}
+    tensors |= {f"y{place}": T("float32", ()) for place in range(70)}
+    calls = [Call("ADD", ["x", "row"], ["y"], options("Add"))]
+    calls += [
+        Call("ABS", ["one" if place == 0 else f"y{place - 1}"], [f"y{place}"], options("Abs")) for place in range(70)
+    ]
+    model = build(tensors, calls, ["x", "row", "one"], ["y", *(f"y{place}" for place in range(70))])
+    bundle = tfq.export_bundle(model, tfq.ExportConfig(platform=("linux",), num_golden=1), out=tmp_path)
+    assert {result.status for result in bundle.self_tests} <= {"passed", "not run"}, bundle.self_tests
+    assert bundle.self_tests[0].status == "passed"
+    example = json.loads((bundle.folder / "golden/golden.json").read_text())["examples"][0]
+    assert [entry["source"]["shape"] for entry in example["inputs"]] == [[1, 4], [4], []]
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (absolute(outputs=["y", "x"]), "input,"),
+        (absolute(outputs=["y", "y"]), "output,"),
+        (absolute(shape=(1, 0)), "values,"),
+        (build({"c": constant([1.0]), "y": T("float32", (1,))}, [Call("ABS", ["c"], ["y"])], [], ["y"]), "inputs,"),
+    ],
+    ids=["returned input", "returned twice", "empty", "no inputs"],
+)
+def test_models_that_clients_do_not_run_are_refused(model, word, tmp_path):
+    with refused(InputError, word=word):
+        tfq.export_bundle(model, LINUX, out=tmp_path)
+
+
+def test_value_labels_of_a_detector_are_not_names_of_scores(golden, tmp_path):
+    model = golden / "metadata/object_detector.tflite"
+    classes = auditing.io_table(model).outputs[1]
+    assert (classes.labels, classes.value_labels) == (None, ("cat", "dog", "bird"))
+    bundle = tfq.export_bundle(model, LINUX, out=tmp_path)
+    assert (bundle.folder / "labels.txt").read_text() == "cat\ndog\nbird\n"
+    outputs = json.loads((bundle.folder / "golden/golden.json").read_text())["examples"][0]["outputs"]
+    assert not any("top" in output for output in outputs)
+
+
+def test_a_map_of_classes_has_no_best_class(golden, tmp_path):
+    bundle = tfq.export_bundle(golden / "metadata/image_segmenter.tflite", LINUX, out=tmp_path)
+    assert "top" not in json.loads((bundle.folder / "golden/golden.json").read_text())["examples"][0]["outputs"][0]
+
+
+def test_labels_in_the_file_that_do_not_fit_are_left_out_with_a_note(golden):
+    content = (golden / "metadata/image_classifier.tflite").read_bytes()
+    metadata = tflite.read_model_metadata(content)
+    changed = tflite.write_model_metadata(content, metadata, {"labels.txt": b"cat\ndog\n", "german.txt": b""})
+    table = auditing.io_table(changed)
+    assert table.outputs[0].labels is None
+    assert any("labels.txt" in note and "2 names" in note for note in table.notes)
+
+
+def test_the_python_program_refuses_values_that_do_not_fit(golden, tmp_path):
+    tokens = build(
+        {"x": T("int32", (1, 4)), "y": T("int32", (1, 4))}, [Call("ABS", ["x"], ["y"], options("Abs"))], ["x"], ["y"]
+    )
+    module = module_of(tfq.export_bundle(tokens, LINUX, out=tmp_path).folder)
+    (entry,) = module.IO["inputs"]
+    assert module.preprocess([[1.0, 2, 3, 4]], entry).dtype == np.int32
+    for values in ([[1.5, 2, 3, 4]], [[2**40, 2, 3, 4]]):
+        with pytest.raises(ValueError, match="int32"):
+            module.preprocess(np.array(values), entry)
+    with pytest.raises(ValueError, match="shape"):
+        module.Model().run([np.zeros((1, 5), np.int32)])
+    quantized = {"name": "x", "dtype": "int8", "preprocessing": [{"step": "quantize", "scale": 0.1, "zero_point": 0}]}
+    with pytest.raises(ValueError, match="NaN"):
+        module.preprocess([[np.nan]], quantized)
