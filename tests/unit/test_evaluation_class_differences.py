@@ -85,13 +85,17 @@ def test_pictures_are_those_of_their_examples(images):
 
 @pytest.mark.parametrize("seekable", [True, False])
 def test_pictures_of_a_stream_are_those_of_the_same_examples_in_memory(images, seekable):
+    reads = []
+
     def read(start, stop):
+        reads.append((start, stop))
         for place in range(start, stop, 2):
             yield split(images[place : min(place + 2, stop)])
 
     stream = SplitStream(name="test", source="s", num_examples=6, read=read, piece_examples=2, seekable=seekable)
     in_memory, _ = differing_examples(MODEL, REFERENCE, LABELS, split(images), 12)
     streamed, _ = differing_examples(MODEL, REFERENCE, LABELS, stream, 12)
+    assert len(reads) == (1 + 3 if seekable else 2)  # one for the shape
     by_index = {item["index"]: item for item in in_memory["examples"]}
     assert {item["index"]: item for item in streamed["examples"]} == by_index
     indices = [item["index"] for item in streamed["examples"]]

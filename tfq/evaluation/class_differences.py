@@ -55,12 +55,13 @@ def class_figures(
         answers = [classes_of(values), *([] if expected is None else [classes_of(expected)])]
     except InputError as error:
         return None, str(error)
-    classes = np.unique(truth)
-    correct = [[int(((truth == number) & (answer == number)).sum()) for number in classes] for answer in answers]
+    classes, examples = np.unique(truth, return_counts=True)
+    places = np.searchsorted(classes, truth)
+    correct = [np.bincount(places[answer == truth], minlength=len(classes)).tolist() for answer in answers]
     return {
         "class": classes.tolist(),
         "name": [_name(int(number), names) for number in classes] if names else None,
-        "examples": [int((truth == number).sum()) for number in classes],
+        "examples": examples.tolist(),
         "correct": correct[0],
         "reference_correct": correct[1] if len(correct) > 1 else None,
     }, None
@@ -152,15 +153,25 @@ def _pictures(data: AnySplit, indices: NDArray[np.int64]) -> tuple[list[str | No
     if len(images) != 1:
         reason = next(iter(reasons.values())) if len(reasons) == 1 else f"{len(images)} of the inputs are images"
         return [None] * len(indices), reason
-    return list(thumbnails(np.stack([_example(data, int(index), images[0]) for index in indices]))), None
+    return list(thumbnails(_examples(data, indices, images[0]))), None
 
 
-def _example(data: AnySplit, index: int, name: str) -> NDArray:
+def _examples(data: AnySplit, indices: NDArray[np.int64], name: str) -> NDArray:
+    """Return single examples of an input, (len(indices), ...). A stream that is not seekable is read once."""
     if isinstance(data, Split):
-        return data.inputs[name][index]
-    start = index if data.seekable else 0
-    for piece in data.read(start, index + 1):
-        if start + piece.num_examples > index:
-            return piece.inputs[name][index - start]
-        start += piece.num_examples
-    raise InputError(f"data {data.source} ({data.name}): example {index} can no longer be read", field="data")
+        return np.asarray(data.inputs[name][indices])
+    found: dict[int, NDArray] = {}
+    spans = [(int(index), int(index) + 1) for index in indices] if data.seekable else [(0, int(indices.max()) + 1)]
+    for start, stop in spans:
+        for piece in data.read(start, stop):
+            for index in indices[(start <= indices) & (indices < start + piece.num_examples)]:
+                found[int(index)] = np.array(piece.inputs[name][index - start])
+            start += piece.num_examples
+    missing = [int(index) for index in indices if int(index) not in found]
+    if missing:
+        raise InputError(
+            f"data {data.source} ({data.name}): example {missing[0]} can no longer be read. Did a file change?",
+            field="data",
+            got=missing,
+        )
+    return np.stack([found[int(index)] for index in indices])
