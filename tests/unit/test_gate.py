@@ -12,10 +12,11 @@ import pytest
 from golden_models import golden
 from messages import refused
 
-from tfq import comparison, workflows
+from tfq import comparison, tflite, workflows
 from tfq.comparison.gate_inputs import models_of
 from tfq.config import ComparisonConfig, DataConfig, EvaluationConfig, RunConfig
 from tfq.errors import InputError, RequirementError, TfqError
+from tfq.evaluation import digest_of
 from tfq.evaluation.figures import FIGURES, Tolerance, readings_of
 from tfq.evaluation.per_example import (
     ExampleResults,
@@ -24,6 +25,14 @@ from tfq.evaluation.per_example import (
     difference_of_sqnr,
 )
 from tfq.provenance import record_of
+from tfq.tflite.model_metadata import (
+    AssociatedFile,
+    ModelMetadata,
+    NormalizationOptions,
+    ProcessUnit,
+    SubGraphMetadata,
+    TensorMetadata,
+)
 
 NUM_EXAMPLES = 64
 
@@ -134,6 +143,32 @@ def test_preprocessing_recorded_in_the_file_is_compared(baseline):
     old["digest"]["preprocessing"] = {"scale": 1.0}
     (change,) = comparison.gate_records(new, old).models[0].changes
     assert change.where == "preprocessing.scale" and change.breaks
+
+
+def with_metadata(labels: str, mean: float) -> bytes:
+    """Return the model with TFLite Metadata: a label file and the normalization of its input."""
+    unit = ProcessUnit(options=NormalizationOptions(mean=(mean,), std=(1.0,)))
+    file = AssociatedFile(name="labels.txt", type="TENSOR_AXIS_LABELS")
+    graph = SubGraphMetadata(
+        input_tensor_metadata=(TensorMetadata(name="image", process_units=(unit,)),),
+        output_tensor_metadata=(TensorMetadata(name="probabilities", associated_files=(file,)),),
+    )
+    metadata = ModelMetadata(subgraph_metadata=(graph,))
+    return tflite.write_model_metadata(golden(gate_models.BASE), metadata, {"labels.txt": labels.encode()})
+
+
+def test_labels_and_normalization_in_the_metadata_of_the_file_are_compared(baseline):
+    def record(*arguments):
+        return {**baseline, "digest": digest_of(with_metadata(*arguments))}
+
+    old = record("zero\none\ntwo\n", 0.0)
+    assert comparison.gate_records(old, old).holds
+    (swapped,) = comparison.gate_records(record("zero\ntwo\none\n", 0.0), old).models[0].changes
+    assert swapped.where == "labels" and swapped.breaks and "line 2: 'one' -> 'two'" in swapped.message
+    (other,) = comparison.gate_records(record("zero\none\ntwo\n", 0.5), old).models[0].changes
+    assert other.where == "preprocessing of input 'image'" and other.breaks
+    added = comparison.gate_records(old, baseline).models[0].changes
+    assert len(added) == 2 and not any(change.breaks for change in added)
 
 
 def test_the_layer_is_measured_if_both_files_are_there(folder):

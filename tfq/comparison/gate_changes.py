@@ -5,6 +5,7 @@ A changed figure is a symptom; these changes are its possible causes. A record h
 every layer, so the file of the baseline is not needed.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ Kind = Literal["data", "interface", "layer", "environment"]
 _SETTINGS = ("metric", "output", "output_metrics", "xnnpack", "limit", "backends_limit")
 # A pair of classes is swapped if that explains this fraction of the changed predictions, and at least this many.
 _EXPLAINED, _FEWEST_SWAPS = 0.8, 3
+# How many lines of a label file that differ are shown.
+_MOST_LINES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +184,31 @@ def _interface_changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterat
                         breaks=key in ("name", "dtype", "shape"),
                         score=400 if key in ("name", "dtype", "shape") else 50,
                     )
-    for name in sorted({*new["files"], *old["files"]}):
-        if new["files"].get(name) != old["files"].get(name):
-            states = {(True, True): "changed", (False, True): "was removed", (True, False): "was added"}
-            state = states[name in new["files"], name in old["files"]]
-            message = f"the associated file {name} {state}"
-            yield Change(kind="interface", where="labels", message=message, score=930, breaks=state != "was added")
+            values = [item.get("normalization") for item in (after, before)]
+            if values[0] != values[1]:
+                where, known = f"preprocessing of {side[:-1]} {before['name']!r}", values[1] is not None
+                message = f"normalization {_short(values[1])} -> {_short(values[0])}"
+                yield Change(kind="interface", where=where, message=message, breaks=known, score=955 if known else 40)
+    yield from _file_changes(new["files"], old["files"])
+
+
+def _file_changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield the changes of associated files; of text, such as labels, the first lines that differ."""
+    for name in sorted({*new, *old}):
+        after, before = new.get(name), old.get(name)
+        if after == before:
+            continue
+        if after is None or before is None:
+            message = f"the associated file {name} was {'removed' if after is None else 'added'}"
+            yield Change(kind="interface", where="labels", message=message, breaks=after is None, score=930)
+            continue
+        message = f"the associated file {name} changed"
+        if after["lines"] is not None and before["lines"] is not None:
+            pairs = itertools.zip_longest(before["lines"], after["lines"], fillvalue="nothing")
+            lines = [f"line {number}: {a!r} -> {b!r}" for number, (a, b) in enumerate(pairs, 1) if a != b]
+            message += f": {', '.join(lines[:_MOST_LINES])}"
+            message += f" and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        yield Change(kind="interface", where="labels", message=message, breaks=True, score=930)
 
 
 def layer_changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[Change]:

@@ -5,22 +5,24 @@ It has no weights, only their hashes: about 300 bytes for each op.
 """
 
 import hashlib
-import io
 import math
-import zipfile
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from tfq import tflite
 from tfq.auditing.composition import Composition
 from tfq.auditing.schemes import FLOATS
+from tfq.errors import FlatbufferError
 from tfq.tflite import Op, Subgraph, Tensor
+from tfq.tflite.model_metadata import NormalizationOptions
 from tfq.tflite.op_types import BIAS, WEIGHT, roles
 
 # Ops that convert between floats and integers, and compute nothing else.
 CONVERTERS = ("QUANTIZE", "DEQUANTIZE")
 _HASH_DIGITS = 12
-_MOST_FILES, _MOST_BYTES = 100, 1 << 26
+# Longer texts are only hashed: the labels of 1,000 classes have about 15 kB.
+_LONGEST_TEXT = 1 << 15
 
 
 def digest_of(content: bytes) -> dict[str, Any]:
@@ -28,8 +30,9 @@ def digest_of(content: bytes) -> dict[str, Any]:
 
     Returns:
         The keys `scheme` (the scheme that the audit finds: "full_int8"), `inputs` and `outputs` (for each its name,
-        dtype, shape, scale and zero_point), `preprocessing` (the preprocessing that tfq recorded in the file, or None),
-        `files` (SHA-256 of each associated file, such as labels, by name) and `layers`.
+        dtype, shape, scale and zero_point; of inputs also the `normalization` in TFLite Metadata), `preprocessing` (the
+        preprocessing that tfq recorded in the file, or None), `files` (for each associated file, such as labels, its
+        `sha256`, and its `lines` if it is a short text) and `layers`.
         An entry of `layers` is an op of the main subgraph: its `label` ("conv1/CONV_2D"), `layer`, `op`, `type`
         ("int8"), `outputs` and `constants`. A constant has its role, shape, dtype, scale (the geometric mean of the
         scales of all channels), num_scales, and the first 12 digits of the SHA-256 of its bytes (`sha256`) and of its
@@ -37,11 +40,12 @@ def digest_of(content: bytes) -> dict[str, Any]:
     """
     model = tflite.read(content)
     graph = model.main_subgraph
+    normalizations = _normalizations(content, len(graph.inputs))
     return {
         "scheme": Composition(model).scheme,
         "inputs": [
-            {"name": name, **_tensor(tensor)}
-            for name, tensor in zip(model.input_names, graph.input_tensors, strict=True)
+            {"name": name, **_tensor(tensor), "normalization": normalization}
+            for name, tensor, normalization in zip(model.input_names, graph.input_tensors, normalizations, strict=True)
         ],
         "outputs": [
             {"name": name, **_tensor(tensor)}
@@ -119,13 +123,32 @@ def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
 
 
-def _associated_files(content: bytes) -> dict[str, str]:
-    """Return name -> SHA-256 of the files in the ZIP archive after the flatbuffer; {} if it cannot be read."""
+def _normalizations(content: bytes, num_inputs: int) -> list[dict[str, Any] | None]:
+    """Return the mean and std of each input in TFLite Metadata; None for an input without them."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()[:_MOST_FILES]
-            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
-                return {}
-            return {entry.filename: hashlib.sha256(archive.read(entry)).hexdigest() for entry in entries}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError):
-        return {}
+        metadata = tflite.read_model_metadata(content)
+    except FlatbufferError:
+        metadata = None
+    results: list[dict[str, Any] | None] = [None] * num_inputs
+    for index, item in enumerate((metadata.inputs if metadata else ())[:num_inputs]):
+        options = item.unit(NormalizationOptions)
+        if options is not None:
+            results[index] = {"mean": [*map(_finite, options.mean)], "std": [*map(_finite, options.std)]}
+    return results
+
+
+def _associated_files(content: bytes) -> dict[str, dict[str, Any]]:
+    """Return the hash of each file after the flatbuffer, and the lines of short texts; {} if they cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = tflite.associated_files(content)
+    return {name: {"sha256": hashlib.sha256(data).hexdigest(), "lines": _lines(data)} for name, data in files.items()}
+
+
+def _lines(data: bytes) -> list[str] | None:
+    if len(data) > _LONGEST_TEXT:
+        return None
+    try:
+        return data.decode().splitlines()
+    except UnicodeDecodeError:
+        return None
