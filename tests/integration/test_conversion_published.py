@@ -90,10 +90,11 @@ def with_labels(model: bytes) -> bytes:
     return result.getvalue()
 
 
-def test_labels_and_metadata_are_kept_and_int8_borders_are_mentioned():
+@pytest.mark.parametrize("target", ["", "gpu"])  # a GPU's file is packed again at the end
+def test_labels_and_metadata_are_kept_and_int8_borders_are_mentioned(target):
     source = with_labels(golden("digits_float32"))
     with warned("labels.txt"):
-        content = tfq.convert(source, IMAGES, config())
+        content = tfq.convert(source, IMAGES, config(target=target))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.read("labels.txt") == b"zero\none\n"
     offset, size = tflite.read(content).metadata["TFLITE_METADATA"]

@@ -141,9 +141,12 @@ def convert_with_record(
             model = content_of(model, "model", "a float .tflite file")
             stack.enter_context(isolation.foreign_bytes(model))
         result = _converted(model, representative_dataset, config, preprocessing)
-        result = dataclasses.replace(result, content=with_target_forms(result.content, config))
+        converted = result.content
+        result = dataclasses.replace(result, content=with_target_forms(converted, config))
         if config.verify and config.scheme != "float32":
             result = verified(result, config, examples=examples, remedies=remedies, warn_if_collapsed=warn_if_collapsed)
+        # Both pack the flatbuffer again, without the files after it.
+        result = dataclasses.replace(result, content=tflite.with_associated_files(result.content, converted)[0])
     if not isinstance(model, bytes):
         isolation.trust(result.content)
     warn_of_target(result.content, config)
@@ -207,7 +210,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}
     if parsed.signatures:
-        model = tflite.write_metadata(model, metadata)
+        model = tflite.edit_model(model, metadata=metadata, keep_files=False)  # with_published_files adds them
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     if has_several_signatures(model):
@@ -290,4 +293,4 @@ def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str
             got=(len(graph.inputs), len(graph.outputs)),
         )
     signature = (dict(zip(input_names, graph.inputs, strict=True)), dict(zip(output_names, graph.outputs, strict=True)))
-    return tflite.edit_model(model, signature=signature, metadata=metadata)
+    return tflite.edit_model(model, signature=signature, metadata=metadata, keep_files=False)

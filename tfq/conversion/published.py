@@ -11,9 +11,7 @@ from tfq.conversion.op_patterns import with_ops_by_name
 from tfq.conversion.quantize import Conversion
 from tfq.errors import InputError, warn
 from tfq.patterns import parse_address
-
-# The metadata entry of TensorFlow Lite's metadata library: names, normalization, associated files.
-_TFLITE_METADATA = "TFLITE_METADATA"
+from tfq.tflite.model_metadata import TFLITE_METADATA
 
 
 def float_model(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[bytes, Any, ConversionConfig]:
@@ -48,12 +46,12 @@ def with_published_files(result: Conversion, source: bytes) -> Conversion:
     content, names = tflite.with_associated_files(result.content, source)
     parsed = tflite.read(content)
     types = [tensor.dtype for tensor in (*parsed.main_subgraph.input_tensors, *parsed.main_subgraph.output_tensors)]
-    if _TFLITE_METADATA in parsed.metadata and "int8" in types:
-        copied = " and ".join([_TFLITE_METADATA, *names])
+    if TFLITE_METADATA in parsed.metadata and "int8" in types:
+        copied = " and ".join([TFLITE_METADATA, *names])
         warn(
             f"model: {copied} of the published file are copied unchanged. They describe its float inputs and outputs, "
             "and this file has int8 ones. Set conversion.inference_input_type and inference_output_type to float32 to "
-            "keep those"
+            "keep those, or describe this file with tfq.add_metadata"
         )
     return dataclasses.replace(result, content=content)
 
