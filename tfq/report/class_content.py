@@ -59,7 +59,7 @@ def _fraction(part_of: Any, total: Any) -> float | None:
 def _class_text(number: Any, name: Any) -> str:
     if number is None:
         return DASH
-    # Classes without names of their own are named by their numbers.
+    # The names of some data sources are the numbers.
     return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
 
 
