@@ -251,8 +251,23 @@ def test_a_file_that_is_not_a_tflite_is_refused(tmp_path):
 
 
 def test_a_task_refuses_a_file_with_the_conversion_that_works(golden):
-    with refused(InputError, field="export.task", word="conversion.inference_input_type=uint8"):
+    words = {"limit": "refused-by-task", "word": "conversion.inference_input_type=uint8"}
+    with refused(InputError, field="export.task", **words):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(task="image_classifier"))
+
+
+def test_a_platform_refuses_a_file_with_the_conversion_that_works(golden, tmp_path):
+    config = tfq.ExportConfig(platform=("web",))
+    with refused(InputError, field="export.platform", limit="refused-by-platform", word="uint8"):
+        tfq.export_bundle(golden / "digits_int8.tflite", config, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_for_another_kind_of_input_is_refused(golden):
+    with refused(InputError, field="export.sample_rate", got=16_000):
+        tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(sample_rate=16_000))
+    with refused(InputError, field="export.kinds", got="image"):
+        tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(kinds=("image",)))
 
 
 def test_tasks_kinds_and_tokenizers_of_the_config_are_those_of_deploy():
@@ -264,12 +279,13 @@ def test_tasks_kinds_and_tokenizers_of_the_config_are_those_of_deploy():
 def test_results_are_found_next_to_the_file(golden, tmp_path):
     shutil.copy(golden / "digits_int8.tflite", tmp_path / "m.tflite")
     sha256 = artifacts.sha256_file(tmp_path / "m.tflite")
-    output = {"name": "probabilities", "max_abs_error_lsb": 2}
+    output = {"name": "probabilities", "max_abs_error_lsb": 2, "num_different": 1, "compared": 10}
+    row = {"status": "ran", "difference": {"outputs": [output]}}
     record = {
         "command": "evaluate",
         "sha256": {"model": sha256},
         "evaluation": {"accuracy": 0.5},
-        "portability": {"rows": {"qemu:x": {"status": "ran", "difference": {"outputs": [output]}}}},
+        "portability": {"rows": {"qemu:x": row}},
     }
     (tmp_path / "evaluate.json").write_text(json.dumps(record))
     results = read_results(sha256, "", tmp_path)
@@ -277,6 +293,10 @@ def test_results_are_found_next_to_the_file(golden, tmp_path):
     assert read_results("0" * 64, "", tmp_path).missing
     with refused(InputError, field="export.record"):
         read_results("0" * 64, str(tmp_path / "evaluate.json"), None)
+    row["difference"] = {"outputs": [{"name": "probabilities"}]}
+    (tmp_path / "evaluate.json").write_text(json.dumps(record))
+    with refused(InputError, field="export.record", word="damaged"):
+        read_results(sha256, "", tmp_path)
 
 
 def test_steps_equal_those_of_evaluation():

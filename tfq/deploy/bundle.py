@@ -30,7 +30,7 @@ from tfq.deploy.platform import (
     SelfTestResult,
 )
 from tfq.deploy.readme import readme
-from tfq.deploy.results import Results, read_results, results_of, tolerance_of
+from tfq.deploy.results import RECORDS, Results, read_results, results_of, tolerance_of
 from tfq.errors import InputError, RequirementError, warn
 from tfq.notebook import NotebookRecord
 from tfq.requirement import Requirement
@@ -205,7 +205,7 @@ def _results(content: bytes, config: ExportConfig, folder: Path | None, record: 
     sha256 = artifacts.sha256(content)
     if record is None:
         return read_results(sha256, config.record, folder)
-    results = results_of(record, sha256, f"{record.get('command', 'record')}.json")
+    results = results_of(record, sha256, RECORDS[-1] if "models" in record else RECORDS[0])
     if results is None:
         raise InputError(
             "record has no results of this model: expected the record of a command that evaluated it",
@@ -335,6 +335,7 @@ def refuse_problems(candidate: Candidate, platforms: Sequence[Platform]) -> None
             field="export.platform",
             expected=tuple(problem.advice for _, problem in problems),
             got=tuple(problem.reason for _, problem in problems),
+            limit="refused-by-platform",
         )
 
 

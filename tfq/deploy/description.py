@@ -161,6 +161,7 @@ def _check_task(content: bytes, task: str) -> None:
             field="export.task",
             expected=tuple(problem.advice for problem in problems),
             got=tuple(problem.reason for problem in problems),
+            limit="refused-by-task",
         )
 
 

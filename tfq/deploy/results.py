@@ -77,7 +77,7 @@ def read_results(sha256: str, path: str, folder: Path | None) -> Results:
         InputError: `path` is not a record with results of this file.
     """
     if path:
-        results = results_of(artifacts.read_json(path, field="export.record"), sha256, os.path.basename(path))
+        results = _checked(artifacts.read_json(path, field="export.record"), sha256, path)
         if results is None:
             raise InputError(
                 f"export.record: {artifacts.shown(path)} has no results of this file: expected the evaluate.json or "
@@ -93,10 +93,19 @@ def read_results(sha256: str, path: str, folder: Path | None) -> Results:
                 record = artifacts.read_json(folder / name)
             except InputError:
                 continue
-            results = results_of(record, sha256, name)
-            if results is not None:
+            if (results := _checked(record, sha256, str(folder / name))) is not None:
                 return results
     return Results(missing="no evaluate.json or report.json next to the file has results of it")
+
+
+def _checked(record: Any, sha256: str, path: str) -> Results | None:
+    """Return `results_of` a file; raise InputError if the record lacks what every record of tfq has."""
+    with artifacts.decoding(path, "a record that tfq wrote", field="export.record"):
+        results = results_of(record, sha256, os.path.basename(path))
+        if results is not None:
+            tolerance_of(results)
+            table_text(results)
+    return results
 
 
 def results_of(record: Any, sha256: str, name: str) -> Results | None:
@@ -121,7 +130,9 @@ def results_of(record: Any, sha256: str, name: str) -> Results | None:
 
 
 def table_text(results: Results) -> list[str]:
-    """Return the lines of the portability table; none if there is none."""
+    """Return the lines of the portability table, of the backends that were available; none if there is none."""
     from tfq.evaluation.portability_record import table_lines
 
-    return table_lines(results.portability) if results.portability else []
+    rows = {name: row for name, row in (results.portability.get("rows") or {}).items() if row["status"] != "not run"}
+    # The reasons why others were not available are about the machine of the evaluation, not about the model.
+    return table_lines({**results.portability, "rows": rows, "not_available": {}}) if rows else []
