@@ -219,7 +219,10 @@ def test_folders_of_killed_processes_are_deleted(tmp_path):
     assert not left.exists()
 
 
-@pytest.mark.parametrize(("text", "got"), [("a\nb\na\n", 3), ("a\n\nb\n", 2), ("\n\n", 0), ("a\n b\n", None)])
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("a\nb\na\n", 3), ("a\nb\x0cc\n", 2), ("a\0\n", 1), ("a\n\nb\n", 2), ("\n\n", 0), ("\ufeffa\r\n b\r\n\n", None)],
+)
 def test_labels_are_checked_with_their_lines(tmp_path, text, got):
     path = tmp_path / "labels.txt"
     path.write_text(text)

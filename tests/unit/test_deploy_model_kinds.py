@@ -105,3 +105,24 @@ def test_the_python_program_refuses_values_that_do_not_fit(golden, tmp_path):
     quantized = {"name": "x", "dtype": "int8", "preprocessing": [{"step": "quantize", "scale": 0.1, "zero_point": 0}]}
     with pytest.raises(ValueError, match="NaN"):
         module.preprocess([[np.nan]], quantized)
+
+
+def test_infinite_outputs_equal_themselves_and_nothing_else(tmp_path):
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
+    config = tfq.ExportConfig(platform=("linux", "web", "android"), labels=str(tmp_path / "labels.txt"), zip=False)
+    model, zeros = absolute(op="LOG"), np.array([[0, 1, 0, 1]], np.float32)
+    bundle = tfq.export_bundle(model, config, out=tmp_path, data=zeros)
+    bundle.check()
+    first = json.loads((bundle.folder / "golden/golden.json").read_text())["examples"][0]["outputs"][0]
+    assert np.isneginf(read(bundle.folder, first)[0, 0]) and first["top"][-1]["score"] is None
+    assert "const TOLERANCES = [0.0];" in (bundle.folder / "web/page.js").read_text()
+    compare = module_of(bundle.folder).compare
+    infinity, number = np.array([-np.inf], np.float32), np.array([3], np.float32)
+    assert compare("x", infinity, infinity, is_output=True) == []
+    assert compare("x", number, infinity, is_output=True) and compare("x", infinity, number, is_output=True)
+    assert compare("x", np.array([2**60]), np.array([2**60 + 1]), is_output=True)
+
+
+def test_data_without_examples_is_refused(tmp_path):
+    with refused(InputError, field="data", got=()):
+        tfq.export_bundle(absolute(), LINUX, out=tmp_path, data=np.float32(1))

@@ -176,7 +176,8 @@ def _least_tolerance(contents: BundleContents, index: int, tensor: Tensor) -> fl
     if np.dtype(tensor.dtype).kind != "f":
         return 0.0
     files = [example["outputs"][index]["decoded_file"] for example in contents.golden.examples]
-    largest = max(float(np.abs(np.frombuffer(contents.golden.files[file], "<f4")).max(initial=0)) for file in files)
+    values = np.abs(np.concatenate([np.frombuffer(contents.golden.files[file], "<f4") for file in files]))
+    largest = float(values.max(initial=0, where=np.isfinite(values)))
     step = _step_before(contents.parsed, tensor)
     rounds = not step and _rounds(contents.parsed)
     return max((_ROUNDED_TOLERANCE if rounds else _FLOAT_TOLERANCE) * largest, step)

@@ -228,10 +228,21 @@ def _examples(
     needed = count * (datasets.batch_size_of(model) or 1)
     if provided is not None and not isinstance(provided, DataConfig):
         arrays = provided if isinstance(provided, Mapping) else {datasets.UNNAMED: provided}
-        inputs = {name: np.asarray(array)[:needed] for name, array in arrays.items()}
+        inputs = {name: _first(np.asarray(array), name, needed) for name, array in arrays.items()}
         return datasets.Split(name="golden", inputs=inputs, labels=None, source="arrays of the caller"), None
     config = provided if provided is not None and provided.source else _recorded_data(results)
     return (_first_split(config, needed), config) if config is not None else (None, provided)
+
+
+def _first(array: NDArray, name: str, count: int) -> NDArray:
+    if array.ndim == 0:
+        raise InputError(
+            f"data: the array {name!r} is a single value: expected an array (n, ...) with an example in each row",
+            field="data",
+            expected="(n, ...)",
+            got=(),
+        )
+    return array[:count]
 
 
 def _first_split(config: DataConfig, count: int) -> datasets.Split:

@@ -228,9 +228,19 @@ def is_one_class(shape: Sequence[int]) -> bool:
 
 
 def top_classes(scores: NDArray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the classes with the highest scores, best first; of equal scores, the lower class number comes first."""
+    """Return the classes with the highest scores, best first; of equal scores, the lower class number comes first.
+
+    An infinite score is None, because JSON has no infinity.
+    """
     order = np.argsort(-scores.astype(np.float64), kind="stable")[:TOP]
-    return [{"index": int(index), "label": labels[int(index)], "score": float(scores[index])} for index in order]
+    return [
+        {
+            "index": int(index),
+            "label": labels[int(index)],
+            "score": float(scores[index]) if np.isfinite(scores[index]) else None,
+        }
+        for index in order
+    ]
 
 
 def _label(numbers: NDArray | None, chosen: slice, labels: Mapping[str, Sequence[str]]) -> Any:
@@ -253,6 +263,8 @@ def _picture(source: NDArray) -> bytes | None:
     except ImportError:
         return None
     image = source[0].astype(np.float64)
+    if not image.size or not np.isfinite(image).all():
+        return None
     low, high = float(image.min()), float(image.max())
     if source.dtype != np.uint8 and not (low >= 0 and 1 < high <= 255):
         image = (image - low) * (255 / (high - low) if high > low else 0.0)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class names for a bundle: read, checked, and joined with the output that they belong to."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from tfq import artifacts
@@ -19,7 +21,8 @@ def read_labels(path: str) -> tuple[str, ...]:
     expected = "a text file with the name of one class per line"
     content = artifacts.read_bytes(path, expected, field="export.labels", max_bytes=_MOST_BYTES)
     with artifacts.decoding(path, f"{expected}, in UTF-8", field="export.labels"):
-        lines = content.decode("utf-8-sig").splitlines()
+        # Not str.splitlines: it also ends lines at characters within a name, such as U+2028.
+        lines = re.split("\r\n|\r|\n", content.decode("utf-8-sig"))
     labels = [line.strip() for line in lines]
     while labels and not labels[-1]:
         labels.pop()
@@ -30,7 +33,7 @@ def check_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
     """Return class names as a tuple.
 
     Raises:
-        InputError: There are none, one is empty, or one occurs twice; `got` is its line.
+        InputError: There are none, one is empty or has a control character, or one occurs twice; `got` is its line.
     """
     if not labels:
         raise InputError(
@@ -42,6 +45,8 @@ def check_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
     lines: dict[str, int] = {}
     for number, label in enumerate(labels, start=1):
         problem = f"line {number} is empty" if not label else ""
+        if control := next((character for character in label if unicodedata.category(character) == "Cc"), ""):
+            problem = f"line {number} has the control character {control!r}"
         if label in lines:
             problem = f"lines {lines[label]} and {number} are both {label!r}"
         if problem:

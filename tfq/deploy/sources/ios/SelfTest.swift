@@ -89,7 +89,7 @@ enum SelfTest {
     _ output: ModelOutput, _ golden: GoldenOutput, _ values: [Float], _ expected: [Float], _ labels: [String]
   ) -> [String] {
     let step = output.quantization?.scale ?? 1
-    let steps = zip(values, expected).map { abs($0 - $1) / step }
+    let steps = zip(values, expected).map { $0 == $1 ? 0 : abs($0 - $1) / step }
     var failures: [String] = []
     // Half a percent of a step is the rounding of float32. NaN is a difference, too.
     if !steps.allSatisfy({ $0 <= golden.tolerance + 0.005 }) {

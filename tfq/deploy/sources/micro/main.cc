@@ -28,6 +28,7 @@ double LargestDifference(const void* values, const void* expected, size_t size) 
     T value, other;
     std::memcpy(&value, static_cast<const char*>(values) + start, sizeof(T));
     std::memcpy(&other, static_cast<const char*>(expected) + start, sizeof(T));
+    if (value == other) continue;  // also if both are infinite
     const double difference = std::fabs(static_cast<double>(value) - static_cast<double>(other));
     // NaN is a difference, too.
     if (!(difference <= largest)) largest = std::isnan(difference) ? HUGE_VAL : difference;

@@ -148,9 +148,14 @@ def compare(where, array, expected, is_output=False, allowed=0):
     """Return a sentence if arrays differ by more than `allowed`. Float outputs may differ by rounding as well."""
     if array.shape != expected.shape:
         return [f"{where}: shape {array.shape}, expected {expected.shape}"]
-    difference = np.abs(array.astype(np.float64) - expected.astype(np.float64))
-    rounding = 1e-5 + 1e-4 * np.abs(expected) if is_output and array.dtype.kind == "f" else 0
-    wrong = ~(difference <= allowed + rounding)
+    same = array == expected  # also infinities, whose difference is NaN
+    difference = np.abs(np.subtract(array, expected, dtype=np.float64, where=~same, out=np.zeros(same.shape)))
+    rounding = 0.0
+    if is_output and array.dtype.kind == "f":
+        rounding = np.where(np.isfinite(expected), 1e-5 + 1e-4 * np.abs(expected), 0)
+    wrong = ~same
+    if array.dtype.kind == "f" or allowed:
+        wrong &= ~(difference <= allowed + rounding)
     if not wrong.any():
         return []
     return [f"{where}: {int(wrong.sum())} of {wrong.size} values differ, by at most {difference.max():g}"]
