@@ -150,9 +150,8 @@ def compare(where, array, expected, is_output=False, allowed=0):
         return [f"{where}: shape {array.shape}, expected {expected.shape}"]
     same = array == expected  # also infinities, whose difference is NaN
     difference = np.abs(np.subtract(array, expected, dtype=np.float64, where=~same, out=np.zeros(same.shape)))
-    rounding = 0.0
-    if is_output and array.dtype.kind == "f":
-        rounding = np.where(np.isfinite(expected), 1e-5 + 1e-4 * np.abs(expected), 0)
+    is_rounded = np.isfinite(expected) & (is_output and array.dtype.kind == "f")
+    rounding = np.where(is_rounded, 1e-5 + 1e-4 * np.abs(expected), 0)
     wrong = ~same
     if array.dtype.kind == "f" or allowed:
         wrong &= ~(difference <= allowed + rounding)
