@@ -283,7 +283,7 @@ def test_results_are_found_next_to_the_file(golden, tmp_path):
     shutil.copy(golden / "digits_int8.tflite", tmp_path / "m.tflite")
     sha256 = artifacts.sha256_file(tmp_path / "m.tflite")
     output = {"name": "probabilities", "max_abs_error_lsb": 2, "num_different": 1, "compared": 10}
-    row = {"status": "ran", "difference": {"outputs": [output]}}
+    row = {"status": "ran", "difference": {"outputs": [output], "max_abs_error_lsb": 2}}
     record = {
         "command": "evaluate",
         "sha256": {"model": sha256},
