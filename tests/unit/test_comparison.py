@@ -412,6 +412,17 @@ def test_the_text_limits_rows_and_counts_the_rest():
     assert "conv1/CONV_2D (#0)" in text
 
 
+def test_numbers_that_differ_in_late_digits_are_shown_with_all_digits():
+    def nudge(model):
+        quantization = tensor_of(model, model.subgraphs[0].inputs[0]).quantization
+        quantization.scale = np.nextafter(quantization.scale, np.float32(1))
+
+    record = compared(nudge)
+    ((*_, ours, theirs),) = facts(record)
+    assert f"{ours:.6g}" == f"{theirs:.6g}"
+    assert str(ours) in record.to_text() and str(theirs) in record.to_text()
+
+
 def test_damaged_files_end_in_clear_errors():
     for data in (INT8[:5000], b"", b"TFL3" * 4):
         with pytest.raises(InputError):

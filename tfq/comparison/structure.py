@@ -56,8 +56,9 @@ def structure_changes(alignment: Alignment, edited: tuple[Any, Any]) -> Iterator
         where = op_label(graphs[0], ours.index)
         yield from _op_changes(where, ours, theirs)
         yield from _connections(where, alignment, ours, theirs)
-        options = (_options(graph.operators[op.index]) for graph, op in zip(edited, (ours, theirs), strict=True))
-        yield from field_changes("options", where, *options)
+        if ours.name == theirs.name:
+            options = (_options(graph.operators[op.index]) for graph, op in zip(edited, (ours, theirs), strict=True))
+            yield from field_changes("options", where, *options)
     yield from _output_connections(alignment)
 
 

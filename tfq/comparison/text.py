@@ -97,7 +97,9 @@ def _contrasted(reference: Any, model: Any, longest: int) -> list[str]:
     equal = next((place for place, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
     if max(map(len, texts)) > longest and equal > _CONTEXT:
         return [_shown(f"...{text[equal - _CONTEXT :]}", longest) for text in texts]
-    return [_shown(reference, longest), _shown(model, longest)]
+    shown = [_shown(reference, longest), _shown(model, longest)]
+    # Numbers may differ only in digits that are usually not shown.
+    return [str(reference), str(model)] if shown[0] == shown[1] and isinstance(reference, float) else shown
 
 
 def _shown(value: Any, longest: int) -> str:
