@@ -39,8 +39,8 @@ class Change:
     part: str
     where: str
     what: str
-    reference: Any
-    model: Any
+    reference: object
+    model: object
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -13,8 +13,7 @@ from tfq.evaluation.metrics import checked_labels, is_probability
 from tfq.evaluation.thumbnails import thumbnails, why_no_picture
 
 NO_CLASS_LABELS = "there are no class labels"
-_RANKED = "first those that only the reference classifies correctly, then by the change of the reference's score"
-_IN_ORDER = "the first ones in the data, which cannot be read from the middle"
+_ORDER = "first those that only the reference classifies correctly, then by the change of the reference's score"
 
 
 def classes_of(values: NDArray) -> NDArray[np.int64]:
@@ -91,17 +90,15 @@ def differing_examples(
         return None, str(error)
     scores, reference_scores = _scores(values, answer), _scores(expected, reference)
     different = np.flatnonzero(answer != reference)
-    ranked = isinstance(data, Split) or data.seekable
-    if ranked:
-        lost = np.zeros(len(answer), bool) if truth is None else (reference == truth)
-        change = np.nan_to_num(np.abs(reference_scores - _scores(values, reference)))
-        different = different[np.lexsort((different, -change[different], ~lost[different]))]
+    lost = np.zeros(len(answer), bool) if truth is None else (reference == truth)
+    change = np.nan_to_num(np.abs(reference_scores - _scores(values, reference)))
+    different = different[np.lexsort((different, -change[different], ~lost[different]))]
     chosen = different[:limit]
     pictures, picture_reason = _pictures(data, chosen)
     names = data.class_names
     return {
         "count": len(different),
-        "order": _RANKED if ranked else _IN_ORDER,
+        "order": _ORDER,
         "picture_reason": picture_reason,
         "examples": [
             {
