@@ -159,8 +159,8 @@ class IoTensor:
         guess = "" if self.axes_source == AXES_FROM_METADATA else f" (axes {self.axes_source})"
         kind = f" {self.content}" if self.content else ""
         lines = [f"{shown(self.name)}: {self.dtype}{kind} [{sizes}]{guess}"]
-        if self.range is not None and self.is_quantized:
-            lines.append(f"represents {self.range[0]:.6g} to {self.range[1]:.6g}")
+        if self.range is not None and (self.is_quantized or self.dtype in FLOATS):
+            lines.append(f"range {self.range[0]:.6g} to {self.range[1]:.6g}")
         lines += [f"{place + 1}. {step.formula}" for place, step in enumerate(self.steps)]
         if self.side == "input" and self.steps_source is None:
             lines.append("the file does not record how its data is preprocessed")

@@ -61,9 +61,14 @@ def _row(label: str, side: str, entry: Record) -> tuple[str, ...]:
         f"{side} {plain(entry.get('name'))}",
         f"{plain(entry.get('dtype'))}{content} [{', '.join(shape)}]",
         f"{entry['scale']:.9g}, {plain(entry.get('zero_point'))}" if is_number(entry.get("scale")) else DASH,
-        f"{limits[0]:.6g} to {limits[1]:.6g}" if limits and is_number(entry.get("scale")) else DASH,
+        f"{limits[0]:.6g} to {limits[1]:.6g}" if limits and _is_real(entry) else DASH,
         "; ".join(steps) or DASH,
     )
+
+
+def _is_real(entry: Record) -> bool:
+    """Check whether the values are real numbers, and not indices or classes."""
+    return is_number(entry.get("scale")) or str(entry.get("dtype")).startswith(("float", "bfloat"))
 
 
 def _pairs(entry: Record) -> list[tuple[object, object]]:
