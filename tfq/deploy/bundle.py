@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
-from tfq.data import MissingSplitError
 from tfq.deploy.description import read_vocabulary, with_metadata, with_preprocessing
 from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
-from tfq.deploy.labels import check_names, labeled_output, read_labels
+from tfq.deploy.labels import first_examples, labels_of, read_labels
 from tfq.deploy.platform import (
     GOLDEN_FILE,
     IO_FILE,
@@ -37,8 +36,6 @@ from tfq.requirement import Requirement
 from tfq.typing import PathOrBytes
 
 FOLDER = "bundle"
-# Later splits were not used to train or to choose a model.
-_SPLITS = ("test", "val", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +228,7 @@ def _examples(
         inputs = {name: _first(np.asarray(array), name, needed) for name, array in arrays.items()}
         return datasets.Split(name="golden", inputs=inputs, labels=None, source="arrays of the caller"), None
     config = provided if provided is not None and provided.source else _recorded_data(results)
-    return (_first_split(config, needed), config) if config is not None else (None, provided)
+    return (first_examples(config, needed), config) if config is not None else (None, provided)
 
 
 def _first(array: NDArray, name: str, count: int) -> NDArray:
@@ -243,16 +240,6 @@ def _first(array: NDArray, name: str, count: int) -> NDArray:
             got=(),
         )
     return array[:count]
-
-
-def _first_split(config: DataConfig, count: int) -> datasets.Split:
-    with progress.stage(f"reading {config.source}"):
-        for name in _SPLITS:
-            try:
-                return datasets.load_unprocessed(config, name, limit=count)
-            except MissingSplitError as error:
-                missing = error
-    raise missing
 
 
 def _recorded_data(results: Results) -> DataConfig | None:
@@ -281,7 +268,7 @@ def _contents(
 ) -> tuple[BundleContents, tuple[str, ...]]:
     model = tflite.read(content)
     table = auditing.io_table(content)
-    labels = _labels(model, config, table, () if examples is None else examples.class_names)
+    labels = labels_of(model, config, table, () if examples is None else examples.class_names)
     table = auditing.io_table(content, labels)
     io = table.to_dict()
     refuse_problems(Candidate(content=content, model=model, io=io, task=config.task), platforms)
@@ -317,23 +304,6 @@ def _source_of(examples: datasets.Split) -> SourceExamples:
         description=f"the first examples of {examples.source} ({examples.name})",
         is_real=True,
     )
-
-
-def _labels(
-    model: tflite.Model, config: ExportConfig, table: auditing.IoTable, class_names: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    """Return {output: class names} that are not in the file: those of the user, else of the data source, or nothing."""
-    if config.labels and not config.detection_outputs:
-        names, where = read_labels(config.labels), artifacts.shown(config.labels)
-        return {labeled_output(model, names, where): names}
-    if not class_names or config.labels or any(tensor.labels or tensor.value_labels for tensor in table.outputs):
-        return {}
-    try:
-        names = check_names(class_names, "the data source")
-        return {labeled_output(model, names, "the data source"): names}
-    except InputError as error:
-        warn(f"the bundle has no labels: {error}")
-        return {}
 
 
 def refuse_problems(candidate: Candidate, platforms: Sequence[Platform]) -> None:

@@ -9,7 +9,7 @@ from tfq import artifacts, evaluation, tflite
 from tfq import data as datasets
 from tfq.auditing import IoTable, io_table
 from tfq.config import DataConfig, ExportConfig
-from tfq.deploy.labels import labeled_output, read_labels
+from tfq.deploy.labels import first_examples, labels_of, read_labels
 from tfq.deploy.mediapipe import mediapipe_problems
 from tfq.deploy.metadata import DEFAULT_PATTERN, ModelDescription, build_metadata
 from tfq.errors import InputError, ModelError, warn
@@ -62,7 +62,8 @@ def add_metadata(model: PathOrBytes, config: ExportConfig, *, name: str = "", da
         model: The path or the bytes of the `.tflite`.
         config: What to say about it: texts, labels, kinds of inputs, tokenizer.
         name: The name of the model, unless `config` or the file has one; "" is the stem of the file.
-        data: The preprocessing of the model's data, if the file does not record it.
+        data: The preprocessing of the model's data, if the file does not record it, and their source, which may have
+            class names.
 
     Returns:
         The bytes of the file with the metadata, and with labels and vocabulary after the flatbuffer.
@@ -79,10 +80,8 @@ def add_metadata(model: PathOrBytes, config: ExportConfig, *, name: str = "", da
     if execution.state == "fails":
         raise ModelError(f"the model cannot be described, because it {execution.to_text()}", field="model")
     content = with_preprocessing(content, data)
-    labels: dict[str, tuple[str, ...]] = {}
-    if config.labels and not config.detection_outputs:
-        names, where = read_labels(config.labels), artifacts.shown(config.labels)
-        labels = {labeled_output(parsed, names, where): names}
+    class_names = first_examples(data, 1).class_names if data is not None and data.source else ()
+    labels = labels_of(parsed, config, io_table(content), class_names)
     return with_metadata(content, io_table(content, labels), stem, config, labels)
 
 

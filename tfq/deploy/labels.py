@@ -5,10 +5,16 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from tfq import artifacts
-from tfq.errors import InputError
+from tfq import artifacts, progress
+from tfq import data as datasets
+from tfq.auditing import IoTable
+from tfq.config import DataConfig, ExportConfig
+from tfq.data import MissingSplitError
+from tfq.errors import InputError, warn
 from tfq.tflite import Model
 
+# Later splits were not used to train or to choose a model.
+_SPLITS = ("test", "val", "train")
 _MOST_BYTES = 1 << 24
 
 
@@ -82,3 +88,35 @@ def labeled_output(model: Model, labels: Sequence[str], where: str) -> str:
         expected=tuple(widths.values()),
         got=len(labels),
     )
+
+
+def labels_of(
+    model: Model, config: ExportConfig, table: IoTable, class_names: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Return {output: class names}: those of the user, else of the data source unless the file has its own."""
+    if config.labels and not config.detection_outputs:
+        names, where = read_labels(config.labels), artifacts.shown(config.labels)
+        return {labeled_output(model, names, where): names}
+    if not class_names or config.labels or any(tensor.labels or tensor.value_labels for tensor in table.outputs):
+        return {}
+    try:
+        names = check_names(class_names, "the data source")
+        return {labeled_output(model, names, "the data source"): names}
+    except InputError as error:
+        warn(f"the bundle has no labels: {error}")
+        return {}
+
+
+def first_examples(config: DataConfig, count: int) -> datasets.Split:
+    """Return the first examples of a data source before preprocessing: of its test split, else of val, else of train.
+
+    Raises:
+        InputError: The source cannot be read.
+    """
+    with progress.stage(f"reading {config.source}"):
+        for name in _SPLITS:
+            try:
+                return datasets.load_unprocessed(config, name, limit=count)
+            except MissingSplitError as error:
+                missing = error
+    raise missing
