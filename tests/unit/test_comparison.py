@@ -316,6 +316,41 @@ def test_changed_inputs_are_reported():
     assert record.num_differences == 2
 
 
+def test_an_open_dimension_and_another_op_version_are_reported():
+    def change(model):
+        graph = model.subgraphs[0]
+        tensor_of(model, graph.inputs[0]).shapeSignature = np.int32([-1, 8, 8, 1])
+        model.operatorCodes[op_of(model, 8).opcodeIndex].version += 1
+
+    assert facts(compared(change)) == [
+        ("inputs", "input 0 'image'", "shape", [1, 8, 8, 1], [-1, 8, 8, 1]),
+        ("versions", "Identity/SOFTMAX (#8)", "version", 2, 3),
+    ]
+
+
+def test_ops_that_only_their_order_tells_apart_are_matched_by_position():
+    """Two more RESHAPE ops read the same tensor as that of the layer `flatten`, and nothing reads their outputs."""
+
+    def extend(*names):
+        def change(model):
+            graph, op = model.subgraphs[0], op_of(model, 6)
+            for name in names:
+                tensor, twin = copy.copy(tensor_of(model, op.outputs[0])), copy.copy(op)
+                tensor.name = name
+                graph.tensors.append(tensor)
+                twin.outputs = [len(graph.tensors) - 1]
+                graph.operators.append(twin)
+
+        return changed(INT8, change)
+
+    record = tfq.compare_models(extend(b"a", b"b"), extend(b"c", b"d"))
+    assert record.matching.rules == {"output name": 9, "position": 2}
+    assert [(what, ours, theirs) for *_, what, ours, theirs in facts(record)] == [
+        ("name", "a", "c"),
+        ("name", "b", "d"),
+    ]
+
+
 def test_changed_preprocessing_names_the_field():
     versions = [
         tflite.write_metadata(INT8, {"preprocessing": {"resize": [8, 8], "scale": scale, "offset": 0.0}, "seed": 0})
