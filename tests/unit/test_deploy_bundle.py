@@ -185,16 +185,29 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(golden, tmp_path):
     model = golden / "digits_float32.tflite"
     with warned("random"):
         tfq.export_bundle(model, LINUX, out=tmp_path)
-    (tmp_path / "bundle/python/old.py").touch()
+    (tmp_path / "bundle/python/mine.py").touch()
+    (tmp_path / "bundle/web/node_modules").mkdir(parents=True)
+    (tmp_path / "bundle/web/node_modules/x.js").touch()
+    (tmp_path / "bundle/link").symlink_to("missing")
     with warned("random"):
+        tfq.export_bundle(model, dataclasses.replace(LINUX, platform=("ios",)), out=tmp_path)
+    assert not (tmp_path / "bundle/python/run_model.py").exists() and (tmp_path / "bundle/ios").is_dir()
+    for name in ("python/mine.py", "web/node_modules/x.js"):
+        assert (tmp_path / "bundle" / name).is_file()
+    assert (tmp_path / "bundle/link").is_symlink()
+    (tmp_path / "bundle/ios/Model.swift").write_text("edited")
+    with refused(InputError, field="out", word="Model.swift"):
         tfq.export_bundle(model, LINUX, out=tmp_path)
-    assert not (tmp_path / "bundle/python/old.py").exists()
     (tmp_path / "other/bundle").mkdir(parents=True)
     (tmp_path / "other/bundle/mine.txt").touch()
     with refused(InputError, field="out"):
         tfq.export_bundle(model, LINUX, out=tmp_path / "other")
     assert (tmp_path / "other/bundle/mine.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "bundle", "bundle.zip", "other"]
+    (tmp_path / "zip").mkdir()
+    (tmp_path / "zip/bundle.zip").write_bytes(zip_bytes({"mine.txt": b""}, "bundle"))
+    with refused(InputError, field="out", word="bundle.zip"):
+        tfq.export_bundle(model, dataclasses.replace(LINUX, zip=False), out=tmp_path / "zip")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -207,6 +220,15 @@ def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path, error):
         raise error
     assert (target / "a/b.txt").read_bytes() == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_process_that_is_killed_between_two_renames_loses_nothing(tmp_path):
+    (tmp_path / ".bundle.old").mkdir()
+    (tmp_path / ".bundle.old/mine.txt").touch()
+    artifacts.sweep(tmp_path)
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "bundle"):
+        raise KeyboardInterrupt
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["mine.txt"]
 
 
 def test_folders_of_killed_processes_are_deleted(tmp_path):

@@ -15,7 +15,7 @@ from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
 from tfq.deploy.description import read_vocabulary, with_metadata, with_preprocessing
-from tfq.deploy.files import check_replaceable, staged_folder, write_files, zip_bytes
+from tfq.deploy.files import MANIFEST_FILE, manifest, replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
 from tfq.deploy.labels import first_examples, labels_of, read_labels
 from tfq.deploy.platform import (
@@ -127,7 +127,7 @@ def export_bundle(
     Args:
         model: The path or the bytes of the `.tflite`.
         config: The platforms, the labels and the texts of the metadata.
-        out: The directory to write to. A bundle that is there is replaced.
+        out: The directory to write to. A bundle that is there is replaced; files in it that tfq did not write stay.
         data: Examples for the golden vectors: a data source, or arrays (n, ...) before preprocessing, by input name if
             there are several. None takes the data that the record of the file's evaluation names, or random numbers.
         name: The name of the model; "" is the stem of the file.
@@ -139,7 +139,8 @@ def export_bundle(
         What was written, and the results of the self-tests.
 
     Raises:
-        InputError: The file is not a `.tflite`, a platform refuses it, or labels or data do not fit it.
+        InputError: The file is not a `.tflite`, a platform refuses it, labels or data do not fit it, or `out` has a
+            bundle that was changed, or something else in its place.
         ModelError: The model does not run on this machine.
         TfqError: A file cannot be written; an earlier bundle is unchanged.
     """
@@ -155,7 +156,7 @@ def export_bundle(
     stem = name or ("model" if folder is None else Path(os.fspath(model)).stem)  # type: ignore[arg-type]
     platforms = chosen_platforms(config)
     target = artifacts.make_out_dir(out) / FOLDER
-    check_replaceable(target, GOLDEN_FILE)
+    replaceable(target)
     parsed = tflite.read(content)
     results = _results(content, config, folder, record)
     examples, config_of_data = _examples(parsed, data, results, config.num_golden)
@@ -349,11 +350,12 @@ def _write(
     notes: tuple[str, ...],
 ) -> Bundle:
     files = bundle_files(contents, platforms)
-    with progress.stage("writing the bundle"), staged_folder(target) as fresh:
+    with progress.stage("writing the bundle"), staged_folder(target, replaceable(target)) as fresh:
         write_files(fresh, files)
         self_tests = run_self_tests(platforms, fresh, run=config.self_test)
         files["README.md"] = readme(contents, platforms, self_tests).encode()
-        write_files(fresh, {"README.md": files["README.md"]})
+        files[MANIFEST_FILE] = manifest(files)
+        write_files(fresh, {name: files[name] for name in ("README.md", MANIFEST_FILE)})
         archive = zip_bytes(files, FOLDER) if config.zip else None
     path = target.with_suffix(".zip")
     if archive is not None:
