@@ -110,6 +110,14 @@ def test_collapsed_output_is_named_and_notes_keep_the_verdict():
     assert headline_of(record)[0] == "bad" and "collapsed: output 'p' has 3.0 dB" in markdown_of(record)
 
 
+@pytest.mark.parametrize(("dtype", "state"), [("int8", "good"), ("float32", "bad")])
+def test_bounds_on_ops_are_checked_with_the_digest_of_the_file(dtype, state):
+    record = bounded(max_float_ops=0)
+    for model in record["models"]:
+        model["digest"] = {"layers": [{"label": "conv/CONV_2D", "op": "CONV_2D", "type": dtype}]}
+    assert states(record)["requirements"] == state
+
+
 def test_an_audit_without_a_requirement_is_open_and_not_failed():
     record = bounded(min_accuracy=0.95)
     record["config"]["audit"]["require"] = ""

@@ -27,6 +27,7 @@ class Reported:
         portability: The table of its backends; see docs/records.md.
         verification: See docs/records.md.
         qat_parity: See docs/records.md.
+        digest: See docs/records.md.
         sha256: Of the file and of the data.
     """
 
@@ -39,6 +40,7 @@ class Reported:
     portability: Record
     verification: Record
     qat_parity: Record
+    digest: Record
     sha256: Record
 
     @property
@@ -70,6 +72,7 @@ def models_of(record: Record) -> list[Reported]:
             portability=part(model, "portability"),
             verification=part(model, "verification"),
             qat_parity=part(model, "qat_parity"),
+            digest=part(model, "digest"),
             sha256=part(model, "sha256"),
         )
         for series, model in enumerate(record.get("models") or [])

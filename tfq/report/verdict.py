@@ -280,7 +280,7 @@ def _requirements(record: Record, models: Sequence[Reported]) -> Check:
             settings = EvaluationConfig(
                 require=RequireConfig.from_dict(dict(required)), backends=tuple(evaluation.get("backends") or ())
             )
-            reasons = missed_on_backends(model.evaluation, model.portability, settings)
+            reasons = missed_on_backends(model.evaluation, model.portability, settings, model.digest)
         except (TfqError, LookupError, TypeError, AttributeError):  # an older record, or one of another version
             reasons = ["cannot be checked: the record has no such value"]
         missed += [f"{model.label}: {plain(reason)}" for reason in reasons]
