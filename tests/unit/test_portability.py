@@ -161,6 +161,18 @@ def test_default_is_all_available_backends_and_none_is_no_table(model, examples,
         table_of(model, examples, "none", "local")
 
 
+@pytest.mark.usefixtures("no_emulator")
+def test_bounds_on_a_missing_backend_fail_unless_it_is_only_reported(model, examples):
+    record = evaluate_model(model, examples, EvaluationConfig(num_runs=0))
+    require = RequireConfig(min_accuracy=0, min_same_class=0.9)
+    config = EvaluationConfig(num_runs=0, backends=("local", "qemu:cortex-a76"), require=require)
+    table = assess_backends(model, examples, config)
+    missed = missed_on_backends(record, table, config)
+    assert [sentence.partition(" ")[0] for sentence in missed] == ["min_accuracy", "min_same_class"]
+    reported = dataclasses.replace(config, missing_backends="report")
+    assert missed_on_backends(record, table, reported) == []
+
+
 def test_bounds_apply_to_named_backends_and_memory_to_all(model, examples, backends):
     from tfq.data import as_split
     from tfq.evaluation import reference_outputs

@@ -115,6 +115,12 @@ class EvaluationConfig(Config):
         choices=("none",),
         choices_of="backend",
     )
+    missing_backends: str = setting(
+        "fail",
+        "bounds on a backend of `backends` that is not available here or does not work: fail misses them, report only "
+        "lists the backend as not run",
+        choices=("fail", "report"),
+    )
     backends_limit: int = setting(256, "number of examples that each backend of the table runs", minimum=1)
     metric: str = setting(
         "",

@@ -127,7 +127,8 @@ def requirements_on_backends(
     """Return every bound of `config.require`, for the evaluation, the portability table and the file.
 
     A bound applies to each backend that `config.backends` names, and its name says which: "min_accuracy on gpu". It is
-    missed on a named backend that did not run the model. Estimators have no accuracy, so only bounds on costs apply.
+    missed on a named backend that did not run the model, unless it is not available here and `config.missing_backends`
+    is report. Estimators have no accuracy, so only bounds on costs apply.
     A bound on memory or instructions applies to each backend of the table that reports it, named or not; it is missed
     if none does.
 
@@ -139,7 +140,8 @@ def requirements_on_backends(
     """
     values = record.to_dict() if isinstance(record, EvaluationRecord) else record
     rows = (table.to_dict() if isinstance(table, PortabilityTable) else table).get("rows") or {}
-    named = [name for name in config.backends if name in rows and name != values["backend"]]
+    asked = [name for name in config.backends if config.missing_backends == "fail" or not _is_missing(rows.get(name))]
+    named = [name for name in asked if name in rows and name != values["backend"]]
     own = _own_requirements(values, config.require)
     costs = {item.name for item in cost_requirements(values, "", config.require)}
     results = [item for item in own if item.name not in costs or item.name in _OF_EACH_BACKEND]
@@ -148,6 +150,7 @@ def requirements_on_backends(
         if backend != values["backend"] and row["status"] == "ran":
             others[backend] = _own_requirements(row["evaluation"], config.require)
     for name in named:
+        is_estimate = rows[name]["how"] == "estimated"
         if name not in others:
             results += [
                 Requirement(
@@ -158,10 +161,9 @@ def requirements_on_backends(
                     reason=rows[name]["reason"],
                 )
                 for item in own
-                if item.name not in costs
+                if item.name not in costs and not is_estimate
             ]
             continue
-        is_estimate = rows[name]["how"] == "estimated"
         results += [
             replace(item, name=f"{item.name} on {name}")
             for item in others[name]
@@ -178,7 +180,11 @@ def requirements_on_backends(
             results += [item] if item.value is not None or not reported else []
             results += reported
     measured = Measured(name="", evaluation=values, rows=rows, digest=digest or {})
-    return (*results, *figure_requirements(measured, config.require, config.backends))
+    return (*results, *figure_requirements(measured, config.require, asked))
+
+
+def _is_missing(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["status"] == "not run"
 
 
 def check_requirements_on_backends(
