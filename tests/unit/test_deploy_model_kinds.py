@@ -12,6 +12,7 @@ from one_op_models import options
 
 import tfq
 from tfq import auditing, tflite
+from tfq.deploy.programs import run_program
 from tfq.errors import InputError
 
 LINUX = tfq.ExportConfig(platform=("linux",), self_test=False, zip=False, num_golden=1)
@@ -126,3 +127,11 @@ def test_infinite_outputs_equal_themselves_and_nothing_else(tmp_path):
 def test_data_without_examples_is_refused(tmp_path):
     with refused(InputError, field="data", got=()):
         tfq.export_bundle(absolute(), LINUX, out=tmp_path, data=np.float32(1))
+
+
+def test_a_program_that_cannot_start_or_does_not_end_is_told_apart_from_a_failure(tmp_path):
+    (tmp_path / "cc").write_text("not a program")
+    (tmp_path / "cc").chmod(0o755)
+    commands = {"not run": [str(tmp_path / "cc")], "failed": ["sleep", "60"], "passed": ["true"]}
+    for status, command in commands.items():
+        assert run_program("C", command, tmp_path, timeout=0.2 if status == "failed" else 60).status == status

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfq import artifacts
 from tfq.deploy.platform import SelfTestResult
 from tfq.progress import printable
 
@@ -17,6 +18,8 @@ _MOST_SHOWN = 500
 def run_program(name: str, command: Sequence[str], folder: Path, *, timeout: float = TIMEOUT_SECS) -> SelfTestResult:
     """Run a self-test in the folder of a bundle: exit code 0 is passed, any other is failed.
 
+    The status is "not run" if the program cannot be started.
+
     Args:
         name: The name of the self-test.
         command: The program and its arguments.
@@ -24,17 +27,21 @@ def run_program(name: str, command: Sequence[str], folder: Path, *, timeout: flo
         timeout: Seconds after which the program is stopped, which is a failure.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    process = subprocess.Popen(
-        [*command],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            [*command],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:  # not executable, a folder that does not allow programs, no memory
+        detail = f"{artifacts.shown(command[0])} cannot be started: {error.strerror or error}"
+        return SelfTestResult(name=name, status="not run", detail=detail)
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

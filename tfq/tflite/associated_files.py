@@ -43,7 +43,7 @@ def associated_files(source: bytes) -> dict[str, bytes]:
     for name, content in files:
         reason = "its name occurs twice" if name in results else _fault(name)
         if reason:
-            warn(f"model: the file {name!a} after the flatbuffer is left out, because {reason}")
+            warn(f"model: the file {name[:100]!a} after the flatbuffer is left out, because {reason}")
         else:
             results[name] = content
     return results
