@@ -129,9 +129,20 @@ def test_data_without_examples_is_refused(tmp_path):
         tfq.export_bundle(absolute(), LINUX, out=tmp_path, data=np.float32(1))
 
 
-def test_a_program_that_cannot_start_or_does_not_end_is_told_apart_from_a_failure(tmp_path):
+def test_a_program_that_cannot_start_did_not_fail(tmp_path):
     (tmp_path / "cc").write_text("not a program")
     (tmp_path / "cc").chmod(0o755)
     commands = {"not run": [str(tmp_path / "cc")], "failed": ["sleep", "60"], "passed": ["true"]}
     for status, command in commands.items():
         assert run_program("C", command, tmp_path, timeout=0.2 if status == "failed" else 60).status == status
+
+
+def test_names_cannot_change_the_structure_of_the_readme(tmp_path):
+    names = {"in": "a`b|\n# c", "out": "</td>``"}
+    tensors = {name: T("float32", (1, 4)) for name in names.values()}
+    model = build(tensors, [Call("ABS", [names["in"]], [names["out"]])], [names["in"]], [names["out"]])
+    bundle = tfq.export_bundle(model, LINUX, out=tmp_path, name="x\n# <script>*/")
+    lines = (bundle.folder / "README.md").read_text().splitlines()
+    assert lines[0] == "# x \\# &lt;script>\\*/"
+    assert [line for line in lines if line.startswith("# ")] == lines[:1]
+    assert "| input | `` a`b\\|?# c `` | 1 x 4 | float32 | none |" in lines

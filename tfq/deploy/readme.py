@@ -2,6 +2,7 @@
 """README.md of a bundle: origin, accuracy, size, backends, limits, and how to run each self-test."""
 
 import gzip
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from tfq.deploy.results import table_text
 from tfq.deploy.templates import read_source
 from tfq.evaluation import score_text
 from tfq.provenance import package_versions
+from tfq.text_table import shown
+
+_MARKUP, _ENTITIES = re.compile(r"[\\`*_\[\]#|~<&]"), {"<": "&lt;", "&": "&amp;"}
 
 
 def readme(contents: BundleContents, platforms: Sequence[Platform], tests: Sequence[SelfTestResult]) -> str:
@@ -21,7 +25,7 @@ def readme(contents: BundleContents, platforms: Sequence[Platform], tests: Seque
         tests: The results of the self-tests on the machine that exported it.
     """
     sections = [
-        f"# {contents.name}",
+        f"# {_literal(contents.name)}",
         _origin(contents),
         _inputs_and_outputs(contents),
         _accuracy(contents),
@@ -52,7 +56,7 @@ def _evaluated_by(results: Any) -> str:
         return f"not known: {results.missing}"
     version = results.packages.get("tfq")
     commit = f", commit {results.git_commit[:12]}" if results.git_commit else ""
-    return f"tfq {version}{commit}, `{results.record}`, settings `{str(results.config_hash)[:16]}`"
+    return f"tfq {version}{commit}, {_code(results.record)}, settings `{str(results.config_hash)[:16]}`"
 
 
 def _inputs_and_outputs(contents: BundleContents) -> str:
@@ -63,7 +67,7 @@ def _inputs_and_outputs(contents: BundleContents) -> str:
                 f"scale {entry['scale']!r}, zero point {entry['zero_point']}" if entry["scale"] is not None else "none"
             )
             shape = " x ".join("any" if length == -1 else str(length) for length in entry["shape"]) or "a single value"
-            rows.append([side[:-1], f"`{entry['name']}`", shape, entry["dtype"], quantization])
+            rows.append([side[:-1], _code(entry["name"]), shape, entry["dtype"], quantization])
     table = _table(["", "name", "shape", "type", "quantization"], rows)
     return f"## Inputs and outputs\n\n{table}\n\n`io.json` has all of it, with the preprocessing in order."
 
@@ -101,7 +105,7 @@ def _golden(contents: BundleContents) -> str:
     kind = "" if document["is_real"] else " They test the sources, but say nothing about real inputs."
     return (
         f"## Golden vectors\n\n`golden/` has {len(contents.golden.examples)} inputs and the outputs that XNNPACK gave "
-        f"for them: {document['data']}.{kind} `golden/golden.json` lists the files, and how far the outputs of each "
+        f"for them: {_literal(document['data'])}.{kind} `golden/golden.json` lists the files, and how far the outputs of each "
         "backend were from XNNPACK's. All files are raw arrays in row order, little-endian."
     )
 
@@ -112,7 +116,9 @@ def _self_tests(platforms: Sequence[Platform], results: Sequence[SelfTestResult]
     for platform in platforms:
         for test in platform.self_tests:
             result = by_name[test.name]
-            parts.append(f"### {test.name}\n\nWhere the bundle was exported: {result.status} ({result.detail}).")
+            parts.append(
+                f"### {test.name}\n\nWhere the bundle was exported: {result.status} ({_literal(result.detail)})."
+            )
             if test.commands:
                 parts.append("```bash\n" + "\n".join(test.commands) + "\n```")
     return "\n\n".join(parts)
@@ -128,6 +134,19 @@ def _limits(contents: BundleContents, platforms: Sequence[Platform]) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _literal(text: str) -> str:
+    """Return text on one line, so that Markdown shows it literally."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return _MARKUP.sub(lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), line)
+
+
+def _code(text: str) -> str:
+    """Return a name as code. Code with backticks has more of them around it."""
+    name = shown(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    return f"`{name}`" if fence == "`" else f"{fence} {name} {fence}"
 
 
 def _cell(text: str) -> str:

@@ -72,7 +72,7 @@ register(
                 commands=(
                     "pip install ai-edge-litert",
                     'L=$(python3 -c "import ai_edge_litert; print(*ai_edge_litert.__path__)")',
-                    f"gcc {' '.join(C_FLAGS)} c/*.c -o self_test -L$L -l:libLiteRt.so -Wl,-rpath,$L -lm",
+                    f'gcc {" ".join(C_FLAGS)} c/*.c -o self_test "-L$L" -l:libLiteRt.so "-Wl,-rpath,$L" -lm',
                     "./self_test",
                 ),
                 run=_test_c,
