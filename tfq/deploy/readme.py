@@ -105,8 +105,8 @@ def _golden(contents: BundleContents) -> str:
     kind = "" if document["is_real"] else " They test the sources, but say nothing about real inputs."
     return (
         f"## Golden vectors\n\n`golden/` has {len(contents.golden.examples)} inputs and the outputs that XNNPACK gave "
-        f"for them: {_literal(document['data'])}.{kind} `golden/golden.json` lists the files, and how far the outputs of each "
-        "backend were from XNNPACK's. All files are raw arrays in row order, little-endian."
+        f"for them: {_literal(document['data'])}.{kind} `golden/golden.json` lists the files, and how far the "
+        "outputs of each backend were from XNNPACK's. All files are raw arrays in row order, little-endian."
     )
 
 
