@@ -135,10 +135,9 @@ def test_throughput_has_every_batch_size_and_number_of_threads(timer):
     refused_rows = [key for key, row in rates.items() if row.reason is not None]
     assert sorted(refused_rows) == [("fixed", 16, 1), ("fixed", 16, 2)]
     assert "conversion.batch_size" in rates["fixed", 16, 1].reason and rates["fixed", 16, 1].mean_ms is None
-    larger, smaller = rates["dynamic", 16, 1], rates["dynamic", 1, 1]
-    # 16 examples are more work than one, and a rate counts examples, not inferences.
-    assert larger.mean_ms > 2 * smaller.mean_ms
-    assert larger.examples_per_second == pytest.approx(16e3 / larger.mean_ms)
+    for batch in (1, 16):  # a rate counts examples, not inferences
+        row = rates["dynamic", batch, 1]
+        assert row.examples_per_second == pytest.approx(batch * 1e3 / row.mean_ms)
 
 
 def test_inputs_of_a_batch_repeat_the_examples_in_order():
