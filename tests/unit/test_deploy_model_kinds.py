@@ -14,6 +14,13 @@ import tfq
 from tfq import auditing, tflite
 from tfq.deploy.programs import run_program
 from tfq.errors import InputError
+from tfq.tflite.model_metadata import (
+    ModelMetadata,
+    NormalizationOptions,
+    ProcessUnit,
+    SubGraphMetadata,
+    TensorMetadata,
+)
 
 LINUX = tfq.ExportConfig(platform=("linux",), self_test=False, zip=False, num_golden=1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*golden vectors are random")
@@ -146,3 +153,13 @@ def test_names_cannot_change_the_structure_of_the_readme(tmp_path):
     assert lines[0] == "# x \\# &lt;script>\\*/"
     assert [line for line in lines if line.startswith("# ")] == lines[:1]
     assert "| input | `` a`b\\|?# c `` | 1 x 4 | float32 | none |" in lines
+
+
+@pytest.mark.parametrize(("mean", "std"), [((1, 2), (1,)), ((1,), (0,)), ((), ())])
+def test_normalization_that_does_not_fit_the_channels_is_refused(mean, std, tmp_path):
+    described = TensorMetadata(process_units=(ProcessUnit(options=NormalizationOptions(mean=mean, std=std)),))
+    graph = SubGraphMetadata(input_tensor_metadata=(described,), output_tensor_metadata=(TensorMetadata(),))
+    model = tflite.write_model_metadata(absolute((1, 2, 2, 3)), ModelMetadata(subgraph_metadata=(graph,)))
+    assert "mean" not in auditing.io_table(model).inputs[0].steps[0].values
+    with refused(InputError, got="normalize"):
+        tfq.export_bundle(model, LINUX, out=tmp_path, data=np.ones((1, 2, 2, 3), np.uint8))

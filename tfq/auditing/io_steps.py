@@ -100,7 +100,7 @@ def input_steps(
     elif recorded is not None and not is_indices:
         steps, source = _recorded_steps(tensor, recorded), FROM_TFQ
     elif described is not None and (normalization := described.unit(NormalizationOptions)):
-        steps, source = [_normalize(normalization)], FROM_METADATA
+        steps, source = [_normalize(normalization, tensor.shape[-1] if tensor.shape else 1)], FROM_METADATA
     if tensor.is_quantized and (step := quantize_step(tensor)):
         steps.append(step)
     return tuple(steps), source
@@ -119,10 +119,15 @@ def _recorded_steps(tensor: Tensor, recorded: Mapping[str, Any]) -> list[Step]:
     return steps
 
 
-def _normalize(options: NormalizationOptions) -> Step:
+def _normalize(options: NormalizationOptions, channels: int) -> Step:
     mean, std = list(options.mean), list(options.std)
-    if not mean or not std or not np.isfinite([*mean, *std]).all():
-        return Step(step="normalize", formula="unknown: the metadata has no usable mean and std")
+    sizes = {1, channels}
+    if not {len(mean), len(std)} <= sizes or not np.isfinite([*mean, *std]).all() or not all(std):
+        formula = (
+            f"unknown: the metadata has mean {_shown_numbers(mean)} and std {_shown_numbers(std)}, expected "
+            f"{' or '.join(map(str, sorted(sizes)))} finite numbers for each, and no std of 0"
+        )
+        return Step(step="normalize", formula=formula)
     formula = f"(x - {_shown_numbers(mean)}) / {_shown_numbers(std)}"
     return Step(step="normalize", formula=formula, values={"mean": mean, "std": std})
 
