@@ -5,7 +5,6 @@ An app that feeds these inputs must get these outputs. One vector is one inferen
 order and little-endian.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from tfq.backends import LocalBackend
 from tfq.deploy.steps import apply_steps
 from tfq.errors import InputError
 from tfq.evaluation.inputs import decode_outputs, scale_of
+from tfq.evaluation.thumbnails import brightness, png
 from tfq.tflite import Model, Tensor
 
 FORMAT = 1
@@ -255,23 +255,11 @@ def _label(numbers: NDArray | None, chosen: slice, labels: Mapping[str, Sequence
 
 
 def _picture(source: NDArray) -> bytes | None:
-    """Return a PNG of the first image for people to look at; None for other data, and without Pillow."""
-    if source.ndim != 4 or source.shape[3] not in (1, 3):
+    """Return a PNG of the first image for people to look at; None for other data."""
+    if source.ndim != 4 or source.shape[3] not in (1, 3) or not source.size or not np.isfinite(source).all():
         return None
-    try:
-        from PIL import Image
-    except ImportError:
-        return None
-    image = source[0].astype(np.float64)
-    if not image.size or not np.isfinite(image).all():
-        return None
-    low, high = float(image.min()), float(image.max())
-    if source.dtype != np.uint8 and not (low >= 0 and 1 < high <= 255):
-        image = (image - low) * (255 / (high - low) if high > low else 0.0)
-    pixels = np.rint(image).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
-    return stream.getvalue()
+    image = source[0]
+    return png(image if image.dtype == np.uint8 else np.rint(brightness(image)).astype(np.uint8))
 
 
 def random_source(model: Model, table: Mapping[str, Any], count: int, seed: int) -> SourceExamples:

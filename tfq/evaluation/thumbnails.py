@@ -29,14 +29,21 @@ def thumbnails(images: NDArray) -> list[str]:
 
     Args:
         images: (n, height, width, channels) preprocessed values, 1 or 3 channels. All are drawn with the same range of
-            values: the narrowest of [0, 1], [-1, 1] and [0, 255] that holds them, else from minimum to maximum. The
-            latter also if they use less than a quarter of the range.
+            values; see `brightness`.
     """
-    values = np.asarray(images, np.float64)
+    return [base64.b64encode(png(np.rint(_reduced(image)).astype(np.uint8))).decode() for image in brightness(images)]
+
+
+def brightness(values: NDArray) -> NDArray[np.float64]:
+    """Return finite values as brightness from 0 to 255.
+
+    The darkest and the brightest value are the limits of the narrowest of [0, 1], [-1, 1] and [0, 255] that holds all
+    values. If none does, or they use less than a quarter of it, they are the minimum and the maximum.
+    """
+    values = np.asarray(values, np.float64)
     low, high = float(values.min()), float(values.max())
     low, high = next((pair for pair in _RANGES if _fits(low, high, *pair)), (low, high))
-    pixels = np.clip((values - low) / ((high - low) or 1) * 255, 0, 255)
-    return [base64.b64encode(png(np.rint(_reduced(image)).astype(np.uint8))).decode() for image in pixels]
+    return np.asarray(np.clip((values - low) / ((high - low) or 1) * 255, 0, 255))
 
 
 def _fits(low: float, high: float, start: float, stop: float) -> bool:
