@@ -101,6 +101,18 @@ def test_golden_vectors_hold_what_the_interpreter_computes(bundle, preprocessed)
         assert example["outputs"][0]["top"][0]["label"] == f"digit {real.argmax()}"
 
 
+def test_pictures_show_bytes_as_they_are_and_other_ranges_visibly(bundle, preprocessed, tmp_path):
+    from PIL import Image
+
+    stored = Image.open(bundle.folder / golden_json(bundle.folder)["examples"][1]["inputs"][0]["picture"])
+    assert (np.asarray(stored) == images()[1, :, :, 0]).all()
+    digits = (images(1) / 16).astype(np.float32)  # from 0 to 16
+    config = dataclasses.replace(LINUX, num_golden=1)
+    drawn = tfq.export_bundle(preprocessed, config, out=tmp_path, data=digits).folder / "golden/0_input_0.png"
+    pixels = np.asarray(Image.open(drawn))
+    assert pixels.min() == 0 and pixels.max() == 255
+
+
 def test_golden_inputs_equal_tensorflows_resize_and_the_quantize_op(bundle, preprocessed):
     """The formulas of both, in float64."""
     first = golden_json(bundle.folder)["examples"][0]["inputs"][0]
