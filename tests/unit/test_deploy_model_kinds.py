@@ -36,6 +36,15 @@ def absolute(shape=(1, 4), dtype="float32", outputs=("y",), op="ABS"):
     return build(tensors, [Call(op, ["x"], ["y"], options("Abs"))], ["x"], list(outputs))
 
 
+def dynamic_output(axis):
+    """Return a model whose output has no fixed length along an axis, though its input is fixed."""
+    model = tflite.unpack(absolute())
+    model.subgraphs[0].tensors[1].shapeSignature = np.array(
+        [-1 if place == axis else 4 for place in range(2)], np.int32
+    )
+    return tflite.pack(model, 10_000)
+
+
 def module_of(folder):
     """Import python/run_model.py of a bundle."""
     spec = importlib.util.spec_from_file_location("run_model", folder / "python/run_model.py")
@@ -65,9 +74,11 @@ def test_seventy_outputs_and_inputs_of_three_ranks_pass_the_self_tests(tmp_path)
         (absolute(outputs=["y", "x"]), "input,"),
         (absolute(outputs=["y", "y"]), "output,"),
         (absolute(shape=(1, 0)), "values,"),
+        (dynamic_output(0), "fixed"),
+        (dynamic_output(1), "fixed"),
         (build({"c": constant([1.0]), "y": T("float32", (1,))}, [Call("ABS", ["c"], ["y"])], [], ["y"]), "inputs,"),
     ],
-    ids=["returned input", "returned twice", "empty", "no inputs"],
+    ids=["returned input", "returned twice", "empty", "length by values", "dynamic axis", "no inputs"],
 )
 def test_models_that_clients_do_not_run_are_refused(model, word, tmp_path):
     with refused(InputError, word=word):

@@ -272,17 +272,23 @@ def _type_advice(side: str, dtype: str, dtypes: Collection[str]) -> str:
     return f"convert with conversion.inference_{side}_type={other}"
 
 
-def shape_problems(candidate: Candidate, *, allow_batch: bool = True) -> list[Problem]:
-    """Return a problem for each input and output whose shape is dynamic; a dynamic batch may be allowed."""
+def shape_problems(
+    candidate: Candidate, *, allow_batch: bool = True, sides: Sequence[str] = ("input", "output")
+) -> list[Problem]:
+    """Return a problem for each input and output whose shape is dynamic; a dynamic batch may be allowed.
+
+    If no input has a dynamic batch, the length of a dynamic first axis of an output depends on the values, as for WHERE.
+    """
+    allow_batch = allow_batch and any(0 in entry["dynamic_axes"] for entry in candidate.io["inputs"])
     problems = []
     for side, entry in _entries(candidate):
-        dynamic = [axis for axis, length in enumerate(entry["shape"]) if length == -1 and (axis or not allow_batch)]
-        if dynamic:
+        if side in sides and any(axis or not allow_batch for axis in entry["dynamic_axes"]):
             shape = " x ".join("any" if length == -1 else str(length) for length in entry["shape"])
             problems.append(
                 Problem(
                     reason=f"{side} {entry['name']!r} has the dynamic shape {shape}",
-                    advice="convert with a fixed conversion.batch_size, and fixed conversion.input_shapes",
+                    advice="convert a model with fixed shapes: set conversion.batch_size and conversion.input_shapes; "
+                    "leave out ops whose output has a length that depends on the values",
                 )
             )
     return problems

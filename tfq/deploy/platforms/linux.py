@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tfq.deploy.app_code import shared_tensor_problems
+from tfq.deploy.app_code import shape_problems, shared_tensor_problems
 from tfq.deploy.c_code import c_problems, c_sources
 from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 from tfq.deploy.programs import run_program
@@ -24,7 +24,9 @@ def _sources(contents: BundleContents) -> dict[str, bytes]:
 
 
 def _check(candidate: Candidate) -> list[Problem]:
-    return [*c_problems(candidate.io), *shared_tensor_problems(candidate.model, "the C program")]
+    # The C program resizes dynamic inputs, but its buffers of outputs have the sizes in the file.
+    shapes = shape_problems(candidate, sides=("output",))
+    return [*c_problems(candidate.io), *shapes, *shared_tensor_problems(candidate.model, "the C program")]
 
 
 def _test_python(folder: Path) -> SelfTestResult:
