@@ -277,7 +277,7 @@ def shape_problems(
 ) -> list[Problem]:
     """Return a problem for each input and output whose shape is dynamic; a dynamic batch may be allowed.
 
-    If no input has a dynamic batch, the length of a dynamic first axis of an output depends on the values, as for WHERE.
+    If no input has a dynamic batch, the length of a dynamic first axis of an output depends on values, as for WHERE.
     """
     allow_batch = allow_batch and any(0 in entry["dynamic_axes"] for entry in candidate.io["inputs"])
     problems = []
