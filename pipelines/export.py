@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write an app bundle of a .tflite: metadata, io.json, golden vectors, sources with a self-test.
 
-    tfq export --model=out/run/model_int8.tflite --platform=linux --out=out/app
+    tfq export --model=out/run --platform=linux --out=out/app
     tfq export --model=model_int8.tflite --platform=linux --labels=labels.txt --data=npz:examples.npz --out=out/app
     tfq export --model=model_uint8.tflite --metadata_only --task=image_classifier --labels=labels.txt --out=out/app
 
-Reads a .tflite. The bundle has the model with TFLite Metadata; io.json, a table of its inputs and outputs with the
-preprocessing; golden vectors, which are inputs with the outputs that XNNPACK gives for them; sources for each
---platform that run the model, with a self-test on the golden vectors; and README.md with accuracy, size and backends.
-These are taken from the evaluate.json or report.json next to the file, or in --record.
+Reads a .tflite, or the last one in the folder of a `tfq run`. The bundle has the model with TFLite Metadata; io.json, a
+table of its inputs and outputs with the preprocessing; golden vectors, which are inputs with the outputs that XNNPACK
+gives for them; sources for each --platform that run the model, with a self-test on the golden vectors; and README.md
+with accuracy, size and backends. These are taken from the evaluate.json or report.json next to the file, or from
+--record.
 
 The golden vectors are the first examples of --data, else those of the record's data, else random numbers. A platform
 that cannot run the file refuses it, and the message has the conversion that works.

@@ -3,6 +3,7 @@
 
 import ctypes
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from messages import refused, warned
 
 import tfq
-from tfq import artifacts, registry, tflite
+from tfq import artifacts, registry, tflite, workflows
 from tfq.config import INPUT_KINDS, TASKS, TOKENIZERS
 from tfq.deploy import KINDS, Platform, metadata
 from tfq.deploy import TASKS as MEDIAPIPE_TASKS
@@ -379,3 +380,21 @@ def test_the_c_program_declares_functions_that_the_library_has():
     assert len(names) > 20 and used == names
     assert [name for name in sorted(names) if not hasattr(library, name)] == []
     assert not hasattr(library, "LiteRtGetSignatureInputColor")
+
+
+def test_the_folder_of_a_run_exports_its_last_flatbuffer(golden, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(golden / "digits_int8.tflite", run / "small.tflite")
+    config = tfq.RunConfig(model=str(run), out=str(tmp_path / "out"), export=LINUX)
+
+    def export(*files):
+        (run / "report.json").write_text(json.dumps({"models": [{"file": file} for file in files]}))
+        return workflows.export(config)
+
+    with warned("random"):
+        exported = export("float.tflite", "small.tflite")
+    assert exported.sha256["model"] == hashlib.sha256((run / "small.tflite").read_bytes()).hexdigest()
+    for files in ((), ("../run/small.tflite",)):
+        with refused(InputError, field="model"):
+            export(*files)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export the file of a config: as an app bundle, or only with TFLite Metadata."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, auditing, data, deploy
 from tfq.config import RunConfig
+from tfq.errors import InputError
 from tfq.workflows.models import model_name, read_tflite
 
 
@@ -48,9 +51,12 @@ class Exported:
 def export(config: RunConfig) -> Exported:
     """Write the bundle of config.model into config.out; see `deploy.export_bundle` and `deploy.add_metadata`.
 
+    The model is a `.tflite`, or the folder of a `tfq run`: that is its last `.tflite`.
+
     Raises:
         InputError: The model, the labels, the data or the config cannot be used.
     """
+    config = dataclasses.replace(config, model=_file_of_run(config.model))
     name = model_name(config)
     artifacts.check_out_is_set(config.out)
     deploy.check_settings(config.export)
@@ -66,3 +72,21 @@ def export(config: RunConfig) -> Exported:
     with artifacts.locked_directory(out):
         file = artifacts.write_bytes(out / f"{name}_metadata.tflite", described)
     return Exported(bundle=None, file=file, table=auditing.io_table(described).to_text(), sha256=sha256)
+
+
+def _file_of_run(model: str) -> str:
+    """Return the path of the last `.tflite` of a run if `model` is its folder; else `model` itself."""
+    record = Path(model, "report.json")
+    if not model or not record.is_file():
+        return model
+    content = artifacts.read_json(record, field="model")
+    models = content.get("models") if isinstance(content, Mapping) else None
+    files = [item.get("file") for item in models if isinstance(item, Mapping)] if isinstance(models, list) else []
+    if not files or not isinstance(files[-1], str) or Path(files[-1]).name != files[-1]:
+        raise InputError(
+            f"model: {artifacts.shown(record)} has no .tflite: expected the folder of a complete tfq run, or a .tflite",
+            field="model",
+            expected="the folder of a run",
+            got=model,
+        )
+    return str(Path(model, files[-1]))

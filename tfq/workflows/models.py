@@ -64,7 +64,10 @@ def check_path(path: str, path_of: str, field: str) -> None:
     if path_of == "model" and not is_file(path):
         return
     if path_of == "model" and os.path.isdir(path):
-        if not any(os.path.lexists(os.path.join(path, name)) for name in ("saved_model.pb", "config.json")):
+        # report.json: the folder of a run, which `tfq export` reads.
+        if not any(
+            os.path.lexists(os.path.join(path, name)) for name in ("saved_model.pb", "config.json", "report.json")
+        ):
             raise InputError(
                 f"{field}={artifacts.shown(path)} is a directory without saved_model.pb or config.json: expected "
                 f"{_MODEL}",
