@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundles of models with unusual inputs and outputs: ranks, counts, labels, and values that do not fit."""
 
+import dataclasses
 import importlib.util
 import json
 
 import numpy as np
 import pytest
 from built_models import Call, T, build, constant
-from messages import refused
+from messages import refused, warned
 from one_op_models import options
 
 import tfq
 from tfq import auditing, tflite
+from tfq.deploy.labels import labeled_output
 from tfq.deploy.programs import run_program
 from tfq.errors import InputError
 from tfq.tflite.model_metadata import (
@@ -81,8 +83,9 @@ def test_seventy_outputs_and_inputs_of_three_ranks_pass_the_self_tests(tmp_path)
     ids=["returned input", "returned twice", "empty", "length by values", "dynamic axis", "no inputs"],
 )
 def test_models_that_clients_do_not_run_are_refused(model, word, tmp_path):
-    with refused(InputError, word=word):
-        tfq.export_bundle(model, LINUX, out=tmp_path)
+    for platform in ("linux", "web"):
+        with refused(InputError, word=word):
+            tfq.export_bundle(model, dataclasses.replace(LINUX, platform=(platform,)), out=tmp_path)
 
 
 def test_value_labels_of_a_detector_are_not_names_of_scores(golden, tmp_path):
@@ -174,3 +177,14 @@ def test_normalization_that_does_not_fit_the_channels_is_refused(mean, std, tmp_
     assert "mean" not in auditing.io_table(model).inputs[0].steps[0].values
     with refused(InputError, got="normalize"):
         tfq.export_bundle(model, LINUX, out=tmp_path, data=np.ones((1, 2, 2, 3), np.uint8))
+
+
+def test_labels_that_fit_two_outputs_warn(tmp_path):
+    model = build(
+        {"x": T("float32", (1, 2)), "y": T("float32", (1, 2)), "z": T("float32", (1, 2))},
+        [Call("ABS", ["x"], ["y"]), Call("ABS", ["y"], ["z"])],
+        ["x"],
+        ["y", "z"],
+    )
+    with warned("z"):
+        assert labeled_output(tflite.read(model), ("a", "b"), "labels.txt") == "y"

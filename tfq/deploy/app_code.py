@@ -228,7 +228,7 @@ def shared_tensor_problems(model: Model, title: str) -> list[Problem]:
     """Return a problem for each output that is also an input, or an earlier output: LiteRT's new API refuses them.
 
     `CompiledModel` returns wrong values for the outputs of a file that returns an input, and does not load a file that
-    returns a tensor twice (ai-edge-litert 2.3.0). The interpreter runs both.
+    returns a tensor twice (ai-edge-litert 2.3.0, LiteRT.js 2.5.3). The interpreter runs both.
     """
     inputs, outputs = (list(getattr(model.main_subgraph, side)) for side in ("inputs", "outputs"))
     problems = []
@@ -272,6 +272,19 @@ def _type_advice(side: str, dtype: str, dtypes: Collection[str]) -> str:
     return f"convert with conversion.inference_{side}_type={other}"
 
 
+def empty_problems(candidate: Candidate) -> list[Problem]:
+    """Return a problem for each input and output without values: clients have no buffers of no bytes."""
+    return [
+        Problem(
+            reason=f"{side} {entry['name']!r} has no values, shape {entry['shape']}, and LiteRT has no buffers without "
+            "values",
+            advice=f"convert a model without this {side}",
+        )
+        for side, entry in _entries(candidate)
+        if 0 in entry["shape"]
+    ]
+
+
 def shape_problems(
     candidate: Candidate, *, allow_batch: bool = True, sides: Sequence[str] = ("input", "output")
 ) -> list[Problem]:
@@ -280,7 +293,7 @@ def shape_problems(
     If no input has a dynamic batch, the length of a dynamic first axis of an output depends on values, as for WHERE.
     """
     allow_batch = allow_batch and any(0 in entry["dynamic_axes"] for entry in candidate.io["inputs"])
-    problems = []
+    problems = empty_problems(candidate)
     for side, entry in _entries(candidate):
         if side in sides and any(axis or not allow_batch for axis in entry["dynamic_axes"]):
             shape = " x ".join("any" if length == -1 else str(length) for length in entry["shape"])

@@ -42,14 +42,6 @@ def c_problems(io: Mapping[str, Any]) -> list[Problem]:
                         advice=f"convert a model whose inputs and outputs have at most {MAX_RANK} axes",
                     )
                 )
-            if 0 in entry["shape"]:
-                problems.append(
-                    Problem(
-                        reason=f"{side[:-1]} {entry['name']} has no values, shape {entry['shape']}, and LiteRT's C "
-                        "API has no buffers without values",
-                        advice=f"convert a model without this {side[:-1]}",
-                    )
-                )
     return problems
 
 

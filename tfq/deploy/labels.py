@@ -11,6 +11,7 @@ from tfq.auditing import IoTable
 from tfq.config import DataConfig, ExportConfig
 from tfq.data import MissingSplitError
 from tfq.errors import InputError, warn
+from tfq.text_table import shown
 from tfq.tflite import Model
 
 # Later splits were not used to train or to choose a model.
@@ -77,9 +78,14 @@ def labeled_output(model: Model, labels: Sequence[str], where: str) -> str:
         for name, tensor in zip(model.output_names, model.main_subgraph.output_tensors, strict=True)
         if tensor.shape
     }
-    for name, width in widths.items():
-        if width == len(labels):
-            return name
+    matches = [name for name, width in widths.items() if width == len(labels)]
+    if len(matches) > 1:
+        warn(
+            f"{where} has {len(labels)} class names, which fit the outputs {', '.join(map(shown, matches))}: only the "
+            "first gets labels"
+        )
+    if matches:
+        return matches[0]
     outputs = ", ".join(f"{name} ({width} values)" for name, width in widths.items()) or "no output with an axis"
     raise InputError(
         f"{where} has {len(labels)} class names, but the model's outputs are {outputs}. Expected as many names as the "

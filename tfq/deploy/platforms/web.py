@@ -13,6 +13,7 @@ from tfq.deploy.app_code import (
     header,
     labeled_output,
     shape_problems,
+    shared_tensor_problems,
     shown_name,
     tolerances,
     type_problems,
@@ -74,8 +75,12 @@ def _object(tensor: CodeTensor) -> str:
 
 
 def _check(candidate: Candidate) -> tuple[Problem, ...]:
-    """Return what LiteRT.js refuses: other types, and dynamic shapes, also of the batch."""
-    return (*type_problems(candidate, DTYPES, "LiteRT.js"), *shape_problems(candidate, allow_batch=False))
+    """Return what LiteRT.js refuses, or runs wrongly: types, dynamic shapes (also of the batch), shared tensors."""
+    return (
+        *type_problems(candidate, DTYPES, "LiteRT.js"),
+        *shape_problems(candidate, allow_batch=False),
+        *shared_tensor_problems(candidate.model, "LiteRT.js"),
+    )
 
 
 def _string(text: str) -> str:
