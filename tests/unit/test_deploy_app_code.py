@@ -12,14 +12,15 @@ from one_op_models import options
 
 from tfq import registry, tflite
 from tfq.auditing import Target, io_table
+from tfq.backends import LocalBackend
 from tfq.backends.tflm import TflmBackend
 from tfq.deploy import app_code
 from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.platform import BundleContents, Candidate, Platform
 from tfq.deploy.platforms import ios, micro, web
 from tfq.deploy.results import Results
-from tfq.deploy.tflm_measurement import ARRAY_FILE, array_bytes
-from tfq.errors import InputError
+from tfq.deploy.tflm_measurement import ARRAY_FILE, Measurement, array_bytes, large_differences
+from tfq.errors import InputError, ModelError
 
 
 def contents_of(model: bytes, tolerance=None, largest: float = 1.0, name: str = "name") -> BundleContents:
@@ -95,6 +96,27 @@ def test_arena_that_is_not_measured_stops_the_compiler(model_of, monkeypatch):
     text = files["micro/arena.h"].decode()
     assert "#error" in text and "not installed" in text and "#define MODEL_ARENA_BYTES" not in text
     assert text.count("*/") == text.count("/*")
+
+
+@pytest.mark.parametrize(
+    ("difference", "builtin", "warns"),
+    [(60.0, 1, True), (60.0, 70, False), (8.0, 1, False), (np.inf, 1, True), (60.0, None, True)],
+)
+def test_difference_above_rounding_and_builtin_kernels_is_a_warning(model_of, monkeypatch, difference, builtin, warns):
+    def run(self, model, samples, kernels):
+        if builtin is None:
+            raise ModelError("no kernel")
+        return [(np.full((1, 10), builtin, np.int8),) for _ in samples]
+
+    monkeypatch.setattr(LocalBackend, "run_samples", run)
+    contents = contents_of(model_of("digits_int8_per_tensor_dense"))
+    measured = Measurement(arena=1, differences=(difference,))
+    usual = app_code.least_tolerances(contents)
+    files = contents.golden.files
+    warnings = large_differences(contents.model, contents.golden.document, files.__getitem__, measured, usual)
+    assert len(warnings) == warns
+    tolerance = micro._vectors(contents, measured)
+    assert f"Type::kInt8, {1.0 if np.isinf(difference) else difference}f" in tolerance and "inff" not in tolerance
 
 
 def test_arena_has_a_margin_and_is_aligned():

@@ -17,16 +17,17 @@ from messages import refused, warned
 
 import tfq
 from tfq import artifacts, registry, tflite, workflows
-from tfq.config import INPUT_KINDS, TASKS, TOKENIZERS
-from tfq.deploy import KINDS, Platform, metadata
+from tfq.config import TASKS, TOKENIZERS
 from tfq.deploy import TASKS as MEDIAPIPE_TASKS
+from tfq.deploy import Platform, metadata
 from tfq.deploy.bundle import run_self_tests
 from tfq.deploy.files import staged_folder, write_files, zip_bytes
 from tfq.deploy.labels import read_labels
-from tfq.deploy.platforms import linux
+from tfq.deploy.platforms import linux, micro
 from tfq.deploy.results import read_results, tolerance_of
 from tfq.deploy.steps import apply_steps
 from tfq.deploy.templates import c_string, fill, read_source
+from tfq.deploy.tflm_measurement import Measurement
 from tfq.errors import InputError, RequirementError, TfqError
 from tfq.quant_math import quantize
 
@@ -301,6 +302,16 @@ def test_a_platform_refuses_a_file_with_the_conversion_that_works(golden, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_large_difference_on_a_microcontroller_is_a_warning_everywhere(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro, "measure", lambda *_: Measurement(arena=1000, differences=(60.0,)))
+    config = tfq.ExportConfig(platform=("micro",), self_test=False, zip=False)
+    data = np.zeros((1, 8, 8, 1), np.float32)
+    with warned("builtin"):
+        bundle = tfq.export_bundle(golden / "digits_int8_per_tensor_dense.tflite", config, out=tmp_path, data=data)
+    assert any("60" in note and "builtin" in note for note in bundle.notes)
+    assert "**Warning**: TensorFlow Lite Micro differs from XNNPACK by 60" in (bundle.folder / "README.md").read_text()
+
+
 def test_a_setting_for_another_kind_of_input_is_refused(golden):
     with refused(InputError, field="export.sample_rate", got=16_000):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(sample_rate=16_000))
@@ -308,10 +319,9 @@ def test_a_setting_for_another_kind_of_input_is_refused(golden):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(kinds=("image",)))
 
 
-def test_tasks_kinds_and_tokenizers_of_the_config_are_those_of_deploy():
+def test_tasks_and_tokenizers_of_the_config_are_those_of_deploy():
     assert [task.name for task in MEDIAPIPE_TASKS] == list(TASKS)
     assert [item.name for item in metadata.TOKENIZERS] == list(TOKENIZERS)
-    assert tuple(KINDS) == INPUT_KINDS
 
 
 def test_results_are_found_next_to_the_file(golden, tmp_path):

@@ -13,7 +13,7 @@ from one_op_models import options
 
 import tfq
 from tfq import auditing, tflite
-from tfq.deploy.labels import labeled_output
+from tfq.deploy.labels import output_for_labels
 from tfq.deploy.programs import run_program
 from tfq.errors import InputError
 from tfq.tflite.model_metadata import (
@@ -187,4 +187,4 @@ def test_labels_that_fit_two_outputs_warn(tmp_path):
         ["y", "z"],
     )
     with warned("z"):
-        assert labeled_output(tflite.read(model), ("a", "b"), "labels.txt") == "y"
+        assert output_for_labels(tflite.read(model), ("a", "b"), "labels.txt") == "y"

@@ -5,11 +5,10 @@ from tfq.deploy.bundle import Bundle, check_settings, export_bundle
 from tfq.deploy.description import add_metadata
 from tfq.deploy.golden import GoldenVectors
 from tfq.deploy.mediapipe import TASKS, MediaPipeTask, TaskProblem, find_task, mediapipe_problems, tasks_for
-from tfq.deploy.metadata import KINDS, TOKENIZERS, ModelDescription, build_metadata, with_model_metadata
+from tfq.deploy.metadata import TOKENIZERS, ModelDescription, build_metadata, with_model_metadata
 from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 
 __all__ = [
-    "KINDS",
     "TASKS",
     "TOKENIZERS",
     "Bundle",

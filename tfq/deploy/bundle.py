@@ -30,7 +30,7 @@ from tfq.deploy.platform import (
 )
 from tfq.deploy.readme import readme
 from tfq.deploy.results import RECORDS, Results, read_results, results_of, tolerance_of
-from tfq.errors import InputError, RequirementError, warn
+from tfq.errors import InputError, RequirementError, remembered_warnings, warn
 from tfq.notebook import NotebookRecord
 from tfq.requirement import Requirement
 from tfq.typing import PathOrBytes
@@ -49,7 +49,7 @@ class Bundle(NotebookRecord):
         platforms: The platforms that it has sources for.
         self_tests: The results of the self-tests.
         golden: What the golden vectors are, how many there are, and whether they are real data.
-        notes: What is missing in the bundle, and how to get it.
+        notes: What is missing in the bundle and how to get it, and warnings about its platforms.
     """
 
     folder: Path
@@ -349,11 +349,12 @@ def _write(
     config: ExportConfig,
     notes: tuple[str, ...],
 ) -> Bundle:
-    files = bundle_files(contents, platforms)
+    with remembered_warnings() as warnings:
+        files = bundle_files(contents, platforms)
     with progress.stage("writing the bundle"), staged_folder(target, replaceable(target)) as fresh:
         write_files(fresh, files)
         self_tests = run_self_tests(platforms, fresh, run=config.self_test)
-        files["README.md"] = readme(contents, platforms, self_tests).encode()
+        files["README.md"] = readme(contents, platforms, self_tests, warnings).encode()
         files[MANIFEST_FILE] = manifest(files)
         write_files(fresh, {name: files[name] for name in ("README.md", MANIFEST_FILE)})
         archive = zip_bytes(files, FOLDER) if config.zip else None
@@ -373,7 +374,7 @@ def _write(
             "is_real": contents.golden.document["is_real"],
             "count": len(contents.golden.examples),
         },
-        notes=notes,
+        notes=(*notes, *warnings),
     )
 
 

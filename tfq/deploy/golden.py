@@ -22,8 +22,8 @@ from tfq.tflite import Model, Tensor
 
 FORMAT = 1
 TOP = 3
-# Source values that a bundle keeps in their own type; others become float32 (see `real_units`).
-_KEPT_TYPES = ("uint8", "int32", "int64")
+# Types of source values that a bundle stores unchanged; others become float32 (see `real_units`).
+_SOURCE_TYPES = ("uint8", "int32", "int64")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +126,7 @@ def golden_vectors(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Groups:
-    """Examples cut to whole inferences: `count` of them with `batch` examples each."""
+    """Examples cut to complete inferences: `count` of them with `batch` examples each."""
 
     inputs: Mapping[str, NDArray]
     labels: NDArray | None
@@ -159,8 +159,8 @@ def _source(array: NDArray, groups: _Groups, place: int, rank: int) -> NDArray:
     array = array[place * groups.batch : (place + 1) * groups.batch] if groups.has_batch else array[place]
     array = np.asarray(array)
     array = array[None] if array.ndim == rank - 1 else array
-    kept = array.dtype.name in _KEPT_TYPES
-    return np.asarray(array if kept else data.real_units(array, "golden vectors"), order="C")
+    values = array if array.dtype.name in _SOURCE_TYPES else data.real_units(array, "golden vectors")
+    return np.asarray(values, order="C")
 
 
 def _fed(model: Model, table: Mapping[str, Any], sources: Sequence[NDArray]) -> tuple[NDArray, ...]:

@@ -67,7 +67,7 @@ def check_names(labels: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def labeled_output(model: Model, labels: Sequence[str], where: str) -> str:
+def output_for_labels(model: Model, labels: Sequence[str], where: str) -> str:
     """Return the name of the output whose last axis has one value for each class name.
 
     Raises:
@@ -102,12 +102,12 @@ def labels_of(
     """Return {output: class names}: those of the user, else of the data source unless the file has its own."""
     if config.labels and not config.detection_outputs:
         names, where = read_labels(config.labels), artifacts.shown(config.labels)
-        return {labeled_output(model, names, where): names}
+        return {output_for_labels(model, names, where): names}
     if not class_names or config.labels or any(tensor.labels or tensor.value_labels for tensor in table.outputs):
         return {}
     try:
         names = check_names(class_names, "the data source")
-        return {labeled_output(model, names, "the data source"): names}
+        return {output_for_labels(model, names, "the data source"): names}
     except InputError as error:
         warn(f"the bundle has no labels: {error}")
         return {}

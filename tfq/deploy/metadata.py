@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfq.auditing import IoTable, IoTensor, io_table
+from tfq.config import INPUT_KINDS
 from tfq.deploy.mediapipe import BERT_INPUTS
 from tfq.errors import InputError, did_you_mean
 from tfq.tflite import ModelMetadata, SubGraphMetadata, TensorMetadata, write_model_metadata
@@ -28,8 +29,6 @@ from tfq.tflite.model_metadata import (
     ValueRange,
 )
 
-# What an input can be.
-KINDS = ("image", "audio", "text", "plain")
 LABELS_FILE, VOCABULARY_FILE, SENTENCEPIECE_FILE = "labels.txt", "vocab.txt", "sentencepiece.model"
 # Splits at everything that is not a letter, digit, underscore or apostrophe.
 DEFAULT_PATTERN = r"[^\w\']+"
@@ -120,14 +119,14 @@ class ModelDescription:
         name: The name of the model.
         description: What it does.
         version: Its version.
-        author: Who made it.
+        author: Its author.
         license: Its license.
         labels: The names of the classes, in order: for the one output whose last dimension has this size, or
             {output name: names}.
         value_labels: The names of the classes whose numbers an output holds (a detector's), as in `labels`.
         locale: The language of the labels, such as "en".
-        kinds: Input name -> one of KINDS. An input without one is an image if it has the shape (batch, height, width,
-            1 or 3), and plain otherwise.
+        kinds: Input name -> one of `config.INPUT_KINDS`. An input without one is an image if it has the shape (batch,
+            height, width, 1 or 3), and plain otherwise.
         sample_rate: Of audio inputs, in Hz.
         audio_channels: The number of channels of audio inputs.
         tokenizer: The name of one of TOKENIZERS, for text inputs.
@@ -226,11 +225,11 @@ def _kind(tensor: IoTensor, description: ModelDescription) -> str:
         if tensor.content in ("image", "audio"):
             return tensor.content
         return "image" if len(tensor.shape) == 4 and tensor.shape[3] in (1, 3) else "plain"
-    if kind not in KINDS:
+    if kind not in INPUT_KINDS:
         raise InputError(
-            f"kinds: the input {tensor.name!r} is {kind!r}, expected one of {', '.join(KINDS)}",
+            f"kinds: the input {tensor.name!r} is {kind!r}, expected one of {', '.join(INPUT_KINDS)}",
             field="kinds",
-            expected=KINDS,
+            expected=INPUT_KINDS,
             got=kind,
         )
     return kind

@@ -16,16 +16,23 @@ from tfq.text_table import shown
 _MARKUP, _ENTITIES = re.compile(r"[\\`*_\[\]#|~<&]"), {"<": "&lt;", "&": "&amp;"}
 
 
-def readme(contents: BundleContents, platforms: Sequence[Platform], tests: Sequence[SelfTestResult]) -> str:
+def readme(
+    contents: BundleContents,
+    platforms: Sequence[Platform],
+    tests: Sequence[SelfTestResult],
+    warnings: Sequence[str] = (),
+) -> str:
     """Return the text of README.md.
 
     Args:
         contents: The contents of the bundle.
         platforms: The platforms that it has sources for.
         tests: The results of the self-tests on the machine that exported it.
+        warnings: What the platforms warn about.
     """
     sections = [
         f"# {_literal(contents.name)}",
+        "\n".join(f"> **Warning**: {_literal(warning)}.\n" for warning in dict.fromkeys(warnings)).strip(),
         _origin(contents),
         _inputs_and_outputs(contents),
         _accuracy(contents),

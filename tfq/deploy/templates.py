@@ -40,28 +40,6 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def escaped(text: str, *, dollar: bool = False) -> str:
-    """Return text as the inside of a double-quoted string in C, Java, JavaScript, Kotlin or Swift.
-
-    Only ASCII letters, digits and harmless punctuation stay as they are; `ensure_bytes` languages such as C get the
-    UTF-8 bytes as octal escapes from `c_string`.
-
-    Args:
-        text: The text.
-        dollar: Whether the language replaces `$name` in strings (Kotlin), so that the sign is escaped.
-    """
-    result = []
-    for character in text:
-        if character in '"\\' or (dollar and character == "$"):
-            result.append("\\" + character)
-        elif " " <= character <= "~":
-            result.append(character)
-        else:
-            units = character.encode("utf-16-be", "surrogatepass")
-            result += [f"\\u{units[index : index + 2].hex()}" for index in range(0, len(units), 2)]
-    return "".join(result)
-
-
 def c_string(text: str) -> str:
     """Return text as a string literal of C, with its UTF-8 bytes: bytes outside of printable ASCII as octal escapes."""
     result = []

@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import progress, tflite
-from tfq.backends import RunRequest, make_backend
+from tfq.backends import LocalBackend, RunRequest, make_backend
 from tfq.data import batch_size_of
 from tfq.deploy.platform import GOLDEN_FILE, SelfTestResult
 from tfq.errors import TfqError
 
 BACKEND = "tflm"
 ARRAY_FILE, GOLDEN_ARRAYS_FILE = "micro/model_data.c", "micro/golden_data.h"
+# Differences of up to this many times the usual tolerance (one quantized value) may be rounding.
+_LARGE_DIFFERENCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Measurement:
         arena: The bytes of the tensor arena that it used; None if it did not run.
         reason: Why it did not run.
         differences: The largest difference of each output to the golden vectors: in quantized values, or real ones.
+            Infinite if the output has another size, or NaN.
     """
 
     arena: int | None
@@ -66,7 +69,7 @@ def _stacked(
     """Return the arrays of all golden vectors: the examples of each input or output along axis 0."""
     stacked = []
     for entries in zip(*(example[side] for example in document["examples"]), strict=True):
-        arrays = [np.frombuffer(read(entry["file"]), entry["dtype"]).reshape(entry["shape"]) for entry in entries]
+        arrays = [_array(entry, read) for entry in entries]
         has_examples = has_batch or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
         stacked.append(np.concatenate(arrays) if has_examples else np.stack(arrays))
     return tuple(stacked)
@@ -74,7 +77,74 @@ def _stacked(
 
 def _largest_difference(output: NDArray, golden: NDArray) -> float:
     values, expected = (array.reshape(-1).astype(np.float64) for array in (output, golden))
-    return float(np.abs(values - expected).max(initial=0)) if values.size == expected.size else float("inf")
+    if values.size != expected.size:
+        return float("inf")
+    different = values != expected  # infinities may be equal; NaN never is
+    largest = float(np.abs(values[different] - expected[different]).max(initial=0))
+    return float("inf") if np.isnan(largest) else largest
+
+
+def large_differences(
+    content: bytes,
+    document: Mapping[str, Any],
+    read: Callable[[str], bytes],
+    measured: Measurement,
+    usual: Sequence[float],
+) -> list[str]:
+    """Return a warning for each output that differs by more than rounding explains.
+
+    It does if the difference is above eight times the usual tolerance, and above the difference between TFLite's
+    builtin kernels and XNNPACK on this machine.
+
+    Args:
+        content: The bytes of the `.tflite`.
+        document: The content of golden.json.
+        read: (path in the bundle) -> content.
+        measured: The differences.
+        usual: The usual tolerance of each output.
+    """
+    # There are no differences if nothing was measured.
+    if not any(difference > _LARGE_DIFFERENCE * usual[place] for place, difference in enumerate(measured.differences)):
+        return []
+    yardstick = _builtin_differences(content, document, read)
+    warnings = []
+    for place, entry in enumerate(document["examples"][0]["outputs"]):
+        difference, limit, other = measured.differences[place], _LARGE_DIFFERENCE * usual[place], yardstick[place]
+        if difference > limit and (other is None or difference > other):
+            known = "did not run" if other is None else f"differ by {other:g}"
+            accepts = "accepts it, and does not show that the outputs are right" if np.isfinite(difference) else "fails"
+            warnings.append(
+                f"TensorFlow Lite Micro differs from XNNPACK by {difference:g} in output {entry['name']!r} "
+                f"({entry['dtype']}). That is more than rounding: up to {limit:g} is usual, and TFLite's builtin "
+                f"kernels {known}. The self-test on the board {accepts}. "
+                "Compare the accuracy of both with evaluation.backends=local,tflm before you use the file"
+            )
+    return warnings
+
+
+def _builtin_differences(
+    content: bytes, document: Mapping[str, Any], read: Callable[[str], bytes]
+) -> Sequence[float | None]:
+    """Return the difference of each output of TFLite's builtin kernels to the golden vectors; None if they fail."""
+    inputs, golden = (
+        [tuple(_array(entry, read) for entry in example[side]) for example in document["examples"]]
+        for side in ("inputs", "outputs")
+    )
+    try:
+        outputs = LocalBackend().run_samples(content, inputs, kernels="builtin")
+    except TfqError:
+        return [None] * len(golden[0])
+    return [
+        max(
+            _largest_difference(np.asarray(values[place]), expected[place])
+            for values, expected in zip(outputs, golden, strict=True)
+        )
+        for place in range(len(golden[0]))
+    ]
+
+
+def _array(entry: Mapping[str, Any], read: Callable[[str], bytes]) -> NDArray:
+    return np.frombuffer(read(entry["file"]), entry["dtype"]).reshape(entry["shape"])
 
 
 def array_bytes(source: str) -> bytes:
@@ -95,8 +165,8 @@ def run_array(name: str, folder: Path) -> SelfTestResult:
     limits = _tolerances((folder / GOLDEN_ARRAYS_FILE).read_text(encoding="utf-8"))
     names = [entry["name"] for entry in document["examples"][0]["outputs"]]
     rows = list(zip(names, measured.differences, limits, strict=True))
-    shown = [f"output {output} differs by {found:g}, {limit:g} are allowed" for output, found, limit in rows]
-    failed = any(not found <= limit for _, found, limit in rows)
+    shown = [f"output {output} differs by {value:g}, {limit:g} are allowed" for output, value, limit in rows]
+    failed = any(value > limit for _, value, limit in rows)
     detail = f"{len(document['examples'])} golden vectors, arena {measured.arena:,} bytes; {'; '.join(shown)}"
     return SelfTestResult(name=name, status="failed" if failed else "passed", detail=detail)
 

@@ -90,7 +90,7 @@ def _readable_metadata(model: bytes) -> ModelMetadata | None:
         warn(f"model: its TFLite Metadata is damaged and is replaced: {error}")
         return None
     for loss in metadata.losses if metadata else ():
-        warn(f"model: a part of its TFLite Metadata is not kept: {loss}")
+        warn(f"model: a part of its TFLite Metadata is lost, because tfq cannot read it: {loss}")
     return metadata
 
 

@@ -365,7 +365,7 @@ class ModelMetadata(SchemaTable):
         description: What it does.
         version: Its version, in the author's words.
         subgraph_metadata: The metadata of its subgraphs; the first is the main one.
-        author: Who made it.
+        author: Its author.
         license: Its license.
         associated_files: Files about it.
         min_parser_version: The version of the schema that a reader must know. `write_model_metadata` sets it.

@@ -296,9 +296,9 @@ def _prepared(builder: Any, item: _Column, value: Any, where: str) -> list[Calla
         (real,) = _floats((value,), where)
         return [lambda: builder.PrependFloat32Slot(slot, float(real), 0.0)]
     if item.kind in ("u32", "i32"):
-        (whole,) = _integers((value,), item.kind, where)
+        (integer,) = _integers((value,), item.kind, where)
         add = builder.PrependUint32Slot if item.kind == "u32" else builder.PrependInt32Slot
-        return [lambda: add(slot, int(whole), 0)]
+        return [lambda: add(slot, int(integer), 0)]
     if item.kind == "union":
         if type(value) not in item.of:
             _refuse(where, f"one of {', '.join(kind.__name__ for kind in item.of)}", type(value).__name__)

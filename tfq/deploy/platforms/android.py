@@ -15,7 +15,7 @@ from tfq.deploy.app_code import (
     tolerances,
 )
 from tfq.deploy.platform import BundleContents, Platform, SelfTest
-from tfq.deploy.templates import escaped, fill, read_source
+from tfq.deploy.templates import fill, read_source
 from tfq.registry import register
 
 TRIED = (
@@ -87,7 +87,17 @@ def _golden_output(entry: Mapping[str, Any], limit: float, label: str | None) ->
 
 
 def _string(text: str) -> str:
-    return f'"{escaped(text, dollar=True)}"'
+    """Return text as a string literal of Kotlin: other characters than printable ASCII as UTF-16 escapes."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\$':
+        return "\\" + character
+    if " " <= character <= "~":
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[index : index + 2].hex()}" for index in range(0, len(units), 2))
 
 
 register(

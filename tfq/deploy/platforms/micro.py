@@ -9,10 +9,11 @@ import numpy as np
 from tfq import tflite
 from tfq.auditing import audit_model
 from tfq.config import AuditConfig
-from tfq.deploy.app_code import header, tolerances
+from tfq.deploy.app_code import header, least_tolerances, tolerances
 from tfq.deploy.platform import BundleContents, Candidate, Platform, Problem, SelfTest, SelfTestResult
 from tfq.deploy.templates import fill, read_source
-from tfq.deploy.tflm_measurement import Measurement, measure, run_array
+from tfq.deploy.tflm_measurement import Measurement, large_differences, measure, run_array
+from tfq.errors import warn
 from tfq.registry import register
 
 TARGET = "tflm"
@@ -62,7 +63,10 @@ def flash_model(content: bytes) -> bytes:
 
 def _sources(contents: BundleContents) -> dict[str, bytes]:
     content = flash_model(contents.model)
-    measured = measure(content, contents.golden.document, contents.golden.files.__getitem__)
+    document, read = contents.golden.document, contents.golden.files.__getitem__
+    measured = measure(content, document, read)
+    for message in large_differences(content, document, read, measured, least_tolerances(contents)):
+        warn(message)
     lines = header(contents, TRIED)
     c_header = "\n".join(f"/* {line.replace('*/', '* /').replace('/*', '/ *')} */" for line in lines)
     cc_header = "\n".join(f"// {line}" for line in lines)
@@ -130,7 +134,8 @@ def _ops(methods: Sequence[str]) -> str:
 def _vectors(contents: BundleContents, measured: Measurement) -> str:
     limits = tolerances(contents)
     if measured.differences:
-        limits = [max(pair) for pair in zip(limits, measured.differences, strict=True)]
+        pairs = zip(limits, measured.differences, strict=True)
+        limits = [max(limit, difference) if np.isfinite(difference) else limit for limit, difference in pairs]
     examples = contents.golden.examples[: num_golden_examples(contents)]
     arrays, tables = [], {}
     for side, name in (("inputs", "Input"), ("outputs", "Output")):
@@ -146,11 +151,11 @@ def _vectors(contents: BundleContents, measured: Measurement) -> str:
             rows.append(f"    {{{', '.join(cells)}}},")
         tables[side] = f"inline constexpr Vector k{name}[kExamples][k{name}s] = {{\n" + "\n".join(rows) + "\n};"
     if measured.arena is None:
-        found = "not measured"
+        differences = "not measured"
     else:
-        found = ", ".join(f"{difference:g}" for difference in measured.differences)
+        differences = ", ".join(f"{difference:g}" for difference in measured.differences)
     counts = (
-        f"// Largest difference of each output in TensorFlow Lite Micro's Python package: {found}.\n"
+        f"// Largest difference of each output in TensorFlow Lite Micro's Python package: {differences}.\n"
         f"inline constexpr size_t kExamples = {len(examples)};  // of {len(contents.golden.examples)} in golden/\n"
         f"inline constexpr size_t kInputs = {len(examples[0]['inputs'])};\n"
         f"inline constexpr size_t kOutputs = {len(examples[0]['outputs'])};"
@@ -177,10 +182,12 @@ def _check(candidate: Candidate) -> tuple[Problem, ...]:
     for finding in audit_model(candidate.content, AuditConfig(require=TARGET)).failures:
         if finding.kind != "custom_op" or not custom <= set(_CUSTOM_METHODS):
             messages.setdefault(finding.kind, []).append(finding.message)
-    more = {kind: f" ({len(found) - 1} more such ops)" if len(found) > 1 else "" for kind, found in messages.items()}
     return tuple(
-        Problem(reason=f"{found[0]}{more[kind]}", advice=f"convert with conversion.target={TARGET}")
-        for kind, found in messages.items()
+        Problem(
+            reason=first + (f" ({len(others)} more such ops)" if others else ""),
+            advice=f"convert with conversion.target={TARGET}",
+        )
+        for first, *others in messages.values()
     )
 
 

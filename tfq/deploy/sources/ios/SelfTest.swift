@@ -67,8 +67,8 @@ enum SelfTest {
       for (index, output) in Model.outputs.enumerated() {
         let golden = example.outputs[index]
         let expected = ModelOutput(output.name, output.shape, .float32).decode(try read(golden.decoded))
-        let found = differences(output, golden, output.decode(outputs[index]), expected, labels)
-        failures += found.map { "golden vector \(number): output \(output.name): \($0)" }
+        let problems = differences(output, golden, output.decode(outputs[index]), expected, labels)
+        failures += problems.map { "golden vector \(number): output \(output.name): \($0)" }
       }
     }
     return failures
