@@ -159,6 +159,17 @@ def test_tolerance_is_the_largest_measured_difference_of_cpus(model_of):
     assert app_code.tolerances(contents) == [3.0]
 
 
+@pytest.mark.parametrize(("difference", "builtin", "warns"), [(60, 1, True), (60, 70, False), (8, 0, False)])
+def test_large_recorded_difference_of_a_cpu_is_a_warning(model_of, difference, builtin, warns):
+    (name,) = tflite.read(model_of("digits_int8")).output_names
+    tolerance = {"qemu:x": {name: {"quantized": difference}}, "gpu": {name: {"quantized": 99}}}
+    contents = contents_of(model_of("digits_int8"), tolerance)
+    yardstick = {"outputs": [{"name": name, "max_abs_error_lsb": builtin}]}
+    contents = dataclasses.replace(contents, results=Results(portability={"yardstick": yardstick}))
+    warnings = app_code.large_recorded_differences(contents)
+    assert len(warnings) == warns and all("qemu:x" in warning for warning in warnings)
+
+
 def test_tolerance_without_a_measurement_is_a_step_of_the_output(model_of):
     assert app_code.tolerances(contents_of(model_of("digits_int8"))) == [1.0]
     assert app_code.tolerances(contents_of(model_of("digits_int8_float_io"))) == [2**-8]

@@ -21,6 +21,8 @@ from tfq.tflite import Model, Tensor
 # was measured between x86-64 and ARM for dynamic-range models).
 _FLOAT_TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.02
 _HEADER_WIDTH = 114
+# Differences of up to this many times the usual tolerance (one quantized value) may be rounding.
+LARGE_DIFFERENCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,26 @@ def tolerances(contents: BundleContents) -> list[float]:
         ]
         result.append(float(max([least, *measured])))
     return result
+
+
+def large_recorded_differences(contents: BundleContents) -> list[str]:
+    """Return a warning for each CPU backend whose recorded difference is more than rounding explains.
+
+    `tolerances` accepts such a difference. Quantized outputs are checked: the difference is above LARGE_DIFFERENCE
+    quantized values, and above the recorded one between TFLite's builtin kernels and XNNPACK.
+    """
+    yardstick = (contents.results.portability.get("yardstick") or {}).get("outputs") or []
+    builtin = {output["name"]: output.get("max_abs_error_lsb") or 0 for output in yardstick}
+    return [
+        f"backend {backend} differs from XNNPACK by {difference['quantized']} quantized values in output {name!r}, "
+        f"which is more than rounding: up to {LARGE_DIFFERENCE} are usual. The self-tests of apps accept this "
+        f"difference, so they do not show that the outputs are right. Compare the accuracy of both in "
+        f"{contents.results.record}"
+        for backend, outputs in contents.golden.document["tolerance"].items()
+        if _runs_cpu_kernels(backend)
+        for name, difference in outputs.items()
+        if (difference.get("quantized") or 0) > max(LARGE_DIFFERENCE, builtin.get(name, 0))
+    ]
 
 
 def least_tolerances(contents: BundleContents) -> list[float]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tfq import artifacts, auditing, progress, registry, tflite
 from tfq import data as datasets
 from tfq.config import DataConfig, ExportConfig
+from tfq.deploy.app_code import large_recorded_differences
 from tfq.deploy.description import read_vocabulary, with_metadata, with_preprocessing
 from tfq.deploy.files import MANIFEST_FILE, manifest, replaceable, staged_folder, write_files, zip_bytes
 from tfq.deploy.golden import SourceExamples, golden_vectors, random_source
@@ -350,6 +351,8 @@ def _write(
     notes: tuple[str, ...],
 ) -> Bundle:
     with remembered_warnings() as warnings:
+        for message in large_recorded_differences(contents):
+            warn(message)
         files = bundle_files(contents, platforms)
     with progress.stage("writing the bundle"), staged_folder(target, replaceable(target)) as fresh:
         write_files(fresh, files)

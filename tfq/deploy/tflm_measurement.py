@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from tfq import progress, tflite
 from tfq.backends import LocalBackend, RunRequest, make_backend
 from tfq.data import batch_size_of
+from tfq.deploy.app_code import LARGE_DIFFERENCE
 from tfq.deploy.platform import GOLDEN_FILE, SelfTestResult
 from tfq.errors import TfqError
 
 BACKEND = "tflm"
 ARRAY_FILE, GOLDEN_ARRAYS_FILE = "micro/model_data.c", "micro/golden_data.h"
-# Differences of up to this many times the usual tolerance (one quantized value) may be rounding.
-_LARGE_DIFFERENCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +103,12 @@ def large_differences(
         usual: The usual tolerance of each output.
     """
     # There are no differences if nothing was measured.
-    if not any(difference > _LARGE_DIFFERENCE * usual[place] for place, difference in enumerate(measured.differences)):
+    if not any(difference > LARGE_DIFFERENCE * usual[place] for place, difference in enumerate(measured.differences)):
         return []
     yardstick = _builtin_differences(content, document, read)
     warnings = []
     for place, entry in enumerate(document["examples"][0]["outputs"]):
-        difference, limit, other = measured.differences[place], _LARGE_DIFFERENCE * usual[place], yardstick[place]
+        difference, limit, other = measured.differences[place], LARGE_DIFFERENCE * usual[place], yardstick[place]
         if difference > limit and (other is None or difference > other):
             known = "did not run" if other is None else f"differ by {other:g}"
             accepts = "accepts it, and does not show that the outputs are right" if np.isfinite(difference) else "fails"
