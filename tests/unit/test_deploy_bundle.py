@@ -315,6 +315,8 @@ def test_a_large_difference_on_a_microcontroller_is_a_warning_everywhere(golden,
 def test_a_setting_for_another_kind_of_input_is_refused(golden):
     with refused(InputError, field="export.sample_rate", got=16_000):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(sample_rate=16_000))
+    with refused(InputError, field="export.audio_channels", got=2):
+        tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(audio_channels=2))
     with refused(InputError, field="export.kinds", got="image"):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(kinds=("image",)))
 

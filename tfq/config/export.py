@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
 
-# The names of the tasks, input kinds and tokenizers that `tfq.deploy` knows; a test compares them.
-TASKS = ("image_classifier", "image_segmenter", "object_detector", "audio_classifier", "text_classifier")
 INPUT_KINDS = ("image", "audio", "text", "plain")
+# The names of the tasks and tokenizers that `tfq.deploy` defines; a test compares them.
+TASKS = ("image_classifier", "image_segmenter", "object_detector", "audio_classifier", "text_classifier")
 TOKENIZERS = ("regex", "wordpiece", "sentencepiece")
 
 

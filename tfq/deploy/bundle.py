@@ -273,7 +273,7 @@ def _contents(
     labels = labels_of(model, config, table, () if examples is None else examples.class_names)
     table = auditing.io_table(content, labels)
     io = table.to_dict()
-    refuse_problems(Candidate(content=content, model=model, io=io, task=config.task), platforms)
+    refuse_problems(Candidate(content=content, model=model, io=io), platforms)
     source = random_source(model, io, config.num_golden, seed) if examples is None else _source_of(examples)
     # The file runs in a child process before it is edited here, so that a damaged one fails there.
     golden = golden_vectors(content, model, source, io, tolerance_of(results))

@@ -122,9 +122,11 @@ def read_vocabulary(path: str) -> bytes:
 def _check_used(config: ExportConfig, about: ModelDescription, table: IoTable) -> None:
     """Raise InputError if a setting is about a kind of input that the model does not have."""
     kinds = {*about.kinds.values(), *(tensor.content for tensor in table.inputs)}
-    for name, kind in {"vocabulary": "text", "tokenizer": "text", "pattern": "text", "sample_rate": "audio"}.items():
+    defaults = ExportConfig()
+    needed = dict.fromkeys(("vocabulary", "tokenizer", "pattern"), "text")
+    for name, kind in {**needed, "sample_rate": "audio", "audio_channels": "audio"}.items():
         value = getattr(config, name)
-        if value and kind not in kinds:
+        if value != getattr(defaults, name) and kind not in kinds:
             inputs = ", ".join(tensor.name for tensor in table.inputs)
             raise InputError(
                 f"export.{name}={artifacts.shown(str(value))} is not used, because no input is {kind}: name one "

@@ -39,13 +39,11 @@ class Candidate:
         content: The bytes of the `.tflite`.
         model: The same, parsed.
         io: The table of inputs and outputs, as in io.json.
-        task: The task of MediaPipe Tasks; "" if none.
     """
 
     content: bytes
     model: Model
     io: Mapping[str, Any]
-    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
