@@ -33,7 +33,7 @@ struct model_step {
   int num_channels;      /* the length of mean and std */
 };
 
-/* An input or output. A dimension that the file leaves open is 1. */
+/* An input or output. A dimension that the file leaves open has the size that it has in the golden vectors. */
 struct model_tensor {
   const char *name;
   enum model_type type;
