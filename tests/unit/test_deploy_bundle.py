@@ -410,3 +410,12 @@ def test_the_folder_of_a_run_exports_its_last_flatbuffer(golden, tmp_path):
     for files in ((), ("../run/small.tflite",)):
         with refused(InputError, field="model"):
             export(*files)
+    with refused(InputError, field="model", word="report.json"):
+        workflows.export(dataclasses.replace(config, model=str(tmp_path)))
+
+
+def test_a_platform_without_a_bundle_is_a_warning(golden, tmp_path):
+    settings = dataclasses.replace(LINUX, metadata_only=True)
+    config = tfq.RunConfig(model=str(golden / "digits_int8.tflite"), out=str(tmp_path), export=settings)
+    with warned("export.platform"):
+        assert workflows.export(config).bundle is None

@@ -94,14 +94,14 @@ TOKENIZERS = (
     ),
     Tokenizer(
         name="wordpiece",
-        help="BERT's word pieces; the vocabulary has a piece in each line",
+        help="splits into BERT's word pieces; the vocabulary has a piece in each line",
         file_name=VOCABULARY_FILE,
         unit=lambda pattern: ProcessUnit(options=BertTokenizerOptions(vocab_file=(_vocabulary_file(),))),
         is_per_tensor=False,
     ),
     Tokenizer(
         name="sentencepiece",
-        help="a SentencePiece model",
+        help="splits with a SentencePiece model, which is its file",
         file_name=SENTENCEPIECE_FILE,
         unit=lambda pattern: ProcessUnit(
             options=SentencePieceTokenizerOptions(sentence_piece_model=(_sentencepiece_file(),))
@@ -262,9 +262,9 @@ def _tokenizer(description: ModelDescription, kinds: Mapping[str, str]) -> Token
         )
     if not description.vocabulary:
         raise InputError(
-            f"vocabulary: the tokenizer {result.name} needs it ({result.help}). Pass the content of its file",
+            f"vocabulary: the tokenizer {result.name} needs one, and got none. It {result.help}",
             field="vocabulary",
-            expected="the content of a file",
+            expected=result.help,
         )
     if fault := result.check(description.vocabulary):
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfq import artifacts, auditing, data, deploy
 from tfq.config import RunConfig
-from tfq.errors import InputError
+from tfq.errors import InputError, warn
 from tfq.workflows.models import model_name, read_tflite
 
 
@@ -60,6 +60,8 @@ def export(config: RunConfig) -> Exported:
     name = model_name(config)
     artifacts.check_out_is_set(config.out)
     deploy.check_settings(config.export)
+    if config.export.metadata_only and config.export.platform:
+        warn("export.platform is not used, because export.metadata_only is True: no bundle is written")
     if config.data.source:
         data.check_readable(config.data)
     content = read_tflite(config)
@@ -76,9 +78,17 @@ def export(config: RunConfig) -> Exported:
 
 def _file_of_run(model: str) -> str:
     """Return the path of the last `.tflite` of a run if `model` is its folder; else `model` itself."""
-    record = Path(model, "report.json")
-    if not model or not record.is_file():
+    if not model or not Path(model).is_dir():
         return model
+    record = Path(model, "report.json")
+    if not record.is_file():
+        raise InputError(
+            f"model: the folder {artifacts.shown(model)} has no report.json: expected a .tflite, or the folder of a "
+            "complete tfq run",
+            field="model",
+            expected="a .tflite, or the folder of a run",
+            got=model,
+        )
     content = artifacts.read_json(record, field="model")
     models = content.get("models") if isinstance(content, Mapping) else None
     files = [item.get("file") for item in models if isinstance(item, Mapping)] if isinstance(models, list) else []
