@@ -38,15 +38,19 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     if config.comparison.baseline:
+        comparison.check_unset(config.comparison, ("require",), "it applies to two .tflite files")
         _gate(invocation)
         return
+    comparison.check_unset(config.comparison, ("update_baseline", "baseline_model"), "it needs comparison.baseline")
     with progress.stage("reading both files"):
         reference = comparison.read_subject(config.comparison.reference, "comparison.reference")
         model = comparison.read_subject(config.model, "model")
     comparison.check_same_kind(reference, model)
     if reference.flatbuffer is not None and model.flatbuffer is not None:
+        comparison.check_unset(config.comparison, ("tolerance", "ignore", "strict"), "it applies to records")
         _compare_models(invocation, reference.flatbuffer, model.flatbuffer)
     elif reference.record is not None and model.record is not None:
+        comparison.check_unset(config.comparison, ("require",), "it applies to two .tflite files")
         result = comparison.gate_records(model.record, reference.record, config.comparison)
         record = process.record(invocation, "compare", gate=result.to_dict(), requirements=[])
         process.finish(invocation, record, comparison.to_text(result))

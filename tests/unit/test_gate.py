@@ -17,14 +17,17 @@ from tfq.comparison.gate_inputs import models_of
 from tfq.config import ComparisonConfig, DataConfig, EvaluationConfig, RunConfig
 from tfq.errors import InputError, RequirementError, TfqError
 from tfq.evaluation import digest_of
-from tfq.evaluation.figures import FIGURES, Tolerance, readings_of
+from tfq.evaluation.figures import FIGURES, Tolerance
+from tfq.evaluation.layer_digest import num_float_ops
 from tfq.evaluation.per_example import (
     ExampleResults,
     OutputResults,
     difference_of_scores,
     difference_of_sqnr,
 )
+from tfq.evaluation.record import IDENTICAL
 from tfq.provenance import record_of
+from tfq.report.gate_content import gate_sections
 from tfq.tflite.model_metadata import (
     AssociatedFile,
     ModelMetadata,
@@ -113,6 +116,15 @@ def test_a_layer_left_in_float_fails_and_is_named(baseline, evaluated):
     item = figures(result)["float_ops"]
     assert (item.old, item.new, item.status) == (0, 1, "worse") and "residual/ADD" in item.causes[0]
     assert any(change.where == "scheme" and change.breaks for change in result.models[0].changes)
+
+
+def test_ops_of_all_subgraphs_are_counted_and_named():
+    content = gate_models.with_float_layer()
+    edited = tflite.unpack(content)
+    edited.subgraphs.append(copy.deepcopy(edited.subgraphs[0]))
+    one, two = digest_of(content), digest_of(tflite.pack(edited, len(content)))
+    assert (num_float_ops(one), num_float_ops(two)) == (1, 2)
+    assert two["layers"][len(one["layers"])]["label"] == f"subgraph 1, {one['layers'][0]['label']}"
 
 
 def test_swapped_labels_of_the_data_fail_and_are_named(baseline, evaluated):
@@ -432,6 +444,114 @@ def test_the_time_next_to_the_file_of_the_baseline_is_gated(baseline):
     assert item.status == "worse" and (item.difference.low, item.difference.high) == pytest.approx((0.2, 0.4))
 
 
+def test_the_time_next_to_the_file_leaves_other_figures_of_another_cpu_ungated():
+    old, new = (benchmark_record(1.0, 0.9, 1.1, cpu=cpu) for cpu in ("one", "another"))
+    for record, size in ((old, 100), (new, 900)):
+        for times in record["benchmark"]["models"]:
+            times |= {"memory_bytes": {"arena": size}, "how": "measured"}
+    ratio = {"model": "baseline", "against": "new", "kernels": "xnnpack", "ratio": 1.0, "low": 0.9, "high": 1.1}
+    model = comparison.gate_records(new, old, latency=ratio).models[0]
+    status = {item.name: item.status for item in model.figures}
+    assert status["memory_bytes arena on local"] == "not gated"
+    assert status["latency_ratio to baseline, xnnpack"] == "same"
+
+
+def test_another_number_of_threads_fails_a_benchmark():
+    old, new = benchmark_record(1.0, 0.9, 1.1), benchmark_record(1.0, 0.9, 1.1)
+    new["config"] = {"benchmark": {"num_threads": 4}}
+    result = comparison.gate_records(new, old)
+    assert not result.holds and "benchmark.num_threads" in result.failures[0]
+
+
+def test_junit_skips_what_benchmarks_do_not_show():
+    result = comparison.gate_records(benchmark_record(1.0, 0.9, 1.1), benchmark_record(1.0, 0.9, 1.1))
+    root = ElementTree.fromstring(comparison.to_junit(result))
+    skipped = {case.get("name") for case in root.iter("testcase") if case.find("skipped") is not None}
+    assert {"same data and settings", "same interface"} <= skipped
+
+
+def two_outputs(record, agreements, sqnrs):
+    """Return the record with two outputs, of which the second is half as noisy, and the agreement of output "a"."""
+    record = copy.deepcopy(record)
+    outputs = [
+        {"name": name, "agreement": agreement, "sqnr_db": sqnr, "sqnr_db_reason": None, "agreement_reason": None}
+        for name, agreement, sqnr in zip("ab", agreements, sqnrs, strict=True)
+    ]
+    results = {
+        name: OutputResults(agrees=np.arange(NUM_EXAMPLES) < agreement * NUM_EXAMPLES, noise_db=np.full(64, -sqnr))
+        for name, agreement, sqnr in zip("ab", agreements, np.float16(sqnrs), strict=True)
+    }
+    values = {"agreement": agreements[0], "output_sqnr_db": min(sqnrs), "outputs": outputs}
+    packed = ExampleResults(num_examples=NUM_EXAMPLES, outputs=results).to_dict()
+    record["evaluation"].update(values, per_example=packed)
+    return record
+
+
+def test_the_agreement_of_a_chosen_output_is_paired_with_its_own_examples(baseline):
+    old, new = two_outputs(baseline, (1.0, 0.25), (30, 40)), two_outputs(baseline, (0.5, 0.25), (30, 40))
+    item = figures(comparison.gate_records(new, old))["agreement"]
+    assert item.status == "worse" and item.difference.value == pytest.approx(-0.5) and item.difference.paired
+
+
+def test_noise_of_different_outputs_is_not_paired(baseline):
+    old, new = two_outputs(baseline, (1, 1), (30, 40)), two_outputs(baseline, (1, 1), (45, 28))
+    difference = figures(comparison.gate_records(new, old))["output_sqnr_db"].difference
+    assert difference.value == pytest.approx(-2) and not difference.paired
+
+
+def test_noise_against_another_reference_is_not_paired(baseline):
+    new = copy.deepcopy(baseline)
+    new["sha256"]["reference"] = "another"
+    assert figures(comparison.gate_records(baseline, baseline))["output_sqnr_db"].difference.paired
+    assert not figures(comparison.gate_records(new, baseline))["output_sqnr_db"].difference.paired
+
+
+@pytest.mark.parametrize("tolerance", ["0.5", "1%", "0%"])
+def test_outputs_that_are_no_longer_identical_are_worse(baseline, tolerance):
+    old = changed(baseline, output_sqnr_db=None, output_sqnr_db_reason=IDENTICAL)
+    result = comparison.gate_records(baseline, old, ComparisonConfig(tolerance=(f"output_sqnr_db={tolerance}",)))
+    assert figures(result)["output_sqnr_db"].status == "worse"
+    (table,) = [table for section in gate_sections(result.to_dict()) for table in section.tables[:1]][:1]
+    assert "output_sqnr_db" in [row[0] for row in table.rows]
+
+
+@pytest.mark.parametrize(
+    ("direction", "new", "status"),
+    [("higher", 20.0, "worse"), ("lower", 20.0, "better"), (None, 20.0, "not gated"), ("lower", 40.0, "worse")],
+)
+def test_the_metric_of_an_output_has_its_declared_direction(baseline, direction, new, status):
+    records = []
+    for value in (new, 30.0):
+        output = {"name": "a", "metric": "psnr", "unit": "none", "direction": direction, "accuracy": value}
+        records.append(changed(baseline, outputs=[output], per_example=None))
+    assert figures(comparison.gate_records(*records))["output_accuracy of a"].status == status
+
+
+def test_a_baseline_without_models_is_refused(baseline):
+    with refused(InputError, field="comparison.baseline", got=0):
+        comparison.gate_records(run_record(baseline, float={}), run_record(baseline))
+
+
+def test_markdown_names_figures_that_are_not_gated(baseline):
+    new = copy.deepcopy(baseline)
+    new["cpu"]["model"] = "another"
+    for record in (new, baseline := copy.deepcopy(baseline)):
+        record["evaluation"] |= {"memory_bytes": {"arena": 5}, "how": "measured"}
+    text = comparison.to_markdown(comparison.gate_records(new, baseline)).replace("\\", "")
+    assert "Not gated: memory_bytes arena" in text
+
+
+@pytest.mark.parametrize(
+    ("baselined", "flag"),
+    [(True, "--require.no_differences"), (False, "--update_baseline"), (False, "--require.no_differences")],
+)
+def test_settings_without_effect_are_refused(baseline, tfq_here, tmp_path, baselined, flag):
+    path = tmp_path / "evaluate.json"
+    path.write_text(json.dumps(baseline))
+    done = tfq_here("compare", *([f"--baseline={path}"] if baselined else [path]), path, flag)
+    assert done.returncode == 2 and flag in done.stderr
+
+
 def test_records_of_other_commands_are_refused(baseline):
     with refused(InputError, field="comparison.baseline", got="benchmark"):
         comparison.gate_records(baseline, {**baseline, "command": "benchmark"})
@@ -440,8 +560,8 @@ def test_records_of_other_commands_are_refused(baseline):
 def test_all_figures_have_distinct_names_and_read_any_record(baseline):
     assert len({figure.name for figure in FIGURES}) == len(FIGURES)
     (measured,) = models_of(baseline).values()
-    found = {name for name, _ in readings_of(measured)}
-    assert {"accuracy", "agreement", "output_sqnr_db", "model_bytes", "float_ops", "accelerated_fraction"} <= found
+    present = {figure.name for figure in FIGURES if any(True for _ in figure.read(measured))}
+    assert {"accuracy", "agreement", "output_sqnr_db", "model_bytes", "float_ops", "accelerated_fraction"} <= present
 
 
 @pytest.mark.parametrize("text", ["1%", "0.5", "0"])

@@ -7,7 +7,7 @@ from tfq.comparison.gate_layers import NUM_SAMPLES, layer_errors
 from tfq.comparison.gate_output import to_junit, to_markdown, to_text
 from tfq.comparison.gate_result import FigureResult, Gate, GatedModel
 from tfq.comparison.record import ComparisonRecord, check_requirements, requirements_of
-from tfq.comparison.subjects import Subject, check_same_kind, read_subject
+from tfq.comparison.subjects import Subject, check_same_kind, check_unset, read_subject
 from tfq.comparison.text import outputs_text
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_gate",
     "check_requirements",
     "check_same_kind",
+    "check_unset",
     "compare_models",
     "gate_records",
     "layer_errors",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfq.comparison.gate_changes import Change, changes_of, same_examples
+from tfq.comparison.gate_changes import Change, changes_of, same_examples, unchecked
 from tfq.comparison.gate_inputs import models_of
 from tfq.comparison.gate_result import FAILURES, FigureResult, Gate, GatedModel, Status
 from tfq.config import ComparisonConfig
@@ -79,6 +79,13 @@ def gate_records(
         )
     allowed = tolerances(config)
     try:
+        if not models_of(baseline):
+            raise InputError(
+                "the baseline has no model, so nothing can be compared. Write it again with tfq run",
+                field="comparison.baseline",
+                expected="a record with a model",
+                got=0,
+            )
         pairs, new_models = _pairs(models_of(new), models_of(baseline))
         pairs = [(name, *_timed(after, before, latency)) for name, after, before in pairs]
         models = tuple(
@@ -100,9 +107,10 @@ def _timed(new: Measured | None, old: Measured, latency: Mapping[str, Any] | Non
     """Return both models with the ratio of their times, which is 1 for the baseline."""
     if latency is None or new is None:
         return new, old
-    base = {**latency, "ratio": 1.0, "low": 1.0, "high": 1.0}
-    # Both times are of one benchmark on this machine.
-    return replace(new, ratios=(*new.ratios, latency)), replace(old, ratios=(*old.ratios, base), cpu=new.cpu)
+    # Both times are of one benchmark on this machine, whatever CPUs the records are from.
+    ratio = {**latency, "same_session": True}
+    base = {**ratio, "ratio": 1.0, "low": 1.0, "high": 1.0}
+    return replace(new, ratios=(*new.ratios, ratio)), replace(old, ratios=(*old.ratios, base))
 
 
 def _pairs(
@@ -161,6 +169,7 @@ def _gated(
         changes=tuple(changes),
         same_examples=is_same,
         layer_errors=layer_errors,
+        unchecked=unchecked(new, old),
     )
 
 

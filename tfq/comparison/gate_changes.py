@@ -56,10 +56,10 @@ def changes_of(
     new: Measured, old: Measured, new_record: Mapping[str, Any], old_record: Mapping[str, Any]
 ) -> tuple[Change, ...]:
     """Return all changes between two models of two records, the most likely causes of a worse figure first."""
-    found = [*_data_changes(new, old), *_interface_changes(new.digest, old.digest)]
-    found += layer_changes(new.digest, old.digest)
-    found += _environment_changes(new, old, new_record, old_record)
-    return tuple(sorted(found, key=lambda change: -change.score))
+    changes = [*_data_changes(new, old), *_interface_changes(new.digest, old.digest)]
+    changes += layer_changes(new.digest, old.digest)
+    changes += _environment_changes(new, old, new_record, old_record)
+    return tuple(sorted(changes, key=lambda change: -change.score))
 
 
 def same_examples(new: Measured, old: Measured) -> bool:
@@ -68,11 +68,25 @@ def same_examples(new: Measured, old: Measured) -> bool:
     return bool(hashes[0]) and hashes[0] == hashes[1]
 
 
+def unchecked(new: Measured, old: Measured) -> dict[str, str]:
+    """Return {"data" or "interface": why two records do not show whether it changed}."""
+    results = {}
+    if not (new.evaluation and old.evaluation):
+        results["data"] = "a benchmark does not evaluate examples"
+    if not (new.digest and old.digest):
+        results["interface"] = "the records do not both have a digest of the file, which tfq evaluate and tfq run write"
+    return results
+
+
 def _data_changes(new: Measured, old: Measured) -> Iterator[Change]:
     for name in _SETTINGS:
         values = [item.settings.get(name) for item in (new, old)]
         if new.evaluation and old.evaluation and values[0] != values[1]:
             yield _changed("data", f"evaluation.{name}", values[1], values[0], score=900, breaks=True)
+    if new.times and old.times and not (new.evaluation or old.evaluation):
+        threads = [item.settings.get("num_threads") for item in (new, old)]
+        if threads[0] != threads[1]:
+            yield _changed("data", "benchmark.num_threads", threads[1], threads[0], score=900, breaks=True)
     swap = _swapped_classes(new, old)
     if swap:
         yield Change(kind="data", where="classes", message=swap, score=950)

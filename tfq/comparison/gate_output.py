@@ -56,12 +56,13 @@ def _cells(item: FigureResult) -> list[str]:
 
 
 def _ungated_lines(model: GatedModel) -> list[str]:
-    """Return a line for each reason why figures are not gated, with their names."""
+    """Return a line for each reason why figures are not gated or something is not compared, with the names."""
     names: dict[str | None, list[str]] = {}
     for item in model.figures:
         if item.status == "not gated":
             names.setdefault(item.reason, []).append(item.name)
-    return [f"Not gated: {', '.join(items)}: {reason}" for reason, items in names.items()]
+    lines = [f"Not gated: {', '.join(items)}: {reason}" for reason, items in names.items()]
+    return lines + [f"Not compared: {kind}: {reason}" for kind, reason in model.unchecked.items()]
 
 
 def _pairing_note(model: GatedModel) -> list[str]:
@@ -114,11 +115,16 @@ def to_markdown(gate: Gate, title: str = "tfq compare") -> str:
                 )
             lines.append("")
         same = sum(item.status == "same" for item in model.figures)
-        lines += [f"{same} other figures are unchanged." if changed else f"All {same} figures are unchanged.", ""]
+        if not model.missing:
+            lines += [f"{same} other figures are unchanged." if changed else f"{same} figures are unchanged.", ""]
+        for line in _ungated_lines(model):
+            lines += [_escaped(line), ""]
         layers = [change for change in model.changes if change.kind == "layer" or change.breaks][:5]
         if layers and failing:
             lines += ["Most suspicious changes:", ""]
-            lines += [f"- {_escaped(change.kind)} `{change.where}`: {_escaped(change.message)}" for change in layers]
+            lines += [
+                f"- {_escaped(change.kind)} {_escaped(change.where)}: {_escaped(change.message)}" for change in layers
+            ]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -164,9 +170,9 @@ def _cases(gate: Gate, model: GatedModel) -> Iterator[tuple[str, str | None, str
     if model.missing:
         yield "model", model.missing, None
         return
-    for name, kinds in (("same data and settings", ("data",)), ("same interface", ("interface",))):
-        broken = [change_sentence(change) for change in model.changes if change.breaks and change.kind in kinds]
-        yield name, "; ".join(broken) or None, None
+    for name, kind in (("same data and settings", "data"), ("same interface", "interface")):
+        broken = [change_sentence(change) for change in model.changes if change.breaks and change.kind == kind]
+        yield name, "; ".join(broken) or None, None if broken else model.unchecked.get(kind)
     for item in model.figures:
         failure = sentence(item) if gate.fails(item) else None
         reason = {"new": "the baseline does not have it", "not gated": item.reason}.get(item.status)

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tfq.comparison.gate_changes import Change
@@ -72,6 +72,7 @@ class GatedModel:
         same_examples: Whether both records evaluated the same examples, so that intervals are paired.
         layer_errors: The error of each layer of both files, if the files were at hand.
         missing: Why the new record does not have the model; None if it does.
+        unchecked: "data" or "interface" -> why it was not compared; empty if both were.
     """
 
     name: str
@@ -81,6 +82,7 @@ class GatedModel:
     same_examples: bool = False
     layer_errors: tuple[dict[str, Any], ...] = ()
     missing: str | None = None
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -88,6 +90,7 @@ class GatedModel:
             "name": self.name,
             "file": self.file,
             "missing": self.missing,
+            "unchecked": dict(self.unchecked),
             "same_examples": self.same_examples,
             "figures": [item.to_dict() for item in self.figures],
             "changes": [item.to_dict() for item in self.changes],

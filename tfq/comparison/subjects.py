@@ -2,12 +2,13 @@
 """Tell what a file is that the user wants to compare: a .tflite, or a record that tfq wrote."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tfq import artifacts, tflite
 from tfq.comparison.gate_inputs import check_is_gated
+from tfq.config.base import Config
 from tfq.errors import FlatbufferError, InputError
 from tfq.provenance import SCHEMA_VERSION
 
@@ -107,3 +108,25 @@ def check_same_kind(reference: Subject, model: Subject) -> None:
         )
     if model.record is not None:
         check_is_gated(model.record["command"], artifacts.shown(model.path), "model")
+
+
+def check_unset(settings: Config, names: Iterable[str], reason: str, section: str = "comparison") -> None:
+    """Check that settings that the named files do not use have their defaults.
+
+    Args:
+        settings: The settings.
+        names: The fields that are not used.
+        reason: Why, for the error.
+        section: The config path of `settings`.
+
+    Raises:
+        InputError: One of them was set.
+    """
+    defaults = type(settings)()
+    for name in names:
+        value, default = getattr(settings, name), getattr(defaults, name)
+        if isinstance(value, Config):
+            check_unset(value, vars(value), reason, f"{section}.{name}")
+        elif value != default:
+            message = f"{section}.{name} has no effect here: {reason}"
+            raise InputError(message, field=f"{section}.{name}", expected=default, got=value)

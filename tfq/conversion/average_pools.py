@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrite int8 average pools for targets that round them otherwise than TFLite.
+"""Rewrite int8 average pools for targets that round them differently from TFLite.
 
 The mean of an even number of integers can lie halfway between two integers. TFLite rounds it away from the quantized
 value 0. LiteRT's GPU accelerator (2.3.0) computes in float32, where noise decides: it rounds about half of these means
@@ -29,7 +29,7 @@ _INT8_VERSION = 3
 
 
 def with_exact_average_pools(model: bytes) -> bytes:
-    """Return the flatbuffer with a DEPTHWISE_CONV_2D instead of each int8 AVERAGE_POOL_2D that may round otherwise.
+    """Return the flatbuffer with a DEPTHWISE_CONV_2D instead of each int8 AVERAGE_POOL_2D that may round differently.
 
     Pools of an odd number of values stay, because their means never lie halfway. Pools with padding stay, because
     their windows have different sizes, and so do those of more than `MOST_VALUES` values.
@@ -44,7 +44,7 @@ def with_exact_average_pools(model: bytes) -> bytes:
         (graph, place)
         for graph in edited.subgraphs
         for place, op in enumerate(graph.operators or [])
-        if tflite.operator_name(edited, op) == "AVERAGE_POOL_2D" and _may_round_otherwise(graph, op)
+        if tflite.operator_name(edited, op) == "AVERAGE_POOL_2D" and _may_round_differently(graph, op)
     ]
     for graph, place in places:
         graph.operators[place] = _convolution(edited, graph, graph.operators[place])
@@ -54,7 +54,7 @@ def with_exact_average_pools(model: bytes) -> bytes:
     return tflite.pack(edited, len(model))
 
 
-def _may_round_otherwise(graph: Any, op: Any) -> bool:
+def _may_round_differently(graph: Any, op: Any) -> bool:
     source, output, options = int(op.inputs[0]), int(op.outputs[0]), op.builtinOptions
     if any(graph.tensors[index].type != TENSOR_TYPES.index("int8") for index in (source, output)):
         return False

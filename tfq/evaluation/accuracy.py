@@ -25,7 +25,7 @@ from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, scores_of_outputs
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
-from tfq.evaluation.record import IDENTICAL, NO_REFERENCE, EvaluationRecord
+from tfq.evaluation.record import IDENTICAL, NO_DIRECTION, NO_REFERENCE, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
 from tfq.evaluation.scores import (
     Choice,
@@ -38,7 +38,6 @@ from tfq.evaluation.scores import (
 )
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
-NO_DIRECTION = "the metric does not declare whether higher or lower is better"
 NOT_COUNTED = "the interpreter does not report which ops it delegates"
 
 

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from tfq.errors import InputError
 from tfq.evaluation.layer_digest import num_float_ops
-from tfq.evaluation.metric import BOUNDED_UNITS
-from tfq.evaluation.per_example import ExampleResults
+from tfq.evaluation.per_example import ExampleResults, OutputNoise
 from tfq.evaluation.portability_record import NOT_COUNTED
-from tfq.evaluation.record import IDENTICAL
+from tfq.evaluation.record import IDENTICAL, NO_DIRECTION
 
 Direction = Literal["higher", "lower"]
 
@@ -125,7 +124,7 @@ def accuracy(measured: Measured) -> Iterator[tuple[str, Reading]]:
                 direction=None if undirected else facts["direction"],
                 unit=facts.get("unit") or "",
                 pairs=None if results is None else results.scores,
-                ungated="the metric does not declare whether higher or lower is better" if facts and undirected else "",
+                ungated=NO_DIRECTION if facts and undirected else "",
             ),
         )
 
@@ -149,24 +148,25 @@ def other_scores(measured: Measured) -> Iterator[tuple[str, Reading]]:
 
 def output_accuracies(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the metric of each output with separate labels."""
-    metrics = {} if not measured.evaluation else measured.evaluation.get("metrics") or {}
     for output in measured.evaluation.get("outputs") or ():
         if output.get("metric"):
-            declared = (metrics.get(output["metric"]) or {}).get("direction")
-            direction: Direction = "higher" if output.get("unit") in BOUNDED_UNITS else "lower"
-            direction = declared if declared in ("higher", "lower") else direction
+            undirected = output.get("direction") not in ("higher", "lower")
             yield (
                 f"of {output['name']}",
-                Reading(value=output.get("accuracy"), unit=output.get("unit") or "", direction=direction),
+                Reading(
+                    value=output.get("accuracy"),
+                    unit=output.get("unit") or "",
+                    direction=None if undirected else output["direction"],
+                    ungated=NO_DIRECTION if undirected else "",
+                ),
             )
 
 
 def agreement_with_reference(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the agreement with the reference, of the evaluation and of each other backend."""
     for place, evaluation, reason in measured.evaluations():
-        worst = _worst_output(evaluation, "agreement")
         results = per_example_of(evaluation)
-        own = None if results is None else results.outputs.get(worst)
+        own = None if results is None else results.outputs.get(_output_with(evaluation, "agreement", "agreement"))
         yield (
             place,
             Reading(
@@ -180,22 +180,30 @@ def agreement_with_reference(measured: Measured) -> Iterator[tuple[str, Reading]
 def sqnr(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the SQNR of the worst output; infinity if all outputs are identical to those of the reference."""
     for place, evaluation, reason in measured.evaluations():
-        worst = _worst_output(evaluation, "sqnr_db")
+        name = _output_with(evaluation, "sqnr_db", "output_sqnr_db")
         results = per_example_of(evaluation)
-        own = None if results is None else results.outputs.get(worst)
+        noise = None if results is None or name not in results.outputs else results.outputs[name].noise_db
+        reference = measured.sha256.get("reference")
         value, missing = evaluation.get("output_sqnr_db"), evaluation.get("output_sqnr_db_reason")
         if value is None and missing == IDENTICAL:
             value = float("inf")
         yield (
             place,
-            Reading(value=value, reason=missing or reason, pairs=None if own is None else own.noise_db),
+            Reading(
+                value=value,
+                reason=missing or reason,
+                pairs=None if noise is None else OutputNoise(output=name, reference=reference, noise_db=noise),
+            ),
         )
 
 
-def _worst_output(evaluation: Mapping[str, Any], key: str) -> str:
-    outputs = [item for item in evaluation.get("outputs") or () if item.get(key) is not None]
-    outputs = outputs or list(evaluation.get("outputs") or ())
-    return str(min(outputs, key=lambda item: item.get(key) or 0)["name"]) if outputs else ""
+def _output_with(evaluation: Mapping[str, Any], key: str, figure: str) -> str:
+    """Return the name of the output that a figure of the evaluation comes from; "" without outputs.
+
+    It is the worst output, except if `evaluation.output` chose one for the agreement.
+    """
+    outputs = evaluation.get("outputs") or ()
+    return next((str(item["name"]) for item in outputs if item.get(key) == evaluation.get(figure)), "")
 
 
 def size(key: str) -> Read:
@@ -353,7 +361,7 @@ def latency_ratio(measured: Measured) -> Iterator[tuple[str, Reading]]:
                 value=ratio["ratio"],
                 interval=interval,
                 ungated="" if interval else str(ratio.get("reason") or "it has no interval"),
-                depends_on_cpu=True,
+                depends_on_cpu=not ratio.get("same_session"),
             ),
         )
 

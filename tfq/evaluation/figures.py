@@ -4,18 +4,19 @@
 The gate compares them, and the table in docs/ci.md lists them. To add one, add a `Figure` to `FIGURES`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation import figure_readers as readers
-from tfq.evaluation.figure_readers import Direction, Measured, Read, Reading
+from tfq.evaluation.figure_readers import Direction, Read, Reading
 from tfq.evaluation.per_example import (
     Difference,
     difference_of_intervals,
+    difference_of_noise,
     difference_of_scores,
-    difference_of_sqnr,
 )
 
 
@@ -45,8 +46,10 @@ class Tolerance:
         return cls(value=value, is_relative=is_relative)
 
     def largest_change(self, base: float) -> float:
-        """Return the largest change for the worse of a figure with this old value."""
-        return self.value * abs(base) if self.is_relative else self.value
+        """Return the largest change for the worse of a figure with this old value; 0 for a fraction of infinity."""
+        if not self.is_relative:
+            return self.value
+        return 0.0 if math.isinf(base) else self.value * abs(base)
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads."""
@@ -95,7 +98,7 @@ class Figure:
             same_examples: Whether both records evaluated the same examples in the same order.
         """
         assert new.value is not None and old.value is not None
-        if new.value == old.value and float("inf") in (new.value, old.value):
+        if new.value == old.value and math.inf in (new.value, old.value):
             return Difference(value=0.0)
         if same_examples and self.difference is not None and new.pairs is not None and old.pairs is not None:
             paired = self.difference(new.pairs, old.pairs)
@@ -174,7 +177,7 @@ FIGURES = (
         noise=ROUNDING,
         read=readers.sqnr,
         depends_on="values",
-        difference=_same_length(difference_of_sqnr),
+        difference=difference_of_noise,
         other_bounds=("min_sqnr_db",),
     ),
     Figure(
@@ -385,8 +388,3 @@ def figure_named(name: str) -> Figure:
         expected=tuple(names),
         got=name,
     )
-
-
-def readings_of(measured: Measured) -> dict[tuple[str, str], Reading]:
-    """Return (name of a figure, place) -> its reading, of all figures in a record, also those that have no value."""
-    return {(figure.name, place): reading for figure in FIGURES for place, reading in figure.read(measured)}

@@ -33,10 +33,10 @@ def digest_of(content: bytes) -> dict[str, Any]:
         dtype, shape, scale and zero_point; of inputs also the `normalization` in TFLite Metadata), `preprocessing` (the
         preprocessing that tfq recorded in the file, or None), `files` (for each associated file, such as labels, its
         `sha256`, and its `lines` if it is a short text) and `layers`.
-        An entry of `layers` is an op of the main subgraph: its `label` ("conv1/CONV_2D"), `layer`, `op`, `type`
-        ("int8"), `outputs` and `constants`. A constant has its role, shape, dtype, scale (the geometric mean of the
-        scales of all channels), num_scales, and the first 12 digits of the SHA-256 of its bytes (`sha256`) and of its
-        quantization (`scales_sha256`).
+        An entry of `layers` is an op, of all subgraphs: its `label` ("conv1/CONV_2D"; "subgraph 1, conv1/CONV_2D" in
+        the body of a loop), `layer`, `op`, `type` ("int8"), `outputs` and `constants`. A constant has its role, shape,
+        dtype, scale (the geometric mean of the scales of all channels), num_scales, and the first 12 digits of the
+        SHA-256 of its bytes (`sha256`) and of its quantization (`scales_sha256`).
     """
     model = tflite.read(content)
     graph = model.main_subgraph
@@ -53,7 +53,7 @@ def digest_of(content: bytes) -> dict[str, Any]:
         ],
         "preprocessing": (tflite.read_metadata(content) or {}).get("preprocessing"),
         "files": _associated_files(content),
-        "layers": _layers(content, graph),
+        "layers": [layer for graph in model.subgraphs for layer in _layers(content, graph)],
     }
 
 
@@ -64,8 +64,9 @@ def num_float_ops(digest: Mapping[str, Any]) -> int:
 
 def _layers(content: bytes, graph: Subgraph) -> list[dict[str, Any]]:
     results, counts = [], dict[str, int]()
+    prefix = f"subgraph {graph.index}, " if graph.index else ""
     for op in graph.ops:
-        label = f"{graph.layer_of(op)}/{op.custom_code or op.name}"
+        label = f"{prefix}{graph.layer_of(op)}/{op.custom_code or op.name}"
         counts[label] = counts.get(label, 0) + 1
         results.append(
             {

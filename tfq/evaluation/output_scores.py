@@ -131,6 +131,7 @@ def scores_of_outputs(
             {
                 "metric": metric.name,
                 "unit": metric.unit,
+                "direction": metric.direction,
                 "accuracy": value,
                 "reference_accuracy": reference,
                 "accuracy_drop": None if reference is None else drop_of(metric, value, reference),

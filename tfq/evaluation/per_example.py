@@ -45,6 +45,25 @@ class OutputResults:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class OutputNoise:
+    """The noise of one output against a reference. Only noise of the same output and reference can be paired.
+
+    Attributes:
+        output: The name of the output.
+        reference: The hash of the reference; None if unknown.
+        noise_db: `OutputResults.noise_db`.
+    """
+
+    output: str
+    reference: str | None
+    noise_db: NDArray[np.float16]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.noise_db)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ExampleResults:
     """The results of an evaluation for each of n examples.
 
@@ -194,6 +213,13 @@ def difference_of_scores(scores: NDArray, base_scores: NDArray) -> Difference:
     if half_width is None:
         return Difference(value=value, paired=True)
     return Difference(value=value, low=value - half_width, high=value + half_width, paired=True)
+
+
+def difference_of_noise(new: OutputNoise, base: OutputNoise) -> Difference | None:
+    """Return the change of an SQNR; None if the outputs, the references or the numbers of examples differ."""
+    if (new.output, new.reference, len(new)) != (base.output, base.reference, len(base)):
+        return None
+    return difference_of_sqnr(new.noise_db, base.noise_db)
 
 
 def difference_of_sqnr(noise: NDArray, base_noise: NDArray) -> Difference:

@@ -10,6 +10,7 @@ from tfq.notebook import NotebookRecord, NotebookTable
 
 NO_REFERENCE = "there is no reference model"
 IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
+NO_DIRECTION = "the metric does not declare whether higher or lower is better"
 
 
 @dataclass(frozen=True, kw_only=True)

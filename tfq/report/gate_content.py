@@ -4,14 +4,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tfq.comparison.gate_result import FigureResult, change_text, number, tolerance_text
+from tfq.comparison.gate_result import FAILURES, FigureResult, change_text, number, tolerance_text
 from tfq.evaluation.per_example import Difference
 from tfq.report.formatting import number_of, plain
 from tfq.report.record import Record
 from tfq.report.tables import Section, Table
 from tfq.report.verdict import BAD, GOOD, OPEN, Check, Verdict
 
-_FAILED = ("worse", "missing")
 _NUMBERS = ("old", "new")
 
 
@@ -78,7 +77,7 @@ def _figures(figures: list[dict[str, Any]], *, strict: bool) -> Table:
         result = _figure(item)
         if result is None:
             continue
-        failed = result.status in _FAILED or (strict and result.status == "noise")
+        failed = result.status in FAILURES or (strict and result.status == "noise")
         if failed:
             bad.append((len(rows), 5))
         why = result.reason or "; ".join(result.causes)
@@ -110,7 +109,7 @@ def _figure(item: dict[str, Any]) -> FigureResult | None:
         values |= {key: None if item[key] is None else float(item[key]) for key in _NUMBERS}
         if item["difference"] is not None:
             difference: dict[str, Any] = {
-                key: float(value) if value == "inf" else value for key, value in item["difference"].items()
+                key: float(value) if value in ("inf", "-inf") else value for key, value in item["difference"].items()
             }
             values["difference"] = Difference(**difference)
         result = FigureResult(**values)
