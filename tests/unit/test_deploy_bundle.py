@@ -312,6 +312,25 @@ def test_a_large_difference_on_a_microcontroller_is_a_warning_everywhere(golden,
     assert "**Warning**: TensorFlow Lite Micro differs from XNNPACK by 60" in (bundle.folder / "README.md").read_text()
 
 
+def test_a_large_recorded_difference_is_a_warning_in_the_readme(golden, tmp_path):
+    model = golden / "digits_int8.tflite"
+    output = {"name": "probabilities", "max_abs_error_lsb": 60, "num_different": 9, "compared": 10}
+    difference = {"max_abs_error_lsb": 60, "outputs": [output]}
+    record = {
+        "sha256": {"model": artifacts.sha256_file(model)},
+        "evaluation": {"accuracy": None, "accuracy_reason": "no labels"},
+        "portability": {"rows": {"qemu:x": {"status": "ran", "difference": difference}}},
+    }
+    config = tfq.ExportConfig(platform=("ios",), zip=False)
+    with warned("qemu:x"):
+        bundle = tfq.export_bundle(model, config, out=tmp_path, data=np.zeros((1, 8, 8, 1), "f4"), record=record)
+    assert "**Warning**: backend qemu:x differs" in (bundle.folder / "README.md").read_text()
+    assert "tolerance: 60" in (bundle.folder / "ios/SelfTest.swift").read_text()
+    del difference["max_abs_error_lsb"]
+    with refused(InputError, field="record", word="damaged"):
+        tfq.export_bundle(model, config, out=tmp_path, record=record)
+
+
 def test_a_setting_for_another_kind_of_input_is_refused(golden):
     with refused(InputError, field="export.sample_rate", got=16_000):
         tfq.add_metadata(golden / "digits_int8.tflite", tfq.ExportConfig(sample_rate=16_000))

@@ -30,7 +30,7 @@ from tfq.deploy.platform import (
     SelfTestResult,
 )
 from tfq.deploy.readme import readme
-from tfq.deploy.results import RECORDS, Results, read_results, results_of, tolerance_of
+from tfq.deploy.results import RECORDS, Results, checked_results, read_results, tolerance_of
 from tfq.errors import InputError, RequirementError, remembered_warnings, warn
 from tfq.notebook import NotebookRecord
 from tfq.requirement import Requirement
@@ -204,7 +204,7 @@ def _results(content: bytes, config: ExportConfig, folder: Path | None, record: 
     sha256 = artifacts.sha256(content)
     if record is None:
         return read_results(sha256, config.record, folder)
-    results = results_of(record, sha256, RECORDS[-1] if "models" in record else RECORDS[0])
+    results = checked_results(record, sha256, RECORDS[-1] if "models" in record else RECORDS[0], field="record")
     if results is None:
         raise InputError(
             "record has no results of this model: expected the record of a command that evaluated it",

@@ -77,7 +77,7 @@ def read_results(sha256: str, path: str, folder: Path | None) -> Results:
         InputError: `path` is not a record with results of this file.
     """
     if path:
-        results = _checked(artifacts.read_json(path, field="export.record"), sha256, path)
+        results = checked_results(artifacts.read_json(path, field="export.record"), sha256, path)
         if results is None:
             raise InputError(
                 f"export.record: {artifacts.shown(path)} has no results of this file: expected the evaluate.json or "
@@ -93,22 +93,32 @@ def read_results(sha256: str, path: str, folder: Path | None) -> Results:
                 record = artifacts.read_json(folder / name)
             except InputError:
                 continue
-            if (results := _checked(record, sha256, str(folder / name))) is not None:
+            if (results := checked_results(record, sha256, str(folder / name))) is not None:
                 return results
     return Results(missing="no evaluate.json or report.json next to the file has results of it")
 
 
-def _checked(record: Any, sha256: str, path: str) -> Results | None:
-    """Return `results_of` a file; raise InputError if the record lacks what every record of tfq has."""
-    with artifacts.decoding(path, "a record that tfq wrote", field="export.record"):
-        results = results_of(record, sha256, os.path.basename(path))
+def checked_results(record: Any, sha256: str, path: str, *, field: str = "export.record") -> Results | None:
+    """Return the results of the file with this hash in a record, which may be damaged; None if it has none.
+
+    Args:
+        record: Its content.
+        sha256: The hash of the `.tflite`.
+        path: The path of the record, for messages and for its name.
+        field: The config field or argument that names it, for messages.
+
+    Raises:
+        InputError: The record lacks what every record of tfq has.
+    """
+    with artifacts.decoding(path, "a record that tfq wrote", field=field):
+        results = _results_of(record, sha256, os.path.basename(path))
         if results is not None:
             tolerance_of(results)
             table_text(results)
     return results
 
 
-def results_of(record: Any, sha256: str, name: str) -> Results | None:
+def _results_of(record: Any, sha256: str, name: str) -> Results | None:
     """Return the results of the file with this hash in a record; None if the record has none."""
     if not isinstance(record, Mapping):
         return None
