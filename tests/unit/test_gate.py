@@ -468,6 +468,7 @@ def test_junit_skips_what_benchmarks_do_not_show():
     root = ElementTree.fromstring(comparison.to_junit(result))
     skipped = {case.get("name") for case in root.iter("testcase") if case.find("skipped") is not None}
     assert {"same data and settings", "same interface"} <= skipped
+    assert [len(section.paragraphs) for section in gate_sections(result.to_dict())] == [2, 2]
 
 
 def two_outputs(record, agreements, sqnrs):

@@ -157,18 +157,18 @@ def _examples(data: AnySplit, indices: NDArray[np.int64], name: str) -> NDArray:
     """Return single examples of an input, (len(indices), ...). A stream that is not seekable is read once."""
     if isinstance(data, Split):
         return np.asarray(data.inputs[name][indices])
-    found: dict[int, NDArray] = {}
+    examples: dict[int, NDArray] = {}
     spans = [(int(index), int(index) + 1) for index in indices] if data.seekable else [(0, int(indices.max()) + 1)]
     for start, stop in spans:
         for piece in data.read(start, stop):
             for index in indices[(start <= indices) & (indices < start + piece.num_examples)]:
-                found[int(index)] = np.array(piece.inputs[name][index - start])
+                examples[int(index)] = np.array(piece.inputs[name][index - start])
             start += piece.num_examples
-    missing = [int(index) for index in indices if int(index) not in found]
+    missing = [int(index) for index in indices if int(index) not in examples]
     if missing:
         raise InputError(
             f"data {data.source} ({data.name}): example {missing[0]} can no longer be read. Did a file change?",
             field="data",
             got=missing,
         )
-    return np.stack([found[int(index)] for index in indices])
+    return np.stack([examples[int(index)] for index in indices])

@@ -213,12 +213,12 @@ def _without_empty_columns(
     key: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]
 ) -> Table:
     """Return a sortable table of the columns that have a value in some row."""
-    kept = [place for place in range(len(columns)) if any(row[place] not in ("", DASH) for row in rows)]
+    filled = [place for place in range(len(columns)) if any(row[place] not in ("", DASH) for row in rows)]
     return Table(
         key=key,
-        columns=tuple(columns[place] for place in kept),
-        rows=tuple(tuple(row[place] for place in kept) for row in rows),
-        numeric=tuple(numeric[place] for place in kept),
+        columns=tuple(columns[place] for place in filled),
+        rows=tuple(tuple(row[place] for place in filled) for row in rows),
+        numeric=tuple(numeric[place] for place in filled),
         sortable=True,
     )
 
@@ -229,12 +229,15 @@ def _constant_row(item: Record) -> tuple[str, ...]:
     return (
         plain(item.get("op")),
         f"{scalar(item.get('input'))} {plain(item.get('role', ''))}",
-        *(plain(f"{each.get('dtype', DASH)} {each.get('granularity', '')}").partition(",")[0] for each in stored),
+        *(
+            plain(f"{constant.get('dtype', DASH)} {constant.get('granularity', '')}").partition(",")[0]
+            for constant in stored
+        ),
         decibels(item.get("sqnr_db")),
         DASH if worst is None else f"#{scalar(worst)}: {decibels(item.get('worst_channel_sqnr_db'))}",
         significant(item.get("max_abs_error")),
         significant(item.get("scale_ratio")),
-        *(percent(each.get("sparsity")) for each in stored),
+        *(percent(constant.get("sparsity")) for constant in stored),
         count(item.get("changed_bytes")),
         "" if is_number(item.get("sqnr_db")) else plain(item.get("reason") or ""),
     )

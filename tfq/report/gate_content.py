@@ -7,7 +7,7 @@ from typing import Any
 from tfq.comparison.gate_result import FAILURES, FigureResult, change_text, number, tolerance_text
 from tfq.evaluation.per_example import Difference
 from tfq.report.formatting import number_of, plain
-from tfq.report.record import Record
+from tfq.report.record import Record, part
 from tfq.report.tables import Section, Table
 from tfq.report.verdict import BAD, GOOD, OPEN, Check, Verdict
 
@@ -18,9 +18,6 @@ def gate_verdict(gate: Record) -> Verdict:
     """Return the verdict of a gate: whether it holds, and what failed."""
     failures = [plain(failure) for failure in gate.get("failures") or []]
     holds = gate.get("holds") is True and not failures
-    headline = (
-        "No figure is worse than its tolerance" if holds else f"The gate fails: {number_of(len(failures), 'failure')}"
-    )
     checks = [Check(key="gate", state=BAD, question="failed", answer=failure) for failure in failures]
     figures = [item for model in _dicts(gate, "models") for item in _dicts(model, "figures")]
     noisy = [
@@ -28,6 +25,11 @@ def gate_verdict(gate: Record) -> Verdict:
         for item in figures
         if item.get("status") == "noise"
     ]
+    headline = "No figure is worse than its tolerance"
+    if noisy:
+        headline += ", except within noise"
+    if not holds:
+        headline = f"The gate fails: {number_of(len(failures), 'failure')}"
     if noisy and gate.get("strict") is not True:
         answer = f"{', '.join(noisy)}: worse than the tolerance, but the 95% interval of the change contains 0"
         checks.append(Check(key="noise", state=OPEN, question="within noise", answer=answer))
@@ -45,6 +47,7 @@ def gate_sections(gate: Record) -> Iterator[Section]:
         suffix = f" of {plain(model.get('name'))}" if len(models) > 1 else ""
         figures = _dicts(model, "figures")
         notes = [plain(model["missing"])] if model.get("missing") else []
+        notes += [f"Not compared: {kind}: {plain(reason)}." for kind, reason in part(model, "unchecked").items()]
         yield Section(
             key=f"figures_{place}",
             title=f"Figures{suffix}",
