@@ -249,6 +249,12 @@ def test_a_wrong_tolerance_is_refused(entry):
         comparison.tolerances(ComparisonConfig(tolerance=(entry,)))
 
 
+def test_a_tolerance_for_a_backend_that_no_record_has_is_refused(baseline):
+    config = ComparisonConfig(tolerance=("accuracy on gppu=0.001",))
+    with refused(InputError, field="comparison.tolerance", got="accuracy on gppu"):
+        comparison.gate_records(baseline, baseline, config)
+
+
 def with_correct(record, num_wrong):
     """Return the record of a model that gets the first `num_wrong` examples wrong."""
     scores = np.ones(NUM_EXAMPLES, bool)

@@ -88,6 +88,7 @@ def gate_records(
             )
         pairs, new_models = _pairs(models_of(new), models_of(baseline))
         pairs = [(name, *_timed(after, before, latency)) for name, after, before in pairs]
+        _check_places(allowed, [model for _, *both in pairs for model in both if model is not None])
         models = tuple(
             _gated(name, after, before, new, baseline, config, allowed, tuple(layer_errors))
             for name, after, before in pairs
@@ -101,6 +102,23 @@ def gate_records(
             got=type(error).__name__,
         ) from error
     return Gate(models=models, new_models=new_models, strict=config.strict, latency=latency)
+
+
+def _check_places(allowed: Mapping[str, Tolerance], models: Sequence[Measured]) -> None:
+    """Check that each tolerance for one place, such as "accuracy on gpu", is for a place that a record has."""
+    for name in allowed:
+        figure = figure_named(name.partition(" ")[0])
+        if name == figure.name:
+            continue
+        places = {f"{figure.name} {place}".strip(): None for model in models for place, _ in figure.read(model)}
+        if name not in places:
+            raise InputError(
+                f"comparison.tolerance={name}: neither record has this figure there. They have: "
+                f"{', '.join(places) or f'no {figure.name}'}",
+                field="comparison.tolerance",
+                expected=tuple(places),
+                got=name,
+            )
 
 
 def _timed(new: Measured | None, old: Measured, latency: Mapping[str, Any] | None) -> tuple[Measured | None, Measured]:
