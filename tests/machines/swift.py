@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "clients")]
 
 from app_bundles import changed_copy, digits_bundle, normalized_bundle, several_types, several_types_bundle  # noqa: E402
 
-RELEASE, MIRROR = "trixie", "http://deb.debian.org/debian"
+RELEASE = "trixie"
 PACKAGES = "swiftlang,libc6-dev,libstdc++-14-dev,libgcc-14-dev,binutils"
 SCRIPT = """
 set -e
@@ -48,7 +48,7 @@ def make_system(system: Path) -> None:
     """Install Debian with Swift, unless an earlier run did."""
     if (system / "usr/bin/swiftc").exists():
         return
-    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", RELEASE, str(system), MIRROR]
+    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", RELEASE, str(system)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
