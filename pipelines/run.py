@@ -24,7 +24,9 @@ from tfq.workflows.run import require, run_recipe
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
-    parts = [report.summary_table(record), report.portability_text(record), f"{invocation.config.out}/report.html"]
+    out = invocation.config.out
+    files = "\n".join(filter(None, [f"{out}/report.html", report.bundle_text(record, out)]))
+    parts = [report.summary_table(record), report.portability_text(record), files]
     process.show(invocation, record, "\n\n".join(filter(None, parts)))
     require(record)
 

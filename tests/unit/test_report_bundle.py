@@ -3,7 +3,7 @@
 
 from report_record import full_record
 
-from tfq.report.bundle_content import bundle_section
+from tfq.report.bundle_content import bundle_section, bundle_text
 from tfq.report.markdown import markdown_of
 from tfq.report.page import page_of
 
@@ -29,7 +29,11 @@ def test_page_links_the_bundle_and_shows_its_self_tests():
 
 
 def test_a_record_without_a_bundle_has_no_section():
-    assert bundle_section(full_record()) is None
+    assert bundle_section(full_record()) is None and bundle_text(full_record(), "out") == ""
+
+
+def test_the_terminal_shows_the_bundle_and_its_self_tests():
+    assert bundle_text({"bundle": BUNDLE}, "out") == "out/bundle (self-tests: Python passed, C failed)"
 
 
 def test_a_hostile_record_makes_no_link_to_another_place():

@@ -5,6 +5,7 @@
 """
 
 from tfq.report import analysis_content, command_content, comparison_content, content
+from tfq.report.bundle_content import bundle_text
 from tfq.report.files import build_report, write_report
 from tfq.report.kinds import KINDS, RecordKind
 from tfq.report.model_explorer import write_node_data
@@ -17,6 +18,7 @@ __all__ = [
     "KINDS",
     "RecordKind",
     "build_report",
+    "bundle_text",
     "portability_text",
     "summary_table",
     "write_node_data",

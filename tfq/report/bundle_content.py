@@ -7,6 +7,15 @@ from tfq.report.record import Record, part, self_tests_of
 from tfq.report.tables import Section, Table
 
 
+def bundle_text(record: Record, out: str) -> str:
+    """Return the path of the bundle of a run in `out` and its self-tests for the terminal; "" if there is none."""
+    folder = part(record, "bundle").get("folder")
+    if not folder:
+        return ""
+    tests = (f"{plain(test.get('name', '?'))} {plain(test.get('status', '?'))}" for test in self_tests_of(record))
+    return f"{out}/{plain(folder)} (self-tests: {', '.join(tests) or 'none'})"
+
+
 def bundle_section(record: Record, *, folded: bool = True) -> Section | None:
     """Return the section with links to the bundle, its self-tests and what it lacks; None if there is no bundle."""
     bundle = part(record, "bundle")
