@@ -2,7 +2,7 @@
 """Compare the metadata entries of two files, their descriptions, and the files that are stored after them."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfq.artifacts import sha256
@@ -22,13 +22,22 @@ def metadata_changes(contents: tuple[bytes, bytes], models: tuple[Model, Model])
         {name: content[start : start + size] for name, (start, size) in model.metadata.items()}
         for content, model in zip(contents, models, strict=True)
     ]
-    for name in dict.fromkeys(itertools.chain(*entries)):
-        ours, theirs = (each.get(name) for each in entries)
+    yield from _content_changes("metadata", entries, _entry_changes)
+
+
+def _content_changes(
+    part: str,
+    contents: Sequence[Mapping[str, bytes]],
+    compare: Callable[[str, bytes, bytes], Iterator[Change]],
+) -> Iterator[Change]:
+    """Yield what only one of two mappings has; `compare` yields the differences of what both have."""
+    for name in dict.fromkeys(itertools.chain(*contents)):
+        ours, theirs = (content.get(name) for content in contents)
         if ours is None or theirs is None:
             what = "removed" if theirs is None else "added"
-            yield Change(part="metadata", where=name, what=what, reference=_shown(ours), model=_shown(theirs))
+            yield Change(part=part, where=name, what=what, reference=_shown(ours), model=_shown(theirs))
         elif ours != theirs:
-            yield from _entry_changes(name, ours, theirs)
+            yield from compare(name, ours, theirs)
 
 
 def _entry_changes(name: str, ours: bytes, theirs: bytes) -> Iterator[Change]:
@@ -69,13 +78,7 @@ def _shown(content: bytes | None) -> str | None:
 def file_changes(contents: tuple[bytes, bytes]) -> Iterator[Change]:
     """Yield the differences in the files after the flatbuffers; of text, the lines that differ, such as labels."""
     files = [associated_files(content) for content in contents]
-    for name in dict.fromkeys(itertools.chain(*files)):
-        ours, theirs = (each.get(name) for each in files)
-        if ours is None or theirs is None:
-            what = "removed" if theirs is None else "added"
-            yield Change(part="files", where=name, what=what, reference=_shown(ours), model=_shown(theirs))
-        elif ours != theirs:
-            yield from _line_changes(name, ours, theirs)
+    yield from _content_changes("files", files, _line_changes)
 
 
 def _line_changes(name: str, ours: bytes, theirs: bytes) -> Iterator[Change]:
