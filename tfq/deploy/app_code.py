@@ -12,6 +12,7 @@ import numpy as np
 from tfq import artifacts, registry
 from tfq.backends import BackendKind
 from tfq.deploy.platform import BundleContents, Candidate, Problem
+from tfq.deploy.templates import fill, read_source
 from tfq.errors import InputError
 from tfq.progress import printable
 from tfq.provenance import package_versions
@@ -133,6 +134,45 @@ def header(contents: BundleContents, tried: str) -> list[str]:
     ]
     plain = [" ".join(printable(paragraph).split()).replace("\\", "/") for paragraph in paragraphs]
     return [line for paragraph in plain for line in textwrap.wrap(paragraph, _HEADER_WIDTH)]
+
+
+def interpreter_sources(
+    contents: BundleContents,
+    *,
+    folder: str,
+    suffix: str,
+    tried: str,
+    types: tuple[str, str],
+    arguments: Callable[[CodeTensor], str],
+    example: Callable[[Mapping[str, Any], Sequence[float], Sequence[str | None]], str],
+) -> dict[str, bytes]:
+    """Return the files of `folder`: Model, LiteRtModel and SelfTest in one language, and README.md.
+
+    Args:
+        contents: The parts of the bundle.
+        folder: The folder of the templates and of the files.
+        suffix: The suffix of the language's files, without the dot.
+        tried: How far the sources were tried, for their headers.
+        types: The names of the types of inputs and of outputs.
+        arguments: Returns the arguments of the constructor of an input or output.
+        example: (golden vector, tolerances, best labels) -> the golden vector in the language.
+    """
+    top = "\n".join(f"// {line}" for line in header(contents, tried))
+    inputs, outputs = (
+        "\n".join(f"    {name}({arguments(tensor)})," for tensor in tensors)
+        for name, tensors in zip(types, (code_inputs(contents), code_outputs(contents)), strict=True)
+    )
+    limits = tolerances(contents)
+    examples = "\n".join(example(item, limits, best_labels(contents, item)) for item in contents.golden.examples)
+    parts = {
+        f"Model.{suffix}": {"header": top, "inputs": inputs, "outputs": outputs},
+        f"LiteRtModel.{suffix}": {"header": top},
+        "README.md": {},
+        f"SelfTest.{suffix}": {"header": top, "examples": examples},
+    }
+    return {
+        f"{folder}/{name}": fill(read_source(f"{folder}/{name}"), values).encode() for name, values in parts.items()
+    }
 
 
 def shown_name(contents: BundleContents) -> str:

@@ -4,18 +4,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.deploy.app_code import (
-    CodeTensor,
-    best_labels,
-    check_tensors,
-    code_inputs,
-    code_outputs,
-    float_literal,
-    header,
-    tolerances,
-)
+from tfq.deploy.app_code import CodeTensor, check_tensors, float_literal, interpreter_sources
 from tfq.deploy.platform import BundleContents, Platform, SelfTest
-from tfq.deploy.templates import fill, read_source
 from tfq.registry import register
 
 TRIED = (
@@ -27,20 +17,15 @@ DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
 def _sources(contents: BundleContents) -> dict[str, bytes]:
-    top = "\n".join(f"// {line}" for line in header(contents, TRIED))
-    inputs = "\n".join(f"    Input({_arguments(tensor)})," for tensor in code_inputs(contents))
-    outputs = "\n".join(f"    Output({_arguments(tensor)})," for tensor in code_outputs(contents))
-    limits = tolerances(contents)
-    examples = "\n".join(
-        _example(example, limits, best_labels(contents, example)) for example in contents.golden.examples
+    return interpreter_sources(
+        contents,
+        folder="android",
+        suffix="kt",
+        tried=TRIED,
+        types=("Input", "Output"),
+        arguments=_arguments,
+        example=_example,
     )
-    parts = {
-        "Model.kt": {"header": top, "inputs": inputs, "outputs": outputs},
-        "LiteRtModel.kt": {"header": top},
-        "README.md": {},
-        "SelfTest.kt": {"header": top, "examples": examples},
-    }
-    return {f"android/{name}": fill(read_source(f"android/{name}"), values).encode() for name, values in parts.items()}
 
 
 def _arguments(tensor: CodeTensor) -> str:
