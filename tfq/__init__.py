@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import benchmark_models
     from tfq.evaluation import evaluate_model
     from tfq.evaluation import reference_outputs as reference_outputs
+    from tfq.executors import open_executor as open_executor
     from tfq.keras_bridge import load_model as load_model
     from tfq.keras_bridge import load_saved_model as load_saved_model
     from tfq.keras_bridge import return_weights as return_weights
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.metric import concatenate_states as concatenate_states
     from tfq.auditing import Target as Target
     from tfq.data import DataSource as DataSource
+    from tfq.executors import ExecutorKind as ExecutorKind
     from tfq.deploy import BundleContents as BundleContents
     from tfq.deploy import Candidate as Candidate
     from tfq.deploy import Platform as Platform
@@ -121,6 +123,10 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import BenchmarkRecord as BenchmarkRecord
     from tfq.evaluation import EvaluationRecord as EvaluationRecord
     from tfq.evaluation import ReferenceOutputs as ReferenceOutputs
+    from tfq.executors import Executor as Executor
+    from tfq.executors import Task as Task
+    from tfq.executors import TaskFailure as TaskFailure
+    from tfq.executors import TaskResult as TaskResult
     from tfq.keras_bridge import BridgeResult as BridgeResult
     from tfq.keras_bridge import SavedModel as SavedModel
     from tfq.search import SearchResult as SearchResult

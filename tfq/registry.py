@@ -36,6 +36,7 @@ MODULES = {
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "calibration_method": "tfq.ptq.calibration.methods",
     "data_source": "tfq.data.sources",
+    "executor": "tfq.executors",
     "metric": "tfq.evaluation",
     "platform": "tfq.deploy.platforms",
     "target": "tfq.auditing.targets",
@@ -56,11 +57,19 @@ class Registered(Protocol):
 
 
 class Plugin(NamedTuple):
-    """A loaded plugin: its module, the file or distribution that it came from, and the SHA-256 of its code."""
+    """A loaded plugin.
+
+    Attributes:
+        module: The module.
+        source: The name of the file, or the entry point, that it came from.
+        sha256: The SHA-256 of its code.
+        path: The path of a file that the user named; "" for a plugin of an installed package.
+    """
 
     module: ModuleType
     source: str
     sha256: str
+    path: str = ""
 
 
 T = TypeVar("T", bound=Registered)
@@ -282,7 +291,7 @@ def load_plugin(path: str) -> Plugin:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _failed(path, error) from error
-    _plugins[name] = Plugin(module, file.name, hashlib.sha256(content).hexdigest())
+    _plugins[name] = Plugin(module, file.name, hashlib.sha256(content).hexdigest(), str(file))
     return _plugins[name]
 
 

@@ -28,6 +28,7 @@ ORDER = [
         "requirement",
         "provenance",
         "store",
+        "executors",
     ),
     *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis", "comparison"),
     *("keras_bridge", "conversion", "compression", "models"),

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run stages of the store as tasks in other processes: on this machine, or on the nodes of a Ray cluster."""
+
+import tfq.executors.local  # noqa: F401  registers its executor
+from tfq.executors.call import environment, request_of
+from tfq.executors.executor import Executor, ExecutorKind, Killed, Pool, open_executor, outcome, run_tasks
+from tfq.executors.task import Task, TaskFailure, TaskResult
+
+__all__ = [
+    "Executor",
+    "ExecutorKind",
+    "Killed",
+    "Pool",
+    "Task",
+    "TaskFailure",
+    "TaskResult",
+    "environment",
+    "open_executor",
+    "outcome",
+    "request_of",
+    "run_tasks",
+]
