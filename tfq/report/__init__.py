@@ -4,7 +4,7 @@
 `kinds.py` has the registry of the kinds of records. The modules imported here fill it.
 """
 
-from tfq.report import analysis_content, command_content, comparison_content, content
+from tfq.report import analysis_content, command_content, comparison_content, content, sweep_content
 from tfq.report.bundle_content import bundle_text
 from tfq.report.files import build_report, write_report
 from tfq.report.kinds import KINDS, RecordKind
@@ -12,7 +12,7 @@ from tfq.report.model_explorer import write_node_data
 from tfq.report.portability_content import portability_text
 from tfq.report.summary import summary_table
 
-_CONTENTS = (content, command_content, analysis_content, comparison_content)
+_CONTENTS = (content, command_content, analysis_content, comparison_content, sweep_content)
 
 __all__ = [
     "KINDS",

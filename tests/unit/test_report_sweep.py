@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a sweep: every number of the record is on it, and what is missing is said."""
+
+import re
+
+import pytest
+from sweep_record import sweep_record
+
+from tfq.report.kinds import KINDS
+from tfq.report.markdown import markdown_of
+from tfq.report.page import page_of
+from tfq.report.sweep_plots import QUANTIZATION, compared_axes, front_key, sweep_plots
+
+
+def table(record, section, key):
+    found = {item.key: item for item in KINDS["sweep"].sections(record)}[section]
+    return next(item for item in found.tables if item.key == key)
+
+
+def row(record, name):
+    groups = table(record, "result", "groups")
+    return dict(zip(groups.columns, next(cells for cells in groups.rows if cells[0].startswith(name)), strict=True))
+
+
+def test_a_row_has_the_mean_and_the_spread_over_seeds():
+    cells = row(sweep_record(), "pruned50/int8")
+    assert cells["top1, test"] == "85.10% ± 0.20"
+    assert cells["minus reference, test (95% interval)"] == "−0.90 (−1.50 to −0.30)"
+    assert cells["file, gzip"] == "59.0 kB"
+    assert cells["instructions"] == "1.5 million"
+
+
+def test_a_missing_cost_is_a_dash_with_its_reason():
+    record = sweep_record()
+    assert row(record, "dense/int4")["arena"] == "–" or row(record, "dense/int4")["arena"] == "—"
+    notes = " ".join(table(record, "result", "groups").notes)
+    assert "tflm has no kernel for int4" in notes
+    assert "dense/int4" in notes
+
+
+def test_groups_can_be_sorted():
+    assert table(sweep_record(), "result", "groups").sortable
+
+
+def test_a_failed_point_is_listed_with_its_stage_and_reason():
+    cells = table(sweep_record(), "unfinished", "unfinished").rows
+    assert cells == (("pruned80/int4/seed1", "failed", "convert", "the worker was killed"),)
+
+
+def test_the_verdict_is_open_if_the_best_group_is_within_noise_of_a_smaller_one():
+    verdict = KINDS["sweep"].verdict(sweep_record())
+    assert verdict.state == "open"
+    assert "pruned50/int8" in {check.key: check.answer for check in verdict.checks}["noise"]
+
+
+def test_the_verdict_fails_if_no_group_is_within_the_budget():
+    record = sweep_record()
+    record["best"] |= {"group": None, "sentence": "no group is left"}
+    assert KINDS["sweep"].verdict(record).state == "bad"
+
+
+def test_dominated_groups_within_noise_of_the_front_are_named():
+    notes = table(sweep_record(), "fronts", front_key("gzip_bytes")).notes
+    assert "dense/int4 is within noise of pruned50/int8" in notes
+    assert "pruned50/int4 is not compared: the worker was killed" in notes
+
+
+def test_a_front_without_members_has_no_plot():
+    assert set(sweep_plots(sweep_record())) == {front_key("gzip_bytes"), QUANTIZATION}
+
+
+def test_the_plot_of_a_front_names_its_members():
+    drawing = sweep_plots(sweep_record())[front_key("gzip_bytes")].svg
+    for name in ("pruned80/int4", "pruned80/int8", "pruned50/int8", "dense/int8"):
+        assert name in drawing
+
+
+def test_quantization_against_pruning_has_a_color_for_each_scheme():
+    plot = sweep_plots(sweep_record())[QUANTIZATION]
+    assert {"var(--c0)", "var(--c1)"} <= set(re.findall(r"var\(--c\d\)", plot.svg))
+    assert "int8" in plot.svg
+    assert "int4" in plot.svg
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ({"a": {"x": {"compression": {}}}, "b": {"y": {"conversion": {}}}}, ("b", "a")),
+        ({"a": {"x": {"compression": {}}}}, None),
+        ({"a": {"x": {"compression": {}, "conversion": {}}}}, None),
+        ({}, None),
+    ],
+)
+def test_quantization_is_compared_with_pruning_if_each_has_an_axis(axes, expected):
+    assert compared_axes({"grid": {"axes": axes}}) == expected
+
+
+def test_the_page_is_whole_without_groups_as_for_one_shard():
+    record = {**sweep_record(), "groups": [], "reference_groups": [], "fronts": [], "best": None, "shard": [1, 2]}
+    assert "sweep merge" in page_of(record)
+
+
+@pytest.mark.parametrize("key", ["grid", "axes", "groups", "reference_groups", "fronts", "best", "stages", "timing"])
+def test_a_damaged_record_still_gives_a_page(key):
+    for value in (None, [], {}, "x", 3):
+        record = {**sweep_record(), key: value}
+        assert KINDS["sweep"].sections(record)
+        assert KINDS["sweep"].verdict(record).headline
+    assert "<html" in page_of(record)
+    assert markdown_of(record)
+
+
+def test_text_of_the_record_is_escaped():
+    record = sweep_record()
+    record["groups"][0]["group"] = "<script>alert(1)</script>"
+    assert "<script>alert" not in page_of(record)
