@@ -135,7 +135,8 @@ def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
 def figure_html(key: str, plot: Plot) -> str:
     """Return a plot with its title and caption; without a drawing, the caption says why."""
     drawing = plot.svg or '<p class="missing">no plot</p>'
+    wide = ' class="wide"' if plot.wide else ""
     return (
-        f'<figure data-plot="{key}"><h3>{escape(plot.title)}</h3>{drawing}'
+        f'<figure{wide} data-plot="{key}"><h3>{escape(plot.title)}</h3>{drawing}'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
     )

@@ -45,7 +45,7 @@ INK = "#010203"
 SERIES = tuple(f"#0102{number:02x}" for number in range(10, 16))
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
-_WIDTH = 4.5
+_WIDTH, _WIDE = 4.5, 7.2
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -104,13 +104,16 @@ def missing_matplotlib(error: ImportError) -> str:
     return f"not drawn: matplotlib cannot be imported ({plain(error)}): {install_hint('report')}"
 
 
-def figure_of(height: float, rows: int = 1) -> tuple[Any, Any]:
-    """Return an empty figure of `height` inches and its axes; an array of axes, one below the other, if rows > 1."""
+def figure_of(height: float, rows: int = 1, *, wide: bool = False) -> tuple[Any, Any]:
+    """Return an empty figure of `height` inches and its axes; an array of axes, one below the other, if rows > 1.
+
+    `wide`: for a plot that takes the whole width of a page.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     # pyplot would choose a backend for the whole process.
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(_WIDE if wide else _WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots(rows, sharex=True)
 
@@ -174,21 +177,23 @@ class Plot:
         title: The heading.
         svg: The drawing; "" if it is missing.
         caption: What the plot shows, or why it is missing.
+        wide: Whether it takes the whole width of a page.
     """
 
     title: str
     svg: str
     caption: str
+    wide: bool = False
 
 
-def drawn(title: str, draw: Callable[[], tuple[str, str]]) -> Plot:
+def drawn(title: str, draw: Callable[[], tuple[str, str]], *, wide: bool = False) -> Plot:
     """Return a plot, or one without a drawing whose caption says why. draw: () -> (SVG, caption)."""
     try:
         with style():
             svg, caption = draw()
     except ImportError as error:
         svg, caption = "", missing_matplotlib(error)
-    return Plot(title=title, svg=svg, caption=caption)
+    return Plot(title=title, svg=svg, caption=caption, wide=wide)
 
 
 def plots_of(record: Record) -> dict[str, Plot]:

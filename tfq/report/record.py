@@ -115,8 +115,10 @@ def series_of(record: Record, name: Any) -> int:
 
 def title_of(record: Record) -> str:
     """Return the heading of the report: "tfq run: digits_cnn"."""
-    model = plain(part(record, "config").get("model") or "a model").rstrip("/").rpartition("/")[2]
-    return f"tfq {plain(record.get('command', 'run'))}: {model}"
+    command, model = plain(record.get("command", "run")), plain(part(record, "config").get("model") or "")
+    # The grid of a sweep may name the models.
+    name = model.rstrip("/").rpartition("/")[2] or ("" if isinstance(record.get("points"), list) else "a model")
+    return f"tfq {command}: {name}" if name else f"tfq {command}"
 
 
 def warnings_of(record: Record) -> list[str]:

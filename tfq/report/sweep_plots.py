@@ -37,6 +37,7 @@ def sweep_plots(record: Record) -> dict[str, Plot]:
         front_key(cost): drawn(
             f"{metric.name} against {cost_format(cost).title}",
             functools.partial(_front, groups, metric, cost, front),
+            wide=True,
         )
         for cost, front in fronts_of(record).items()
     }
@@ -45,6 +46,7 @@ def sweep_plots(record: Record) -> dict[str, Plot]:
         plots[QUANTIZATION] = drawn(
             "Quantization against pruning",
             functools.partial(_by_axes, groups, metric, reported_split(record), *pair),
+            wide=True,
         )
     return plots
 
@@ -80,7 +82,7 @@ def _front(groups: Sequence[Group], metric: Metric, cost: str, front: Record) ->
     ]
     if not placed:
         return "", f"not drawn: no group has both a {shown.title} and a score on {split}"
-    figure, axes = figure_of(_HEIGHT)
+    figure, axes = figure_of(_HEIGHT, wide=True)
     has_ranges, labels = False, 0
     for group, x, y in placed:
         is_member = group.name in members
@@ -123,7 +125,7 @@ def _by_axes(groups: Sequence[Group], metric: Metric, split: str, conversion: st
     values = list(dict.fromkeys(group.axes.get(conversion, "") for group, _, _ in placed))
     if not placed:
         return "", f"not drawn: no group has both a gzip size and a score on {split}"
-    figure, axes = figure_of(_HEIGHT + 0.6)
+    figure, axes = figure_of(_HEIGHT + 0.6, wide=True)
     has_ranges, labels = False, 0
     for series, value in enumerate(values):
         own = sorted(((x, y, group) for group, x, y in placed if group.axes.get(conversion, "") == value), key=_xy)
@@ -158,7 +160,13 @@ def _finish(axes: Any, placed: Sequence[tuple[Group, float, float]], x_label: st
     """Set labels, grid, and a logarithmic axis if costs differ by more than a factor of ten."""
     costs = [x for _, x, _ in placed]
     if min(costs) > 0 and max(costs) > 10 * min(costs):
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
         axes.set_xscale("log")
+        # The default formatter writes powers of ten in TeX.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(left=0, right=max(costs) * 1.15 or 1)
     axes.grid(True)
