@@ -1,7 +1,7 @@
 # make demo      one complete run on a small model, into out/demo
 # make test      the test suite
 # make slow      tests that take minutes each: killed runs, full disks, the code in the documentation, the examples
-# make clients   tests against other runtimes (tflite-micro, Vela, LiteRT.js, Kotlin ...), which it installs into .venv
+# make clients   tests against other runtimes (tflite-micro, Vela, Ray, LiteRT.js, Kotlin ...), which it installs into .venv
 # make lint      ruff and mypy
 # make docs      the documentation site, into out/site; it needs no network once its packages are installed
 # make smallest  a test of four small architectures of keras.applications, end to end; minutes
@@ -64,7 +64,7 @@ arm: .venv/.installed
 	@touch $@
 
 .venv/.clients: .venv/.installed .venv/.mediapipe tests/clients/package.json
-	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[micro,npu,clients]'
+	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[micro,npu,ray,clients]'
 	@mkdir -p .venv/node
 	@cp tests/clients/package.json .venv/node/
 	@cd .venv/node && npm install --silent --no-audit --no-fund --no-package-lock

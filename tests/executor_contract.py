@@ -31,6 +31,7 @@ def results_do_not_depend_on_the_executor(executor, tmp_path):
     first, second = digest(seed=1), digest(seed=2)
     third = digest(seed=3, needs={"a": first, "b": second})
     ended = list(executor.run([third, digest(seed=1)], store_in(tmp_path)))
+    assert [each.failure for each in ended] == [None] * 3
     # Those that are needed come before, and each key once.
     assert sorted(each.task.name for each in ended[:2]) == ["digest 1", "digest 2"]
     assert [each.task.name for each in ended[2:]] == ["digest 3"]

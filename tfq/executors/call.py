@@ -4,7 +4,7 @@
 A request and its reply are JSON, so that they can travel through pipes and clusters.
 
 Request: `name`, `key`, `function`, `arguments`, `basis` (what the key covers), `needs` {role: key}, `num_threads`,
-`out` (the folder of the store), `plugins` (paths), `software` (the driver's).
+`out` (the folder of the store), `plugins` (paths), `path` and `software` (the driver's).
 Reply: {"kind": "stored"}, or {"kind", "message", "details", "exit_code"} of a failure.
 """
 
@@ -36,6 +36,7 @@ def request_of(task: Task, out: Path) -> JSON:
         "num_threads": task.num_threads,
         "out": str(out.resolve()),
         "plugins": plugin_files(),
+        "path": [os.path.abspath(entry) for entry in sys.path if entry],
         "software": software(),
     }
 
@@ -67,6 +68,8 @@ def prepare(request: JSON) -> None:
     Raises:
         InputError: A plugin or the function cannot be loaded, or this process has other code than the driver.
     """
+    # Folders of the driver that exist here too, such as that of the user's script.
+    sys.path += [entry for entry in request["path"] if entry not in sys.path and os.path.exists(entry)]
     registry.load_installed_plugins()
     registry.load_plugins(request["plugins"])
     load_function(request["function"])

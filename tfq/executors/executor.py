@@ -106,18 +106,16 @@ class Killed:
     Attributes:
         reason: How it ended, such as "SIGKILL".
         details: The end of what it wrote to stderr.
+        max_retries: How often the task may run again. More for an end that is not the task's fault.
     """
 
     reason: str
     details: str = ""
+    max_retries: int = NUM_RETRIES
 
 
 class Pool(Protocol):
     """The part in which executors differ: where a task runs."""
-
-    @property
-    def num_workers(self) -> int:
-        """The number of tasks that run at the same time."""
 
     def has_room(self, num_running: int) -> bool:
         """Check whether another task can be started now."""
@@ -163,7 +161,7 @@ def run_tasks(tasks: Iterable[Task], store: StageStore, pool: Pool) -> Iterator[
                 if running:
                     task, outcome = pool.wait()
                     num_kills = running.pop(task.key)
-                    if isinstance(outcome, Killed) and num_kills < NUM_RETRIES:
+                    if isinstance(outcome, Killed) and num_kills < outcome.max_retries:
                         warn(f"{task.name}: its process ended with {outcome.reason}, so it runs again")
                         running[task.key] = num_kills + 1
                         needs = {role: schedule.results[need.key] for role, need in task.needs.items()}
@@ -226,7 +224,7 @@ class _Schedule:
         """Note the end of a task."""
         self.waiting.pop(task.key, None)
         if isinstance(outcome, Killed):
-            reason = f"its process ended with {outcome.reason}, {NUM_RETRIES + 1} times"
+            reason = f"its process ended with {outcome.reason}, {outcome.max_retries + 1} times"
             advice = "Does the machine have enough memory for this number of workers?"
             outcome = TaskFailure(kind="killed", message=f"{reason}. {advice}", details=outcome.details)
         if isinstance(outcome, TaskFailure):
