@@ -62,6 +62,10 @@ if TYPE_CHECKING:  # isort: off
     from tfq.backends import BackendKind as BackendKind
     from tfq.backends import BackendResult as BackendResult
     from tfq.backends import RunRequest as RunRequest
+    from tfq.evaluation.detection.decoding import Detections as Detections
+    from tfq.evaluation.detection.decoding import decode_raw as decode_raw
+    from tfq.evaluation.detection.metrics import detection_metric as detection_metric
+    from tfq.evaluation.detection.suppression import non_max_suppression as non_max_suppression
     from tfq.evaluation.metric import Contract as Contract
     from tfq.evaluation.metric import Metric as Metric
     from tfq.evaluation.metric import Reconstruction as Reconstruction

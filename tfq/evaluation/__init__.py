@@ -3,7 +3,8 @@
 
 from typing import TYPE_CHECKING
 
-import tfq.evaluation.position_metrics  # noqa: F401  registers its metrics
+import tfq.evaluation.detection.metrics
+import tfq.evaluation.position_metrics  # noqa: F401  these modules register their metrics
 
 if TYPE_CHECKING:
     from tfq.evaluation.accuracy import evaluate_model
