@@ -51,7 +51,8 @@ def check_box_labels(labels: NDArray) -> None:
     ):
         raise InputError(
             f"the labels are {labels.dtype} {list(labels.shape)}, expected boxes: (n, max_boxes, 6) or "
-            f"(n, max_boxes, 9) with the columns {', '.join(BOX_COLUMNS)}. The source coco:ANNOTATIONS.json has such labels",
+            f"(n, max_boxes, 9) with the columns {', '.join(BOX_COLUMNS)}. The source coco:ANNOTATIONS.json has "
+            "such labels",
             field="labels",
             expected="(n, max_boxes, 6 or 9)",
             got=labels.shape,
