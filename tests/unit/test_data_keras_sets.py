@@ -14,7 +14,7 @@ import pytest
 from messages import refused
 
 from tfq.config import DataConfig
-from tfq.data import load_split, source_fingerprint
+from tfq.data import MissingSplitError, check_readable, load_split, source_fingerprint
 from tfq.data.sources import keras_datasets
 from tfq.errors import InputError
 
@@ -24,6 +24,7 @@ def home(tmp_path, monkeypatch):
     """Set an empty $KERAS_HOME and no other cache."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(keras_datasets, "_homes", lambda: [tmp_path / "keras"])
+    monkeypatch.setattr(keras_datasets, "_SYSTEM", tmp_path / "system")
     (tmp_path / "keras" / "datasets").mkdir(parents=True)
     return tmp_path / "keras"
 
@@ -76,19 +77,23 @@ def test_cifar10_is_read_from_what_keras_keeps(home, unpacked):
 
 def write_idx(path, array):
     header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
+    content = header + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def write_fashion(home, train=20, test=6):
-    folder = home / "datasets" / "fashion-mnist"
-    folder.mkdir(exist_ok=True)
+    return write_idx_folder(home / "datasets" / "fashion-mnist", train, test)
+
+
+def write_idx_folder(folder, train=20, test=6, name="{prefix}-{kind}-ubyte.gz"):
+    folder.mkdir(exist_ok=True, parents=True)
     generator = np.random.default_rng(0)
     arrays = {}
     for prefix, count in (("train", train), ("t10k", test)):
         images = generator.integers(0, 256, (count, 28, 28), np.uint8)
         labels = generator.integers(0, 10, count).astype(np.uint8)
-        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+        write_idx(folder / name.format(prefix=prefix, kind="images-idx3"), images)
+        write_idx(folder / name.format(prefix=prefix, kind="labels-idx1"), labels)
         arrays[prefix] = images, labels
     return arrays
 
@@ -100,6 +105,57 @@ def test_fashion_mnist_is_read_from_what_keras_keeps(home):
     assert test.labels.tolist() == arrays["t10k"][1].tolist() and test.class_names[-1] == "Ankle boot"
     train = load_split(DataConfig(source="fashion_mnist"), "train")
     assert np.array_equal(train.inputs["x"][..., 0], arrays["train"][0][:18])
+
+
+@pytest.mark.parametrize(("source", "folder"), [("fashion_mnist", "fashion-mnist"), ("mnist", "mnist")])
+def test_idx_files_of_the_system_are_found(home, tmp_path, source, folder):
+    arrays = write_idx_folder(tmp_path / "system" / folder)
+    test = load_split(DataConfig(source=source), "test")
+    assert np.array_equal(test.inputs["x"][..., 0], arrays["t10k"][0])
+    assert test.labels.tolist() == arrays["t10k"][1].tolist()
+
+
+def test_mnist_is_read_from_the_archive_of_keras(home):
+    generator = np.random.default_rng(0)
+    arrays = {
+        "x_train": generator.integers(0, 256, (20, 28, 28), np.uint8),
+        "y_train": np.arange(20, dtype=np.uint8) % 10,
+    }
+    arrays |= {"x_test": generator.integers(0, 256, (6, 28, 28), np.uint8), "y_test": np.arange(6, dtype=np.uint8)}
+    path = home / "datasets" / "mnist.npz"
+    np.savez(path, **arrays)
+    test = load_split(DataConfig(source="mnist"), "test")
+    assert np.array_equal(test.inputs["x"][..., 0], arrays["x_test"]) and test.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    train, val = (load_split(DataConfig(source="mnist"), split) for split in ("train", "val"))
+    assert np.array_equal(np.concatenate([train.inputs["x"], val.inputs["x"]])[..., 0], arrays["x_train"])
+    np.savez(path, x_test=arrays["x_test"])
+    with refused(InputError, field="data.source", expected="y_test"):
+        load_split(DataConfig(source="mnist"), "test")
+
+
+@pytest.mark.parametrize("name", ["{prefix}-{kind}-ubyte", "{prefix}-{kind}-ubyte.gz"])
+def test_a_folder_of_idx_files_is_read_compressed_or_not(tmp_path, name):
+    arrays = write_idx_folder(tmp_path / "digits", name=name)
+    config = DataConfig(source=f"idx:{tmp_path / 'digits'}")
+    train, val, test = (load_split(config, split) for split in ("train", "val", "test"))
+    assert np.array_equal(np.concatenate([train.inputs["x"], val.inputs["x"]])[..., 0], arrays["train"][0])
+    assert test.inputs["x"].shape == (6, 28, 28, 1)
+    (tmp_path / "digits" / name.format(prefix="t10k", kind="labels-idx1")).unlink()
+    with refused(MissingSplitError, field="split", got="test"):
+        load_split(config, "test")
+
+
+def test_images_and_labels_of_different_lengths_are_refused(tmp_path):
+    write_idx_folder(tmp_path / "a")
+    write_idx(tmp_path / "a" / "t10k-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
+    with refused(InputError, field="data.source", got=((6, 28, 28), (5,))):
+        load_split(DataConfig(source=f"idx:{tmp_path / 'a'}"), "test")
+
+
+@pytest.mark.parametrize("address", ["", "missing"])
+def test_a_missing_idx_folder_is_reported_before_anything_is_read(tmp_path, address):
+    with refused(InputError, field="data.source"):
+        check_readable(DataConfig(source=f"idx:{address and tmp_path / address}"), "test")
 
 
 def test_the_fingerprint_follows_the_files_of_a_set(home):
@@ -149,7 +205,7 @@ def test_damaged_files_are_reported(home):
         load_split(DataConfig(source="fashion_mnist"), "test")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "mnist"])
 def test_without_a_network_the_error_gives_the_target_folder(home, monkeypatch, name):
     def unreachable():
         raise socket.gaierror(-2, "Name or service not known")

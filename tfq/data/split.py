@@ -73,6 +73,16 @@ class Split:
         inputs = {name: array[:n] for name, array in self.inputs.items()}
         return dataclasses.replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:n])
 
+    def shard(self, index: int, count: int) -> "Split":
+        """Return part `index` (from 0) of `count` consecutive parts, as views. The parts in order are the split.
+
+        Raises:
+            InputError: There is no such part, or there are fewer examples than parts.
+        """
+        chosen = shard_slice(self.num_examples, index, count, f"data {self.source} ({self.name})")
+        inputs = {name: array[chosen] for name, array in self.inputs.items()}
+        return dataclasses.replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[chosen])
+
     def all_labels(self) -> NDArray | None:
         """Return `labels`. `SplitStream` has this method too."""
         return self.labels
@@ -104,6 +114,29 @@ class Split:
         digest = ContentDigest()
         digest.update(self.inputs, self.labels)
         return digest
+
+
+def shard_slice(num_examples: int, index: int, count: int, where: str) -> "slice[int, int, None]":
+    """Return the examples of part `index` (from 0) of `count` consecutive parts, whose lengths differ by at most 1.
+
+    Raises:
+        InputError: There is no such part, or there are fewer examples than parts.
+    """
+    if not 0 <= index < count:
+        raise InputError(
+            f"{where}: part {index} of {count} does not exist, expected a part from 0 to {count - 1}",
+            field="index",
+            expected=f"0 to {count - 1}",
+            got=index,
+        )
+    if count > num_examples:
+        raise InputError(
+            f"{where}: {num_examples:,} examples cannot be divided into {count:,} parts. Use fewer parts",
+            field="count",
+            expected=f"at most {num_examples}",
+            got=count,
+        )
+    return slice(num_examples * index // count, num_examples * (index + 1) // count)
 
 
 def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: str) -> None:
@@ -377,6 +410,23 @@ class SplitStream:
                 f"data {self.source} ({self.name}): take({n}): expected at least 1 example", field="n", got=n
             )
         return self if n >= self.num_examples else dataclasses.replace(self, num_examples=n)
+
+    def shard(self, index: int, count: int) -> "SplitStream":
+        """Return part `index` (from 0) of `count` consecutive parts. The parts in order are the stream.
+
+        If the source is not seekable, reading a part also reads what is before it.
+
+        Raises:
+            InputError: There is no such part, or there are fewer examples than parts.
+        """
+        chosen = shard_slice(self.num_examples, index, count, f"data {self.source} ({self.name})")
+        if chosen == slice(0, self.num_examples):
+            return self
+        return dataclasses.replace(
+            self,
+            num_examples=chosen.stop - chosen.start,
+            read=lambda start, stop: self.read(chosen.start + start, chosen.start + stop),
+        )
 
     def first(self) -> Split:
         """Return the first piece, which has at least one example."""

@@ -2,21 +2,18 @@
 """The data sets of keras.datasets, read without TensorFlow from the files that Keras downloads.
 
 Sources of the formats: "CIFAR-10 python version" (each batch is a pickled dict: data (10000, 3072) uint8 with red,
-green and blue planes; labels, a list); the IDX format of MNIST (magic 0x0803 or 0x0801, big-endian sizes, bytes).
+green and blue planes; labels, a list); the IDX format of MNIST, see `tfq.data.sources.idx`; mnist.npz of Keras.
 """
 
 import contextlib
-import gzip
 import importlib
 import io
-import math
 import os
 import pickle
 import socket
-import struct
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,8 @@ from numpy.typing import NDArray
 from tfq.artifacts import reason, sha256_file
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint, hold_out_val
+from tfq.data.sources.idx import MAX_UNPACKED_BYTES, find_idx_files, read_idx_split
+from tfq.data.sources.npz import read_members
 from tfq.data.split import UNNAMED, class_labels
 from tfq.errors import InputError
 from tfq.registry import register
@@ -39,7 +38,8 @@ _CIFAR10_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-py-target/cifar-10-
 _CIFAR10_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 # The SHA-256 of the published archive, which tf.keras.datasets.cifar10 also checks.
 _CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-_FASHION_PREFIX = {"train": "train", "test": "t10k"}
+# Where Debian's packages of data sets put their files.
+_SYSTEM = Path("/usr/share/datasets")
 # The only names that a batch of CIFAR-10 needs. Any other name in a pickle could run code.
 _SAFE = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -63,15 +63,24 @@ def cifar10_files(datasets: Path) -> list[Path]:
     return []
 
 
+def idx_files(folders: Sequence[Path]) -> list[Path]:
+    """Return [train images, train labels, test images, test labels] of the first folder with all; [] if none has."""
+    for folder in folders:
+        train, test = (find_idx_files(folder, split) for split in ("train", "test"))
+        if train and test:
+            return [*train, *test]
+    return []
+
+
+def mnist_files(datasets: Path) -> list[Path]:
+    """Return [mnist.npz] of Keras, or as `idx_files`."""
+    archive = datasets / "mnist.npz"
+    return [archive] if archive.is_file() else idx_files([datasets / "mnist", _SYSTEM / "mnist"])
+
+
 def fashion_mnist_files(datasets: Path) -> list[Path]:
-    """Return [train images, train labels, test images, test labels] in a cache directory; [] unless all exist."""
-    directory = datasets / "fashion-mnist"
-    paths = [
-        directory / f"{prefix}-{kind}-ubyte.gz"
-        for prefix in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    return paths if all(path.is_file() for path in paths) else []
+    """Return as `idx_files`: the files of Keras, or those of Debian's package dataset-fashion-mnist."""
+    return idx_files([datasets / "fashion-mnist", _SYSTEM / "fashion-mnist"])
 
 
 def read_cifar10_split(files: list[Path], split: str) -> Arrays:
@@ -89,25 +98,40 @@ def read_cifar10_split(files: list[Path], split: str) -> Arrays:
     return np.ascontiguousarray(images), np.concatenate([labels for _, labels in batches]), notes
 
 
-def read_fashion_split(files: list[Path], split: str) -> Arrays:
-    """Return "train" or "test" from the result of `fashion_mnist_files`.
+def read_idx_files(files: list[Path], split: str) -> Arrays:
+    """Return "train" or "test" from the result of `idx_files`.
 
     Raises:
         InputError: A file is damaged.
     """
-    images, labels = (_idx(path) for path in files if path.name.startswith(_FASHION_PREFIX[split]))
-    if images.ndim != 3 or labels.ndim != 1:
-        raise InputError(
-            f"{files[0].parent}: expected images (n, 28, 28) and labels (n,), got {images.shape} and {labels.shape}. "
-            "Copy the files again"
-        )
-    return images[..., None], class_labels(labels, f"{files[0].parent} ({split})"), ()
+    images, labels = files[:2] if split == "train" else files[2:]
+    return *read_idx_split((images, labels), split), ()
 
 
-# The largest file of these data sets has 47 MB.
-_MAX_UNPACKED_BYTES = 256 << 20
-# Images have three axes, labels have one.
-_MAX_AXES = 3
+def read_mnist_split(files: list[Path], split: str) -> Arrays:
+    """Return "train" or "test" from the result of `mnist_files`.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    if len(files) > 1:
+        return read_idx_files(files, split)
+    (path,) = files
+    members = read_members(path, "the archive mnist.npz of Keras")
+    arrays = []
+    for key, axes in ((f"x_{split}", 3), (f"y_{split}", 1)):
+        member = members.get(key)
+        if member is None or len(member.shape) != axes or member.dtype != np.uint8 or not member.length:
+            raise InputError(
+                f"{path} is not the archive of MNIST that Keras downloads: expected {key} of uint8 with {axes} axes. "
+                "Delete it, or copy it again",
+                field="data.source",
+                expected=key,
+                got=None if member is None else member.shape,
+            )
+        arrays.append(np.concatenate(list(member.rows(0, member.length, member.length))))
+    images, labels = arrays
+    return images[..., None], class_labels(labels, f"{path} ({split})"), ()
 
 
 def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
@@ -119,8 +143,8 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
         with tarfile.open(archive_path, "r:*") as archive:
             for member in archive:
                 if member.isfile() and (name := Path(member.name).name) in names:
-                    if member.size > _MAX_UNPACKED_BYTES:
-                        raise OSError(f"{name} has {member.size:,} bytes, expected at most {_MAX_UNPACKED_BYTES:,}")
+                    if member.size > MAX_UNPACKED_BYTES:
+                        raise OSError(f"{name} has {member.size:,} bytes, expected at most {MAX_UNPACKED_BYTES:,}")
                     results[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
         return results
 
@@ -181,29 +205,6 @@ def _batch(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.in
             got=labels.shape,
         )
     return data, class_labels(labels, where)
-
-
-def _idx(path: Path) -> NDArray[np.uint8]:
-    def unpack(gzipped: Path) -> bytes:
-        with gzip.open(gzipped, "rb") as file:
-            content = file.read(_MAX_UNPACKED_BYTES + 1)
-        if len(content) > _MAX_UNPACKED_BYTES:
-            raise OSError(f"it unpacks to more than {_MAX_UNPACKED_BYTES:,} bytes")
-        return content
-
-    content = _read(path, unpack)
-    axes = content[3] if len(content) > 4 else 0
-    start = 4 + 4 * axes
-    shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
-    # math.prod, because NumPy's product wraps around.
-    is_valid = content[:3] == b"\0\0\x08" and 0 < len(shape) <= _MAX_AXES
-    if not is_valid or len(content) - start != math.prod(shape):
-        raise InputError(
-            f"{path} is not an IDX file of bytes, or is truncated. Delete it, or copy it again",
-            field="data.source",
-            got=str(path),
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 # Without a timeout, a network that drops packets would block forever.
@@ -312,9 +313,17 @@ _CIFAR10 = KerasSet(
 _FASHION_MNIST = KerasSet(
     name="fashion_mnist",
     find=fashion_mnist_files,
-    read=read_fashion_split,
+    read=read_idx_files,
     class_names=_FASHION_CLASSES,
-    published="fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
+    published="fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files), or install Debian's package "
+    "dataset-fashion-mnist",
+)
+_MNIST = KerasSet(
+    name="mnist",
+    find=mnist_files,
+    read=read_mnist_split,
+    class_names=tuple(map(str, range(10))),
+    published="mnist.npz, or mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
 )
 # Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 register(
@@ -330,9 +339,20 @@ register(
 register(
     DataSource(
         name="fashion_mnist",
-        help="70,000 images of clothes, 28x28x1; the files of tf.keras.datasets, downloaded if missing",
+        help="70,000 images of clothes, 28x28x1; the files of tf.keras.datasets or of Debian's dataset-fashion-mnist, "
+        "downloaded if missing",
         read=_FASHION_MNIST.examples,
         fingerprint=_FASHION_MNIST.fingerprint,
+        splits=("train", "val", "test"),
+    )
+)
+# Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
+register(
+    DataSource(
+        name="mnist",
+        help="70,000 handwritten digits, 28x28x1; the files of tf.keras.datasets, downloaded if missing",
+        read=_MNIST.examples,
+        fingerprint=_MNIST.fingerprint,
         splits=("train", "val", "test"),
     )
 )
