@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.detection.suppression import non_max_suppression as non_max_suppression
     from tfq.evaluation.metric import Contract as Contract
     from tfq.evaluation.metric import Metric as Metric
+    from tfq.evaluation.metric import MetricTable as MetricTable
     from tfq.evaluation.metric import Reconstruction as Reconstruction
     from tfq.evaluation.metric import add_states as add_states
     from tfq.evaluation.metric import concatenate_states as concatenate_states

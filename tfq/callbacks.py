@@ -22,11 +22,11 @@ from tfq import artifacts, progress
 from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
 from tfq.errors import InputError, did_you_mean, warn
 from tfq.provenance import provenance
-from tfq.typing import JSON, Data, KerasModel, MetricFunction
+from tfq.typing import JSON, Data, KerasModel
 
 if TYPE_CHECKING:
     from tfq.conversion.quantize import Conversion
-    from tfq.evaluation import EvaluationRecord, Metric
+    from tfq.evaluation import EvaluationRecord, MetricChoice
 
 # Examples that the training model predicts at a time.
 _BATCH = 256
@@ -276,7 +276,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         limit: int = 0,
         config: ConversionConfig | None = None,
         evaluation: EvaluationConfig | None = None,
-        metric: "str | Metric | MetricFunction | None" = None,
+        metric: "MetricChoice" = None,
     ) -> None:
         super().__init__(representative_dataset, config)
         if every < 1:

@@ -170,7 +170,7 @@ def test_the_epoch_with_the_lowest_error_metric_is_exported(tmp_path):
             if epoch == 2:
                 self.model.set_weights([weight * 3 for weight in self.model.get_weights()])
 
-    mae = tfq.Int8Evaluation(held, x[:100], evaluation=tfq.EvaluationConfig(metric="mae", num_runs=0))
+    mae = tfq.Int8Evaluation(held, x[:100], evaluation=tfq.EvaluationConfig(metric=("mae",), num_runs=0))
     own = tfq.Int8Evaluation(held, x[:100], metric=worst_difference)
     export = tfq.TFLiteExport(tmp_path / "best.tflite", x[:100], monitor="val_int8_mae")
     callbacks = [Spoiling(), mae, own, export]
@@ -180,7 +180,9 @@ def test_the_epoch_with_the_lowest_error_metric_is_exported(tmp_path):
     values = history["val_int8_mae"]
     assert values[1] == min(values) < values[0] < values[2]
     assert (export.best_epoch, export.best) == (1, values[1])
-    best = tfq.evaluate((tmp_path / "best.tflite").read_bytes(), held, tfq.EvaluationConfig(metric="mae", num_runs=0))
+    best = tfq.evaluate(
+        (tmp_path / "best.tflite").read_bytes(), held, tfq.EvaluationConfig(metric=("mae",), num_runs=0)
+    )
     assert best.accuracy == min(values)
 
 

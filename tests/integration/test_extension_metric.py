@@ -97,7 +97,7 @@ def test_a_registered_metric_is_computed_in_python(golden, data, plugin):
     with registry.temporary():
         registry.load_plugin(plugin)
         metric = registry.get(tfq.Metric, "balanced_accuracy")
-        by_name = tfq.EvaluationConfig(num_runs=0, metric="balanced_accuracy")
+        by_name = tfq.EvaluationConfig(num_runs=0, metric=("balanced_accuracy",))
         record = tfq.evaluate(model, data, by_name, reference=floating)
     assert record.accuracy == pytest.approx(oracle(model, data), abs=1e-12)
     assert record.reference_accuracy == pytest.approx(oracle(floating, data), abs=1e-12)
@@ -109,7 +109,7 @@ def test_a_registered_metric_is_computed_in_python(golden, data, plugin):
         tfq.evaluate((golden / "two_branches_float32.tflite").read_bytes(), data, config, metric=metric)
     assert (caught.value.field, caught.value.expected) == ("outputs", "(n, classes)")
     with pytest.raises(tfq.InputError) as caught:
-        tfq.EvaluationConfig(metric="balanced_accuracy")
+        tfq.EvaluationConfig(metric=("balanced_accuracy",))
     assert caught.value.got == "balanced_accuracy"
 
 

@@ -72,7 +72,9 @@ def test_logits_predict_classes_only_by_labels_or_metric():
     rows = np.eye(10, dtype=np.float32)[Y]
     for labels, metric in ((Y, ""), (rows, ""), (None, "top1")):
         data = X if labels is None else (X, labels)
-        record = evaluate_model(LOGITS, data, dataclasses.replace(QUICK, metric=metric), reference=FLOAT_LOGITS)
+        record = evaluate_model(
+            LOGITS, data, dataclasses.replace(QUICK, metric=(metric,) if metric else ()), reference=FLOAT_LOGITS
+        )
         assert record.agreement == expected, (metric, labels)
     own = evaluate_model(LOGITS, (X, Y), QUICK, reference=FLOAT_LOGITS, metric=lambda outputs, labels: 1.0)
     assert own.agreement == expected
@@ -132,7 +134,7 @@ def test_the_output_can_be_chosen_by_name_or_number():
         assert record.accuracy == np.mean(plain(TWO)[0].argmax(axis=1) == Y)
         assert record.agreement == record.outputs[0]["agreement"] == same_class(TWO, FLOAT_TWO, 0)
     mae = evaluate_model(
-        TWO, (X, np.eye(10)[Y]), dataclasses.replace(QUICK, output="1", metric="mae"), reference=FLOAT_TWO
+        TWO, (X, np.eye(10)[Y]), dataclasses.replace(QUICK, output="1", metric=("mae",)), reference=FLOAT_TWO
     )
     assert mae.accuracy == pytest.approx(np.abs(plain(TWO)[1] - np.eye(10)[Y]).mean())
     function = evaluate_model(

@@ -214,7 +214,7 @@ def test_text_has_costs_with_how_they_were_obtained_and_their_caveats():
     "settings",
     [
         {"reference": "float.tflite"},
-        {"metric": "top1"},
+        {"metric": ("top1",)},
         {"require": RequireConfig(min_accuracy=0)},
     ],
 )

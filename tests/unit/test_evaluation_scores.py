@@ -156,7 +156,7 @@ def test_a_record_has_top1_top5_and_latency_statistics(digits):
     assert record.accuracy <= record.scores["top5"] <= 1
     assert min(record.latency_mean_ms, record.latency_first_ms) > 0 and record.latency_std_ms >= 0
     assert f"top5         {record.scores['top5']:.2%}" in record.to_text()
-    asked = evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, metric="top5"))
+    asked = evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, metric=("top5",)))
     assert (asked.metric, asked.accuracy) == ("top5", record.scores["top5"])
     assert (asked.latency_mean_ms, asked.latency_std_ms, asked.latency_first_ms) == (None, None, None)
 
@@ -179,7 +179,7 @@ def test_a_reconstructing_flatbuffer_is_recognized_and_scored_against_its_input(
 def test_the_drop_of_an_error_metric_is_its_increase(digits):
     x, y = digits
     expected = np.eye(10)[y]
-    config = EvaluationConfig(num_runs=0, metric="mae")
+    config = EvaluationConfig(num_runs=0, metric=("mae",))
     reference = dataclasses.replace(reference_outputs(FLOAT, x), outputs=(expected.astype(np.float32),))
     record = evaluate_model(INT8, (x, expected), config, reference=reference)
     assert record.metrics["mae"]["direction"] == "lower" and record.reference_accuracy == 0
@@ -191,7 +191,7 @@ def test_the_drop_of_an_error_metric_is_its_increase(digits):
 
 
 def test_a_lowest_accuracy_of_an_error_is_refused_before_the_work():
-    config = EvaluationConfig(metric="mae", require=RequireConfig(min_accuracy=0.5))
+    config = EvaluationConfig(metric=("mae",), require=RequireConfig(min_accuracy=0.5))
     with refused(InputError, field="evaluation.require.min_accuracy", got=0.5, word="mae"):
         check_metric(config)
     with refused(InputError, field="evaluation.require.min_accuracy", got=0.5):
@@ -205,7 +205,7 @@ def test_a_lowest_accuracy_of_an_error_is_refused_before_the_work():
 def test_an_unknown_metric_gets_the_nearest(name, nearest):
     choices = registry.names("metric")
     with refused(InputError, expected=choices, got=name, word=nearest):
-        EvaluationConfig(metric=name)
+        EvaluationConfig(metric=(name,))
     with refused(InputError, field="evaluation.metric", expected=choices, got=name, word=nearest):
         as_metric(name)
     with refused(InputError, field="metric", got=7):
@@ -412,8 +412,8 @@ def test_a_function_that_writes_into_its_arguments_changes_no_other_number(digit
 @pytest.mark.parametrize("metric", ["", "top1", "roc_auc"])
 def test_a_drop_in_points_is_refused_for_fraction_metrics(metric):
     with refused(InputError, field="evaluation.require.max_accuracy_drop", expected=0.5, got=2.0, word="0.02"):
-        check_metric(EvaluationConfig(metric=metric, require=RequireConfig(max_accuracy_drop=2)))
+        check_metric(EvaluationConfig(metric=(metric,) if metric else (), require=RequireConfig(max_accuracy_drop=2)))
 
 
 def test_a_drop_may_exceed_1_for_a_metric_with_unit():
-    check_metric(EvaluationConfig(metric="mae", require=RequireConfig(max_accuracy_drop=2)))
+    check_metric(EvaluationConfig(metric=("mae",), require=RequireConfig(max_accuracy_drop=2)))

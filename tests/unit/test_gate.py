@@ -259,7 +259,7 @@ def with_correct(record, num_wrong):
     """Return the record of a model that gets the first `num_wrong` examples wrong."""
     scores = np.ones(NUM_EXAMPLES, bool)
     scores[:num_wrong] = False
-    per_example = ExampleResults(num_examples=NUM_EXAMPLES, scores=scores).to_dict()
+    per_example = ExampleResults(num_examples=NUM_EXAMPLES, scores={"top1": scores}).to_dict()
     return changed(record, accuracy=float(scores.mean()), per_example=per_example)
 
 
@@ -325,9 +325,10 @@ def test_results_of_examples_survive_a_record(count):
         agrees=random.random(count) < 0.9,
         noise_db=random.normal(size=count).astype(np.float16),
     )
-    results = ExampleResults(num_examples=count, scores=random.random(count) < 0.5, outputs={"out": output})
+    scores = {"top1": random.random(count) < 0.5}
+    results = ExampleResults(num_examples=count, scores=scores, outputs={"out": output})
     read = ExampleResults.from_dict(json.loads(json.dumps(results.to_dict())))
-    assert np.array_equal(read.scores, results.scores)
+    assert np.array_equal(read.scores["top1"], scores["top1"])
     for name in ("predicted", "agrees", "noise_db"):
         assert np.array_equal(getattr(read.outputs["out"], name), getattr(output, name))
 
@@ -338,9 +339,9 @@ def test_results_of_examples_survive_a_record(count):
         {"num_examples": 0},
         {"num_examples": 1 << 40},
         {"num_examples": 65},
-        {"scores": {"dtype": "object", "zlib": ""}},
-        {"scores": {"dtype": "bits", "zlib": "AAAA"}},
-        {"scores": {"dtype": "bits"}},
+        {"scores": {"top1": {"dtype": "object", "zlib": ""}}},
+        {"scores": {"top1": {"dtype": "bits", "zlib": "AAAA"}}},
+        {"scores": {"top1": {"dtype": "bits"}}},
         {"outputs": [1]},
     ],
 )

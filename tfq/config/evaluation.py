@@ -122,10 +122,10 @@ class EvaluationConfig(Config):
         choices=("fail", "report"),
     )
     backends_limit: int = setting(256, "number of examples that each backend of the table runs", minimum=1)
-    metric: str = setting(
-        "",
-        "metric computed against the labels; empty is the default: top1, or roc_auc for a model that reconstructs "
-        "its input",
+    metric: tuple[str, ...] = setting(
+        (),
+        "metrics computed against the labels; the first is the main one, which bounds on the accuracy and the search "
+        "use; empty is the default: top1, or roc_auc for a model that reconstructs its input",
         choices_of="metric",
     )
     output_metrics: tuple[str, ...] = setting(

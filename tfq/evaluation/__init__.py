@@ -23,7 +23,17 @@ if TYPE_CHECKING:
         count_instructions_or_reason,
     )
     from tfq.evaluation.layer_digest import digest_of
-    from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
+    from tfq.evaluation.metric import (
+        Contract,
+        Metric,
+        MetricChoice,
+        MetricTable,
+        Reconstruction,
+        add_states,
+        as_metric,
+        as_metrics,
+        concatenate_states,
+    )
     from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
     from tfq.evaluation.output_scores import score_outputs
     from tfq.evaluation.paired import latency_percentiles, latency_statistics
@@ -59,6 +69,8 @@ __all__ = [
     "EvaluationRecord",
     "InstructionRecord",
     "Metric",
+    "MetricChoice",
+    "MetricTable",
     "ParityRecord",
     "PortabilityTable",
     "Reconstruction",
@@ -67,6 +79,7 @@ __all__ = [
     "add_states",
     "agreement",
     "as_metric",
+    "as_metrics",
     "assess_backends",
     "audit_and_run",
     "benchmark_models",

@@ -21,7 +21,7 @@ from tfq.evaluation.class_differences import class_figures, differing_examples
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.costs import check_computes_outputs
 from tfq.evaluation.inputs import Feed, decode_outputs
-from tfq.evaluation.metric import Metric, as_metric
+from tfq.evaluation.metric import Metric, MetricChoice, as_metrics
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, scores_of_outputs
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
@@ -30,13 +30,14 @@ from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, referenc
 from tfq.evaluation.scores import (
     Choice,
     Predictions,
+    agreement_of,
     check_bounds,
-    choose_metric,
+    choose_metrics,
     compute_scores,
     reconstructs,
     why_no_class,
 )
-from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
+from tfq.typing import Data, PathOrBytes, Preprocessing
 
 NOT_COUNTED = "the interpreter does not report which ops it delegates"
 
@@ -47,7 +48,7 @@ def evaluate_model(
     config: EvaluationConfig | None = None,
     *,
     reference: PathOrBytes | ReferenceOutputs | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: MetricChoice = None,
     preprocessing: Preprocessing | None = None,
 ) -> EvaluationRecord:
     """Run a flatbuffer on labeled examples, and compare its outputs with the labels and with a reference model.
@@ -71,8 +72,9 @@ def evaluate_model(
             `reference_outputs`, which several evaluations can share.
         metric: Used instead of `config.metric`: a name, a `Metric`, or a function(outputs, labels) -> float. Its
             outputs are real values: an array (n, ...), or a tuple of arrays if the model has several outputs and
-            `config.output` selects none. The default is top-1 accuracy, or for a model that reconstructs its input the
-            ROC AUC of its mean squared error.
+            `config.output` selects none. A sequence of these computes several metrics; the first is the main one, which
+            `accuracy` and the bounds refer to. The default is top-1 accuracy, or for a model that reconstructs its
+            input the ROC AUC of its mean squared error.
         preprocessing: How `data` was preprocessed ({"resize", "scale", "offset"}), to compare with what the flatbuffer
             records.
 
@@ -115,7 +117,7 @@ def assess_model(
     config: EvaluationConfig,
     *,
     reference: PathOrBytes | ReferenceOutputs | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: MetricChoice = None,
     preprocessing: Preprocessing | None = None,
     count_instructions: bool = False,
     measure_memory: bool = False,
@@ -138,8 +140,8 @@ def assess_model(
     """
     model = content_of(model, "model")
     parsed = tflite.read(model)
-    chosen = as_metric(config.metric if metric is None else metric)
-    check_bounds(config, chosen)
+    chosen = as_metrics(config.metric if metric is None else metric)
+    check_bounds(config, chosen[0] if chosen else None)
     backend = make_backend(config.backend)
     backend.prepare()
     data = as_split(data, limit=config.limit)
@@ -158,16 +160,9 @@ def assess_model(
     )
     choice, by_output = _choose(chosen, data, names, outputs, expected, class_outputs, config, rebuilds_input)
 
-    def scores_with(others: Sequence[NDArray] | None) -> dict[str, Any]:
-        return compute_scores(
-            outputs, others, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
-        )
-
-    def agreement_with(others: Sequence[NDArray]) -> tuple[float | None, str | None]:
-        compared = scores_with(others)
-        return compared["agreement"], compared["agreement_reason"]
-
-    scores = scores_with(expected)
+    scores = compute_scores(
+        outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
+    )
     noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
     warnings = [*_data_warnings(parsed, data, config), *_preprocessing_warnings(model, preprocessing), *feed.warnings]
     warnings += _output_warnings(names, outputs, choice, result, config, has_labels=any(by_output))
@@ -185,6 +180,10 @@ def assess_model(
     )
     predictions = Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=rebuilds_input, names=names)
     is_scored, limit = record.accuracy is not None, config.differing_examples
+
+    def agreement_with(others: Sequence[NDArray]) -> tuple[float | None, str | None]:
+        return agreement_of(predictions, others, choice, class_outputs, is_scored=is_scored)
+
     details = functools.partial(_class_details, predictions, expected, data, choice, class_outputs, is_scored, limit)
     return Assessment(record=record, result=result, class_details=details, agreement_with=agreement_with)
 
@@ -251,7 +250,7 @@ def _data_warnings(model: tflite.Model, data: AnySplit, config: EvaluationConfig
 
 
 def _choose(
-    chosen: Metric | None,
+    chosen: Sequence[Metric],
     data: AnySplit,
     names: tuple[str, ...],
     outputs: tuple[NDArray, ...],
@@ -264,7 +263,7 @@ def _choose(
 
     Call it after the model ran, because a stream has its labels only then.
     """
-    choice = choose_metric(chosen, names, class_outputs, reconstructs=rebuilds_input, output=config.output)
+    choice = choose_metrics(chosen, names, class_outputs, reconstructs=rebuilds_input, output=config.output)
     labels = data.all_labels()
     if labels is None or not labeled_outputs(labels) or choice.metric.outputs is None:
         return choice, [{} for _ in names]
@@ -274,12 +273,12 @@ def _choose(
 
 
 def _costs(
-    model: bytes, data: AnySplit, config: EvaluationConfig, metric: Metric | None, result: BackendResult
+    model: bytes, data: AnySplit, config: EvaluationConfig, metrics: Sequence[Metric], result: BackendResult
 ) -> EvaluationRecord:
     """Return the record of a backend that reports only what the model costs and computes no outputs."""
     reason = result.outputs_reason
     scores: dict[str, Any] = {
-        "metric": metric.name if metric else "",
+        "metric": metrics[0].name if metrics else "",
         "accuracy": None,
         "accuracy_reason": reason,
         "reference_accuracy": None,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from tfq.errors import InputError
 from tfq.evaluation.layer_digest import num_float_ops
 from tfq.evaluation.per_example import ExampleResults, OutputNoise
@@ -110,6 +112,35 @@ def per_example_of(evaluation: Mapping[str, Any]) -> ExampleResults | None:
     return ExampleResults.from_dict(values) if isinstance(values, Mapping) else None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MetricPairs:
+    """What pairs a metric of two evaluations of the same examples; both arrays are None if the record has neither.
+
+    Attributes:
+        value: The metric; None if it is missing.
+        num_examples: The number of examples.
+        scores: (n,) the score of each example.
+        replicates: The values for the draws of a bootstrap.
+    """
+
+    value: float | None
+    num_examples: int
+    scores: NDArray | None = None
+    replicates: NDArray | None = None
+
+
+def metric_pairs(results: ExampleResults | None, metric: str, value: float | None) -> MetricPairs | None:
+    """Return what a record keeps to pair a metric; None if it has no results for each example."""
+    if results is None:
+        return None
+    return MetricPairs(
+        value=value,
+        num_examples=results.num_examples,
+        scores=results.scores.get(metric),
+        replicates=results.replicates.get(metric),
+    )
+
+
 def accuracy(measured: Measured) -> Iterator[tuple[str, Reading]]:
     """Yield the metric against the labels, of the evaluation and of each other backend."""
     for place, evaluation, reason in measured.evaluations():
@@ -123,15 +154,16 @@ def accuracy(measured: Measured) -> Iterator[tuple[str, Reading]]:
                 interval=_pair(facts.get("interval")),
                 direction=None if undirected else facts["direction"],
                 unit=facts.get("unit") or "",
-                pairs=None if results is None else results.scores,
+                pairs=metric_pairs(results, str(evaluation.get("metric")), evaluation.get("accuracy")),
                 ungated=NO_DIRECTION if facts and undirected else "",
             ),
         )
 
 
 def other_scores(measured: Measured) -> Iterator[tuple[str, Reading]]:
-    """Yield the metrics that are reported with the chosen one, by name."""
+    """Yield the metrics other than the main one, by name."""
     evaluation = measured.evaluation
+    results = per_example_of(evaluation)
     for name, value in (evaluation.get("scores") or {}).items():
         facts = (evaluation.get("metrics") or {}).get(name) or {}
         if name != evaluation.get("metric") and facts.get("direction") in ("higher", "lower"):
@@ -142,6 +174,7 @@ def other_scores(measured: Measured) -> Iterator[tuple[str, Reading]]:
                     interval=_pair(facts.get("interval")),
                     direction=facts["direction"],
                     unit=facts.get("unit") or "",
+                    pairs=metric_pairs(results, name, value),
                 ),
             )
 

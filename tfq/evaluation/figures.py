@@ -12,10 +12,12 @@ from typing import Any, Literal
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation import figure_readers as readers
 from tfq.evaluation.figure_readers import Direction, Read, Reading
+from tfq.evaluation.paired import bootstrap_difference
 from tfq.evaluation.per_example import (
     Difference,
     difference_of_intervals,
     difference_of_noise,
+    difference_of_pair,
     difference_of_scores,
 )
 
@@ -116,6 +118,18 @@ def _same_length(function: Callable[[Any, Any], Difference]) -> Callable[[Any, A
     return compare
 
 
+def _difference_of_metric(new: readers.MetricPairs, old: readers.MetricPairs) -> Difference | None:
+    """Return the paired difference of a metric; None if a record does not keep what it needs."""
+    if new.num_examples != old.num_examples:
+        return None
+    if new.scores is not None and old.scores is not None:
+        return difference_of_scores(new.scores, old.scores)
+    if new.replicates is None or old.replicates is None or new.value is None or old.value is None:
+        return None
+    pair, _ = bootstrap_difference(new.value, old.value, new.replicates, old.replicates, new.num_examples)
+    return None if pair is None else difference_of_pair(pair)
+
+
 EXACT = "none: the same file gives the same figure"
 ROUNDING = "rounding of the CPU's kernels; the interval is that of the same examples, paired"
 FIGURES = (
@@ -129,19 +143,20 @@ FIGURES = (
         noise=ROUNDING,
         read=readers.accuracy,
         depends_on="values",
-        difference=_same_length(difference_of_scores),
+        difference=_difference_of_metric,
         other_bounds=("min_accuracy", "max_accuracy_drop"),
     ),
     Figure(
         name="score",
-        help="the metrics that are reported with it, such as top5",
+        help="each other metric: chosen, or reported with the main one, such as top5",
         source="evaluation.scores",
         direction="higher",
         unit="fraction",
         tolerance=Tolerance(value=0.01),
-        noise="as accuracy; the interval is not paired",
+        noise="as accuracy",
         read=readers.other_scores,
         depends_on="values",
+        difference=_difference_of_metric,
     ),
     Figure(
         name="output_accuracy",

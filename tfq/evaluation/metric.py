@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of metrics: their properties, the outputs and labels they accept, and states that can be merged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +14,8 @@ from tfq.errors import InputError, TfqError
 from tfq.typing import MetricFunction
 
 Outputs = tuple[NDArray[Any], ...]
+# (n,) int64: how often each of n examples counts.
+Weights = NDArray[np.int64]
 # A partial result as named arrays, so that it can be stored, and merged in another process.
 State = Mapping[str, NDArray[Any]]
 Direction = Literal["higher", "lower"]
@@ -59,6 +61,55 @@ def concatenate_states(a: State, b: State) -> State:
 def unknown_interval(state: State) -> tuple[float, float] | None:
     """Return None, because no interval is known."""
     return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MetricTable:
+    """The figures of each class.
+
+    Args:
+        rows: The classes: their numbers, or names.
+        columns: The names of the figures, such as "support" and "recall".
+        values: (rows, columns) real numbers; NaN where a figure is not defined, which records store as null.
+        unit: A key of `UNITS`, of all columns except `counts`.
+        counts: The columns that are numbers of examples (of pixels, boxes ...).
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: NDArray[np.float64]
+    unit: str = "fraction"
+    counts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the shape and the unit."""
+        shape = (len(self.rows), len(self.columns))
+        if np.shape(self.values) != shape:
+            raise InputError(
+                f"the table of a metric has values of shape {np.shape(self.values)}, but {shape[0]} rows and "
+                f"{shape[1]} columns. Return a value for each",
+                field="table",
+                expected=shape,
+                got=np.shape(self.values),
+            )
+        if self.unit not in UNITS:
+            raise InputError(
+                f"the table of a metric has the unit {self.unit!r}, expected one of {', '.join(UNITS)}",
+                field="unit",
+                expected=tuple(UNITS),
+                got=self.unit,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; a figure that is not defined is null."""
+        rows = [[float(value) if np.isfinite(value) else None for value in row] for row in np.asarray(self.values)]
+        return {
+            "rows": list(self.rows),
+            "columns": list(self.columns),
+            "values": rows,
+            "unit": self.unit,
+            "counts": list(self.counts),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +189,12 @@ class Metric:
         start: () -> the state of no examples; an empty mapping by default.
         merge: (state, state) -> state; `add_states` by default, or `concatenate_states`.
         examples: (outputs, labels) -> (n,) scores of each example, booleans if an example is right or wrong, whose mean
-            is the metric; None if there are none. Paired confidence intervals of two models need them.
+            is the metric; None if there are none. The paired confidence interval of two models has a closed form then.
+        resampled: (outputs, labels) -> (weights -> float): prepares once, and returns a function that computes the
+            metric as if example i occurred weights[i] times. The result is NaN if the metric is not defined for these
+            weights, such as the ROC AUC of one class. The paired bootstrap of two models needs it if there are no
+            `examples`.
+        table: state -> the figures of each class, or None.
         interval: state -> (low, high), the 95% confidence interval of the number, or None.
         default: Whether it is used if none is chosen.
         reported_with: Names of metrics that this one is reported with, if its contract is satisfied.
@@ -157,6 +213,8 @@ class Metric:
     start: Callable[[], State] = dict
     merge: Callable[[State, State], State] = add_states
     examples: Callable[[Outputs, NDArray[Any]], NDArray[Any]] | None = None
+    resampled: Callable[[Outputs, NDArray[Any]], Callable[[Weights], float]] | None = None
+    table: Callable[[State], MetricTable | None] | None = None
     interval: Callable[[State], tuple[float, float] | None] = unknown_interval
     default: bool = False
     reported_with: tuple[str, ...] = ()
@@ -307,6 +365,38 @@ class Metric:
         """
         return self.value_of(self.state_of(outputs, labels))
 
+    def resampler(self, outputs: Outputs, labels: NDArray[Any]) -> Callable[[Weights], float] | None:
+        """Return the function that computes the metric for weights (n,) of these examples; None if there is none.
+
+        It is the one of `resampled`, else the weighted mean of `examples`. It returns NaN for weights for which the
+        metric is not defined.
+
+        Args:
+            outputs: The model's outputs, (n, ...) each.
+            labels: Their labels.
+
+        Raises:
+            InputError: They do not satisfy the contract, or the metric fails.
+        """
+        chosen = tuple(_read_only(output) for output in self.select(outputs))
+        labels = _read_only(labels)
+        self.contract.check(chosen, labels)
+        if self.resampled is not None:
+            measure = self._call(self.resampled, chosen, labels)
+            return lambda weights: float(self._call(measure, weights))
+        if self.examples is None:
+            return None
+        scores = np.asarray(self._call(self.examples, chosen, labels), np.float64)
+        return None if scores.shape != (len(labels),) else lambda weights: float(weights @ scores / weights.sum())
+
+    def table_of(self, state: State) -> MetricTable | None:
+        """Return the figures of each class for a state; None if the metric has none.
+
+        Raises:
+            InputError: The metric fails.
+        """
+        return None if self.table is None else self._call(self.table, state)
+
     def facts(self) -> dict[str, Any]:
         """Return the properties of the metric that records contain, as JSON values."""
         return {"title": self.title or self.name, "direction": self.direction, "unit": self.unit}
@@ -322,6 +412,9 @@ class Metric:
             ) from error
 
 
+MetricChoice = Metric | str | MetricFunction | Sequence[Metric | str | MetricFunction] | None
+
+
 def as_metric(metric: Metric | str | MetricFunction | None) -> Metric | None:
     """Return the metric for a `Metric`, a registered name or a function; None for None and "".
 
@@ -335,6 +428,31 @@ def as_metric(metric: Metric | str | MetricFunction | None) -> Metric | None:
     if isinstance(metric, str):
         return registry.get(Metric, metric, field="evaluation.metric")
     return Metric.from_function(metric)
+
+
+def as_metrics(metric: MetricChoice) -> tuple[Metric, ...]:
+    """Return the metrics for one choice or a sequence of choices, as for `as_metric`; empty for none.
+
+    The first is the main one: `accuracy` in records.
+
+    Raises:
+        InputError: As `as_metric`, or a metric occurs twice.
+    """
+    if isinstance(metric, Sequence) and not isinstance(metric, str):
+        results = tuple(item for choice in metric if (item := as_metric(choice)) is not None)
+    else:
+        one = as_metric(metric)
+        results = () if one is None else (one,)
+    names = [item.name for item in results]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"evaluation.metric names {twice} twice. Name each metric once",
+            field="evaluation.metric",
+            expected="different metrics",
+            got=twice,
+        )
+    return results
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

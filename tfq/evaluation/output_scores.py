@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.data import AnySplit, check_output_names, is_one_hot, labeled_outputs, labels_of_output
 from tfq.errors import InputError, did_you_mean
-from tfq.evaluation.metric import Metric, as_metric
-from tfq.evaluation.scores import Choice, choose_metric, compute_scores, drop_of
+from tfq.evaluation.metric import Metric, MetricChoice, as_metric, as_metrics
+from tfq.evaluation.metric_scores import Scored, score_metrics
+from tfq.evaluation.scores import Choice, choose_metrics, compute_scores, default_metric
 
 
-def metrics_of_outputs(settings: Sequence[str], names: Sequence[str]) -> dict[str, Metric]:
-    """Return {output: metric} of `evaluation.output_metrics`, whose entries are OUTPUT=METRIC.
+def metrics_of_outputs(settings: Sequence[str], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
+    """Return {output: metrics} of `evaluation.output_metrics`, whose entries are OUTPUT=METRIC.
+
+    The first entry of an output is its main metric.
 
     Raises:
-        InputError: An entry has another form, or there is no such output or metric.
+        InputError: An entry has another form or occurs twice, or there is no such output or metric.
     """
-    results = {}
+    results: dict[str, tuple[Metric, ...]] = {}
     for setting in settings:
-        output, _, metric = setting.rpartition("=")
+        output, _, name = setting.rpartition("=")
         if output not in names:
             raise InputError(
                 f"evaluation.output_metrics={setting}: expected OUTPUT=METRIC with an output of the model; "
@@ -32,7 +35,15 @@ def metrics_of_outputs(settings: Sequence[str], names: Sequence[str]) -> dict[st
                 expected=tuple(names),
                 got=setting,
             )
-        results[output] = registry.get(Metric, metric, field="evaluation.output_metrics")
+        metric = registry.get(Metric, name, field="evaluation.output_metrics")
+        if metric.name in [item.name for item in results.get(output, ())]:
+            raise InputError(
+                f"evaluation.output_metrics names {setting} twice. Name each metric of an output once",
+                field="evaluation.output_metrics",
+                expected="different metrics",
+                got=setting,
+            )
+        results[output] = (*results.get(output, ()), metric)
     return results
 
 
@@ -40,53 +51,56 @@ def choose_for_labels(
     labels: NDArray,
     names: Sequence[str],
     outputs: Sequence[NDArray],
-    metrics: Mapping[str, Metric],
-    chosen: Metric | None,
+    metrics: Mapping[str, Sequence[Metric]],
+    chosen: Sequence[Metric],
     output: str,
-) -> tuple[Choice, dict[str, Metric]]:
-    """Return the metric of the whole record, and the metric of each output with labels.
+) -> tuple[Choice, dict[str, tuple[Metric, ...]]]:
+    """Return the metrics of the whole record, and the metrics of each output with labels.
 
-    The metric of an output is that of `metrics`, else `chosen`, if it accepts the labels, else the metric that its
-    labels fit: top1 for class numbers, pixel_accuracy for maps of classes, mae for values. The record has the metric of
-    `output`, else that of the first output with labels.
+    The metrics of an output are those of `metrics`, else those of `chosen` that accept its labels, else the metric that
+    its labels fit: top1 for class numbers, pixel_accuracy for maps of classes, mae for values. The record has the
+    metrics of `output`, else those of the first output that `chosen` fits, else of the first one with labels.
 
     Args:
         labels: A structured array, see `tfq.data.output_labels`.
         names: The names of the outputs.
         outputs: Their real values.
         metrics: The result of `metrics_of_outputs`.
-        chosen: `evaluation.metric`; None if none is set.
+        chosen: `evaluation.metric`; may be empty.
         output: `evaluation.output`.
 
     Raises:
-        InputError: The model lacks a labeled output, or `chosen` accepts the labels of no output.
+        InputError: The model lacks a labeled output, or a metric of `chosen` accepts the labels of no output.
     """
     check_output_names(labels, names)
-    results: dict[str, Metric] = {}
+    results: dict[str, tuple[Metric, ...]] = {}
     for name in (name for name in names if name in labeled_outputs(labels)):
         own = labels_of_output(labels, name)
         assert own is not None
         values, index = outputs[names.index(name)], names.index(name)
-        candidates = [metrics[name]] if name in metrics else [*([chosen] if chosen else []), *_fitting(own)]
-        accepted = next((item for item in candidates if name in metrics or _accepts(item, values, own)), None)
-        if accepted is not None:
-            results[name] = replace(accepted, outputs=(index,))
-    fits_chosen = [name for name, item in results.items() if chosen is not None and item.name == chosen.name]
-    if chosen is not None and not fits_chosen and not metrics:
+        accepted = list(metrics.get(name) or [item for item in chosen if _accepts(item, values, own)])
+        accepted = accepted or [item for item in _fitting(own) if _accepts(item, values, own)][:1]
+        if accepted:
+            results[name] = tuple(replace(item, outputs=(index,)) for item in accepted)
+    used = {item.name for items in results.values() for item in items}
+    unused = next((item for item in chosen if item.name not in used), None)
+    if unused is not None and not metrics:
         raise InputError(
-            f"evaluation.metric={chosen.name} accepts the labels of none of the outputs "
+            f"evaluation.metric={unused.name} accepts the labels of none of the outputs "
             f"{', '.join(labeled_outputs(labels))}. Choose a metric for each with evaluation.output_metrics",
             field="evaluation.metric",
-            expected=chosen.contract.labels,
-            got=chosen.name,
+            expected=unused.contract.labels,
+            got=unused.name,
         )
     position = names.index(output) if output in names else int(output) if output.isdigit() else None
-    first = next(iter(fits_chosen or results), names[0]) if position is None else names[position]
-    metric = results.get(first) or replace(
-        as_metric("top1") or next(iter(results.values())), outputs=(names.index(first),)
-    )
+    fits = [name for name, items in results.items() if chosen and items[0].name == chosen[0].name]
+    first = next(iter(fits or results), names[0]) if position is None else names[position]
+    main, *others = results.get(first) or [replace(default_metric(reconstructs=False), outputs=(names.index(first),))]
     reason = None if first in results else f"no metric accepts the labels of {first!r}. Set evaluation.output_metrics"
-    return Choice(metric=metric, is_default=chosen is None, output=position, reason=reason), results
+    return (
+        Choice(metric=main, is_default=not chosen, others=tuple(others), output=position, reason=reason),
+        results,
+    )
 
 
 def _fitting(labels: NDArray) -> list[Metric]:
@@ -104,13 +118,16 @@ def _accepts(metric: Metric, values: NDArray, labels: NDArray) -> bool:
 
 
 def scores_of_outputs(
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, Sequence[Metric]],
     labels: NDArray,
     names: Sequence[str],
     outputs: Sequence[NDArray],
     expected: Sequence[NDArray] | None,
 ) -> list[dict[str, Any]]:
-    """Return for each output its metric, accuracy, reference_accuracy and accuracy_drop; {} for those without labels.
+    """Return the scores of each output; {} for those without labels.
+
+    They are metric, unit, direction, accuracy, reference_accuracy and accuracy_drop of its main metric, and in
+    `metrics` an entry for each of its metrics, as in `EvaluationRecord.metrics`.
 
     Args:
         metrics: The result of `choose_for_labels`.
@@ -121,20 +138,24 @@ def scores_of_outputs(
     """
     results: list[dict[str, Any]] = []
     for name in names:
-        metric, own = metrics.get(name), labels_of_output(labels, name)
-        if metric is None or own is None:
+        own = labels_of_output(labels, name)
+        if name not in metrics or own is None:
             results.append({})
             continue
-        value = metric.compute(tuple(outputs), own)
-        reference = None if expected is None else metric.compute(tuple(expected), own)
+        reference = None if expected is None else (tuple(expected), own)
+        scores = score_metrics(
+            [Scored(metric=item, outputs=tuple(outputs), labels=own, reference=reference) for item in metrics[name]]
+        )
+        main = scores[0]
         results.append(
             {
-                "metric": metric.name,
-                "unit": metric.unit,
-                "direction": metric.direction,
-                "accuracy": value,
-                "reference_accuracy": reference,
-                "accuracy_drop": None if reference is None else drop_of(metric, value, reference),
+                "metric": main.metric.name,
+                "unit": main.metric.unit,
+                "direction": main.metric.direction,
+                "accuracy": main.value,
+                "reference_accuracy": main.reference,
+                "accuracy_drop": main.drop,
+                "metrics": {score.metric.name: score.facts() for score in scores},
             }
         )
     return results
@@ -145,7 +166,7 @@ def score_outputs(
     data: AnySplit,
     *,
     reconstructs: bool,
-    metric: Any = None,
+    metric: MetricChoice = None,
     names: Sequence[str] = ("output",),
     class_outputs: Sequence[bool] = (False,),
 ) -> dict[str, Any]:
@@ -157,17 +178,17 @@ def score_outputs(
         outputs: Real values, (n, ...); a sequence of them for several outputs.
         data: The n examples, as a `Split` or a stream.
         reconstructs: Whether the model reconstructs its input.
-        metric: As for `as_metric`.
+        metric: As for `as_metrics`.
         names: The names of the outputs.
         class_outputs: For each output whether it predicts a class.
     """
     outputs = (outputs,) if isinstance(outputs, np.ndarray) else tuple(outputs)
-    chosen, labels, by_output = as_metric(metric), data.all_labels(), {}
+    chosen, labels, by_output = as_metrics(metric), data.all_labels(), {}
     if labels is not None and labeled_outputs(labels):
         choice, metrics = choose_for_labels(labels, names, outputs, {}, chosen, "")
         by_output = dict(zip(names, scores_of_outputs(metrics, labels, names, outputs, None), strict=True))
     else:
-        choice = choose_metric(chosen, names, class_outputs, reconstructs=reconstructs)
+        choice = choose_metrics(chosen, names, class_outputs, reconstructs=reconstructs, output="")
     scores = compute_scores(
         outputs, None, data, choice, reconstructs=reconstructs, class_outputs=class_outputs, names=names
     )

@@ -3,6 +3,7 @@
 
 import math
 import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -162,23 +163,28 @@ _QUANTILE = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """The accuracy of one model minus that of another, with its 95% confidence interval.
+    """A metric of one model minus that of another on the same examples, with its 95% confidence interval.
 
     Args:
-        difference: The difference of two fractions.
+        difference: The difference, in the metric's unit.
         low: The lower end of the interval.
         high: The upper end of the interval.
-        wins: Examples that only the first model gets right.
-        losses: Examples that only the second model gets right.
         num_examples: The number of examples.
+        method: How the interval was computed: "score" (of two paired fractions), "student_t" (of a mean of paired
+            differences) or "bootstrap" (percentiles of resampled examples).
+        wins: Examples that only the first model gets right; None if examples are not right or wrong.
+        losses: Examples that only the second model gets right; None as for `wins`.
+        num_draws: The number of resamples of a bootstrap that are defined for both models; None for another method.
     """
 
     difference: float
     low: float
     high: float
-    wins: int
-    losses: int
     num_examples: int
+    method: str = "score"
+    wins: int | None = None
+    losses: int | None = None
+    num_draws: int | None = None
 
     @property
     def is_noise(self) -> bool:
@@ -243,3 +249,118 @@ def _score(wins: int, losses: int, count: int, difference: float) -> float:
     if variance <= 1e-12:
         return 0.0 if abs(deviation) < 1e-12 else math.copysign(math.inf, deviation)
     return deviation / math.sqrt(variance)
+
+
+def mean_difference(scores: NDArray, base_scores: NDArray) -> PairedDifference | None:
+    """Return the difference of the means of two (n,) scores of the same examples; None for fewer than `MIN_PAIRS`.
+
+    The interval is that of Student's t for the mean of the paired differences. Booleans are compared by
+    `paired_difference`.
+
+    Raises:
+        InputError: There are no examples, or the lengths differ.
+    """
+    if scores.dtype.kind == "b" and base_scores.dtype.kind == "b":
+        return paired_difference(scores, base_scores)
+    changes = scores.astype(np.float64) - base_scores.astype(np.float64)
+    if len(changes) < MIN_PAIRS:
+        return None
+    value = float(changes.mean())
+    half_width = student_t(0.5 + CONFIDENCE / 2, len(changes) - 1) * float(changes.std(ddof=1) / np.sqrt(len(changes)))
+    return PairedDifference(
+        difference=value,
+        low=value - half_width,
+        high=value + half_width,
+        num_examples=len(changes),
+        method="student_t",
+    )
+
+
+NUM_DRAWS = 1000
+# Fewer examples have too few different resamples for percentiles at 2.5% and 97.5%.
+MIN_RESAMPLED = 10
+# More examples get fewer draws, so that the work of a bootstrap stays bounded. Their intervals are narrow.
+_MOST_DRAWN, _MIN_DRAWS = 200_000_000, 200
+# The fraction of the draws for which a metric must be defined.
+_MIN_DEFINED = 0.95
+_SEED = 0x7F9
+
+
+def num_draws(num_examples: int) -> int:
+    """Return the number of draws of a bootstrap: 1,000, and fewer (at least 200) above 200,000 examples."""
+    return max(_MIN_DRAWS, min(NUM_DRAWS, _MOST_DRAWN // max(1, num_examples)))
+
+
+def resampled_weights(num_examples: int) -> Iterator[NDArray[np.int64]]:
+    """Yield, for each draw of a bootstrap, how often each of n examples was drawn, (n,) with the sum n.
+
+    The weights depend on n only, so that the draws of two evaluations of the same examples are paired. They come from
+    the raw output of PCG64, which NumPy promises not to change.
+    """
+    generator = np.random.PCG64(_SEED)
+    for _ in range(num_draws(num_examples)):
+        # The upper 32 bits, scaled to [0, n). The bias is below n / 2^32.
+        drawn = ((generator.random_raw(num_examples) >> np.uint64(32)) * np.uint64(num_examples)) >> np.uint64(32)
+        yield np.bincount(drawn.astype(np.int64), minlength=num_examples)
+
+
+def replicates(
+    measures: Sequence[Callable[[NDArray[np.int64]], float]], num_examples: int
+) -> list[NDArray[np.float64]]:
+    """Return for each measure its values for `resampled_weights`, (`num_draws`,); NaN where it is not defined.
+
+    Args:
+        measures: Functions weights (n,) -> a metric as if example i occurred weights[i] times.
+        num_examples: n.
+    """
+    rows = [[measure(weights) for measure in measures] for weights in resampled_weights(num_examples)]
+    return list(np.array(rows, np.float64).reshape(-1, len(measures)).T)
+
+
+def bootstrap_difference(
+    value: float, base_value: float, replicates: NDArray, base_replicates: NDArray, num_examples: int
+) -> tuple[PairedDifference | None, str | None]:
+    """Return the difference of a metric of two models with its bootstrap interval; or None and the reason.
+
+    The interval consists of the percentiles 2.5 and 97.5 of the differences of the replicates, which pair the models in
+    each draw.
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+
+    Args:
+        value: The metric of the first model on all examples.
+        base_value: That of the second model.
+        replicates: The first model's result of `replicates`.
+        base_replicates: The second model's, for the same examples and draws.
+        num_examples: The number of examples.
+    """
+    ends, reason = percentile_interval(replicates - base_replicates, num_examples)
+    if ends is None:
+        return None, reason
+    return PairedDifference(
+        difference=value - base_value,
+        low=ends[0],
+        high=ends[1],
+        num_examples=num_examples,
+        method="bootstrap",
+        num_draws=int(np.isfinite(replicates - base_replicates).sum()),
+    ), None
+
+
+def percentile_interval(values: NDArray, num_examples: int) -> tuple[tuple[float, float] | None, str | None]:
+    """Return the percentiles 2.5 and 97.5 of replicates or of their differences; or None and the reason.
+
+    Args:
+        values: (num_draws,) replicates; NaN where the metric is not defined.
+        num_examples: The number of examples that were resampled.
+    """
+    if num_examples < MIN_RESAMPLED:
+        return None, f"only {num_examples} examples; a bootstrap interval needs {MIN_RESAMPLED}"
+    defined = values[np.isfinite(values)]
+    if len(defined) < _MIN_DEFINED * len(values):
+        return None, (
+            f"the metric is not defined for {len(values) - len(defined):,} of {len(values):,} resamples of the "
+            "examples. Evaluate more examples"
+        )
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(defined, (tail, 1 - tail))
+    return (float(low), float(high)), None

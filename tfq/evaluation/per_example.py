@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError
-from tfq.evaluation.paired import MIN_PAIRS, paired_difference, student_t
+from tfq.evaluation.paired import MIN_PAIRS, PairedDifference, mean_difference, num_draws, student_t
 
 _BITS = "bits"
 _DTYPES = ("uint8", "uint16", "uint32", "float16", "float32")
@@ -69,20 +69,23 @@ class ExampleResults:
 
     Attributes:
         num_examples: n.
-        scores: (n,) whether each example is right, or its score, whose mean is the metric. None if the metric is not a
-            mean over the examples.
+        scores: For each metric that is a mean over the examples, (n,) whether each example is right, or its score.
+        replicates: For each other metric, its values for the draws of a bootstrap (`tfq.evaluation.paired`), float32.
+            All evaluations of n examples use the same draws, so that the differences of their replicates are paired.
         outputs: The results of each output, by name.
     """
 
     num_examples: int
-    scores: NDArray | None = None
+    scores: Mapping[str, NDArray] = field(default_factory=dict)
+    replicates: Mapping[str, NDArray] = field(default_factory=dict)
     outputs: Mapping[str, OutputResults] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: each array is compressed (zlib) and in base64."""
         return {
             "num_examples": self.num_examples,
-            "scores": None if self.scores is None else packed(self.scores),
+            "scores": {name: packed(values) for name, values in self.scores.items()},
+            "replicates": {name: packed(values.astype(np.float32)) for name, values in self.replicates.items()},
             "outputs": {name: results.to_dict() for name, results in self.outputs.items()},
         }
 
@@ -96,12 +99,11 @@ class ExampleResults:
         count = values.get("num_examples")
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= _MOST_EXAMPLES:
             raise _damaged("num_examples", "a positive number of examples", count)
-        outputs = values.get("outputs") or {}
-        if not isinstance(outputs, Mapping):
-            raise _damaged("outputs", "an object", type(outputs).__name__)
+        outputs, scores, draws = (_mapping(values, name) for name in ("outputs", "scores", "replicates"))
         return cls(
             num_examples=count,
-            scores=unpacked(values.get("scores"), count, "scores"),
+            scores=_arrays(scores, count, "scores"),
+            replicates=_arrays(draws, num_draws(count), "replicates"),
             outputs={
                 name: OutputResults(
                     **{
@@ -113,6 +115,18 @@ class ExampleResults:
                 if isinstance(item, Mapping)
             },
         )
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    result = values.get(name) or {}
+    if not isinstance(result, Mapping):
+        raise _damaged(name, "an object", type(result).__name__)
+    return result
+
+
+def _arrays(values: Mapping[str, Any], count: int, where: str) -> dict[str, NDArray]:
+    arrays = {name: unpacked(value, count, f"{where}.{name}") for name, value in values.items()}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def noise_db(reference: NDArray, output: NDArray) -> NDArray[np.float16] | None:
@@ -203,16 +217,17 @@ def difference_of_scores(scores: NDArray, base_scores: NDArray) -> Difference:
 
     For booleans it is the score interval of `paired_difference`, else a Student t interval of the paired differences.
     """
-    if scores.dtype.kind == "b" and base_scores.dtype.kind == "b":
-        pair = paired_difference(scores, base_scores)
-        return Difference(
-            value=pair.difference, low=pair.low, high=pair.high, paired=True, wins=pair.wins, losses=pair.losses
-        )
-    changes = scores.astype(np.float64) - base_scores.astype(np.float64)
-    value, half_width = float(changes.mean()), _half_width(changes)
-    if half_width is None:
-        return Difference(value=value, paired=True)
-    return Difference(value=value, low=value - half_width, high=value + half_width, paired=True)
+    pair = mean_difference(scores, base_scores)
+    if pair is None:
+        return Difference(value=float(scores.mean(dtype=np.float64) - base_scores.mean(dtype=np.float64)), paired=True)
+    return difference_of_pair(pair)
+
+
+def difference_of_pair(pair: PairedDifference) -> Difference:
+    """Return a paired difference as the change of a figure."""
+    return Difference(
+        value=pair.difference, low=pair.low, high=pair.high, paired=True, wins=pair.wins, losses=pair.losses
+    )
 
 
 def difference_of_noise(new: OutputNoise, base: OutputNoise) -> Difference | None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose the metric of a model, and compute it for the model and its reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from tfq.data.output_labels import labeled_outputs, labels_of_output
 from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.classes import agreement, num_classes, predicted
-from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
+from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, as_metrics
+from tfq.evaluation.metric_scores import MetricScore, Scored, missing_facts, score_metrics
 from tfq.evaluation.metrics import checked_labels, has_classes, why_no_single_class
-from tfq.evaluation.paired import paired_difference
 from tfq.evaluation.per_example import ExampleResults, OutputResults, noise_db, smallest_classes
 from tfq.evaluation.record import NO_REFERENCE
 from tfq.tflite import Model
@@ -62,7 +62,7 @@ def check_metric(config: EvaluationConfig) -> None:
     Raises:
         InputError: There is no such metric, or a bound does not apply to it.
     """
-    check_bounds(config, as_metric(config.metric))
+    check_bounds(config, next(iter(as_metrics(config.metric)), None))
 
 
 def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
@@ -138,18 +138,6 @@ class Predictions:
             return (errors,), np.zeros(len(errors))
         return self.outputs, self.labels
 
-    def score(self, metric: Metric) -> tuple[float, State]:
-        """Return the metric's number and state.
-
-        Raises:
-            InputError: There are no labels, or they do not fit.
-        """
-        outputs, labels = self.for_metric(metric)
-        if labels is None:
-            raise InputError(NO_LABELS, field="labels", expected=metric.contract.labels, got=None)
-        state = metric.state_of(outputs, labels)
-        return metric.value_of(state), state
-
 
 def predictions_of(
     outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics: list[Metric], names: Sequence[str] = ()
@@ -179,23 +167,47 @@ def predictions_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The metric that a model is evaluated with.
+    """The metrics that a model is evaluated with.
 
     Args:
-        metric: The metric, with the outputs that it uses in this model.
+        metric: The main metric, with the outputs that it uses in this model.
         is_default: Whether the user did not choose it.
         output: The index of the output in `evaluation.output`; None if that is empty.
         reason: Why the default metric cannot be computed for any labels; None if it can.
+        others: The other metrics that the user chose.
     """
 
     metric: Metric
     is_default: bool
+    others: tuple[Metric, ...] = ()
     output: int | None = None
     reason: str | None = None
 
     def uses(self, output: int) -> bool:
         """Check whether the metric uses an output, by its index."""
         return self.metric.outputs is None or output in self.metric.outputs
+
+
+def choose_metrics(
+    metrics: Sequence[Metric], names: Sequence[str], class_outputs: Sequence[bool], *, reconstructs: bool, output: str
+) -> Choice:
+    """Return the main metric for a model, the first of `metrics` or the default one, and the others.
+
+    Args:
+        metrics: The user's metrics; may be empty.
+        names: The names of the outputs.
+        class_outputs: As in `choose_metric`, like the other arguments.
+        reconstructs: Whether the model reconstructs its input.
+        output: `evaluation.output`.
+
+    Raises:
+        InputError: As `choose_metric`, for each of them.
+    """
+    choices = [
+        choose_metric(metric, names, class_outputs, reconstructs=reconstructs, output=output)
+        for metric in metrics or (None,)
+    ]
+    return replace(choices[0], others=tuple(item.metric for item in choices[1:]))
 
 
 def choose_metric(
@@ -270,47 +282,68 @@ def compute_scores(
         outputs: The model's outputs on `data`, as real values.
         expected: The reference's outputs on the same data.
         data: The n examples, as a `Split` or a stream.
-        choice: The metric.
+        choice: The metrics.
         reconstructs: Whether the model reconstructs its input.
         class_outputs: For each output whether it predicts a class, see `is_class_vector`.
         names: The names of the outputs, for labels of several outputs.
     """
-    chosen = choice.metric
-    companions = [
-        replace(item, outputs=chosen.outputs) if item.outputs == (0,) else item
-        for item in additional_metrics(chosen, reconstructs=reconstructs)
-    ]
-    predictions = predictions_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions], names=names)
+    chosen, companions = choice.metric, _companions(choice, reconstructs=reconstructs)
+    wanted = [chosen, *choice.others]
+    everything = [*wanted, *companions]
+    predictions = predictions_of(outputs, data, reconstructs=reconstructs, metrics=everything, names=names)
+    reference = None
+    if expected is not None:
+        reference = predictions_of(tuple(expected), data, reconstructs=reconstructs, metrics=everything, names=names)
     reason = _why_unscored(predictions, choice)
-    metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
-    accuracy = reference_accuracy = drop = difference = None
-    no_difference = reason or NO_REFERENCE
-    for item in (chosen, *companions):
-        if reason is None if item is chosen else _can_score(predictions, item, accuracy is not None):
-            scores[item.name], state = predictions.score(item)
-            interval = item.interval(state)
-            metrics[item.name] = {**item.facts(), "interval": None if interval is None else list(interval)}
-        accuracy = scores.get(chosen.name)
-    if accuracy is not None and expected is not None:
-        reference_predictions = predictions_of(
-            tuple(expected), data, reconstructs=reconstructs, metrics=[chosen], names=names
-        )
-        reference_accuracy, _ = reference_predictions.score(chosen)
-        drop = drop_of(chosen, accuracy, reference_accuracy)
-        difference, no_difference = _paired(chosen, predictions, reference_predictions)
+    items = (
+        wanted if reason is None else [item for item in choice.others if predictions.for_metric(item)[1] is not None]
+    )
+    items = [*items, *(item for item in companions if _can_score(predictions, item, reason is None))]
+    results = {
+        score.metric.name: score for score in score_metrics([_scored(item, predictions, reference) for item in items])
+    }
+    main, is_scored = results.get(chosen.name), chosen.name in results
+    difference = None if main is None else main.difference
+    agreements = _agreements(predictions, expected, choice, class_outputs, is_scored=is_scored)
     return {
         "metric": chosen.name,
-        "metrics": metrics,
-        "accuracy": accuracy,
+        "metrics": {
+            item.name: results[item.name].facts() if item.name in results else missing_facts(item, reason or NO_LABELS)
+            for item in everything
+            if item.name in results or item in wanted
+        },
+        "accuracy": None if main is None else main.value,
         "accuracy_reason": reason,
-        "reference_accuracy": reference_accuracy,
-        "accuracy_drop": drop,
-        "accuracy_difference": difference,
-        "accuracy_difference_reason": None if difference else no_difference,
-        "scores": scores,
-        **_agreements(predictions, expected, choice, class_outputs, is_scored=accuracy is not None),
-        "per_example": _per_example(predictions, expected, choice, class_outputs, is_scored=accuracy is not None),
+        "reference_accuracy": None if main is None else main.reference,
+        "accuracy_drop": None if main is None else main.drop,
+        "accuracy_difference": None if difference is None else difference.to_dict(),
+        "accuracy_difference_reason": reason if main is None else main.difference_reason,
+        "scores": {name: score.value for name, score in results.items()},
+        **agreements,
+        "per_example": _per_example(predictions, expected, choice, class_outputs, results),
     }
+
+
+def _companions(choice: Choice, *, reconstructs: bool) -> list[Metric]:
+    """Return the metrics that are reported with those that the user chose, for the output of the main metric."""
+    wanted = (choice.metric, *choice.others)
+    results: dict[str, Metric] = {}
+    for metric in wanted:
+        for item in additional_metrics(metric, reconstructs=reconstructs):
+            own = replace(item, outputs=metric.outputs) if item.outputs == (0,) else item
+            results.setdefault(item.name, own)
+    return [item for name, item in results.items() if name not in [metric.name for metric in wanted]]
+
+
+def _scored(metric: Metric, predictions: Predictions, reference: Predictions | None) -> Scored:
+    outputs, labels = predictions.for_metric(metric)
+    assert labels is not None
+    other = None
+    if reference is not None:
+        other_outputs, other_labels = reference.for_metric(metric)
+        assert other_labels is not None
+        other = other_outputs, other_labels
+    return Scored(metric=metric, outputs=outputs, labels=labels, reference=other)
 
 
 def _per_example(
@@ -318,14 +351,10 @@ def _per_example(
     expected: Sequence[NDArray] | None,
     choice: Choice,
     class_outputs: Sequence[bool],
-    is_scored: bool,
+    results: Mapping[str, MetricScore],
 ) -> dict[str, Any]:
     """Return `EvaluationRecord.per_example`."""
-    metric, scores, outputs = choice.metric, None, {}
-    if is_scored and metric.examples is not None:
-        scored, labels = predictions.for_metric(metric)
-        scores = np.asarray(metric.examples(metric.select(scored), np.asarray(labels)))
-        scores = scores if scores.dtype.kind == "b" else scores.astype(np.float32)
+    outputs, is_scored = {}, choice.metric.name in results
     names = predictions.names or [str(index) for index in range(len(predictions.outputs))]
     for index, (name, values, is_class) in enumerate(zip(names, predictions.outputs, class_outputs, strict=False)):
         other = None if expected is None else expected[index]
@@ -337,9 +366,12 @@ def _per_example(
             agrees=None if classes is None or other is None else classes == predicted(other).reshape(-1),
             noise_db=None if other is None else noise_db(other, values),
         )
-    is_usable = scores is None or scores.shape == (len(predictions.outputs[0]),)
+    scores = {name: score.scores for name, score in results.items() if score.scores is not None}
     return ExampleResults(
-        num_examples=len(predictions.outputs[0]), scores=scores if is_usable else None, outputs=outputs
+        num_examples=len(predictions.outputs[0]),
+        scores={name: own if own.dtype.kind == "b" else own.astype(np.float32) for name, own in scores.items()},
+        replicates={name: score.replicates for name, score in results.items() if score.replicates is not None},
+        outputs=outputs,
     ).to_dict()
 
 
@@ -371,6 +403,27 @@ def _agreements(
             {"agreement": value, "agreement_reason": reason} for value, reason in zip(values, reasons, strict=True)
         ],
     }
+
+
+def agreement_of(
+    predictions: Predictions,
+    expected: Sequence[NDArray],
+    choice: Choice,
+    class_outputs: Sequence[bool],
+    *,
+    is_scored: bool,
+) -> tuple[float | None, str | None]:
+    """Return `agreement` and `agreement_reason` of an EvaluationRecord.
+
+    Args:
+        predictions: The outputs of a model.
+        expected: Those of another run on the same examples.
+        choice: The metrics.
+        class_outputs: For each output whether it predicts a class.
+        is_scored: Whether the main metric was computed.
+    """
+    result = _agreements(predictions, expected, choice, class_outputs, is_scored)
+    return result["agreement"], result["agreement_reason"]
 
 
 def why_no_class(
@@ -417,28 +470,6 @@ def _are_classes_of(labels: NDArray | None, values: NDArray) -> bool:
     except InputError:
         return False
     return True
-
-
-def _paired(
-    metric: Metric, predictions: Predictions, reference_predictions: Predictions
-) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of `paired_difference` for two models; or None and the reason."""
-    if metric.examples is None:
-        return None, f"{metric.title or metric.name} is not a mean over the examples"
-    correct = []
-    for model in (predictions, reference_predictions):
-        outputs, labels = model.for_metric(metric)
-        correct.append(np.asarray(metric.examples(metric.select(outputs), np.asarray(labels))))
-    if any(values.dtype.kind != "b" or values.ndim != 1 for values in correct):
-        return None, f"{metric.title or metric.name} does not decide for each example whether it is right"
-    return paired_difference(*correct).to_dict(), ""
-
-
-def drop_of(metric: Metric, value: float, reference: float) -> float | None:
-    """Return by how much a metric's value is worse than the reference's; None if it has no direction."""
-    if metric.direction is None:
-        return None
-    return value - reference if metric.direction == "lower" else reference - value
 
 
 def _why_unscored(predictions: Predictions, choice: Choice) -> str | None:

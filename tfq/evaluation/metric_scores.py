@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute metrics for a model and its reference: numbers, intervals, paired differences and tables by class."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.evaluation.metric import Metric, MetricTable, Outputs, Weights
+from tfq.evaluation.paired import (
+    PairedDifference,
+    bootstrap_difference,
+    mean_difference,
+    percentile_interval,
+    replicates,
+)
+from tfq.evaluation.record import NO_REFERENCE
+
+NOT_RESAMPLED = "{} declares neither `examples` nor `resampled`, one of which a paired interval needs"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A metric that is computed for a model.
+
+    Args:
+        metric: The metric.
+        outputs: The model's outputs, (n, ...) each.
+        labels: The labels.
+        reference: The outputs of the reference, with its labels; None without one. The labels are the model's, except
+            for a metric that scores the error of a reconstruction.
+    """
+
+    metric: Metric
+    outputs: Outputs
+    labels: NDArray
+    reference: tuple[Outputs, NDArray] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MetricScore:
+    """The results of one metric.
+
+    Attributes:
+        metric: The metric.
+        value: The number for the model.
+        interval: Its 95% interval; None if there is none.
+        reference: The number for the reference; None without one.
+        difference: The model's number minus the reference's, with its paired interval.
+        difference_reason: Why there is none.
+        table: The figures of each class.
+        reference_table: The same for the reference.
+        scores: (n,) the score of each example, if the metric is their mean.
+        replicates: The values for the draws of a bootstrap, if the metric is no mean over the examples.
+    """
+
+    metric: Metric
+    value: float
+    interval: tuple[float, float] | None = None
+    reference: float | None = None
+    difference: PairedDifference | None = None
+    difference_reason: str | None = None
+    table: MetricTable | None = None
+    reference_table: MetricTable | None = None
+    scores: NDArray | None = None
+    replicates: NDArray | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """By how much the model is worse than the reference; None without a reference or a direction."""
+        return None if self.reference is None else drop_of(self.metric, self.value, self.reference)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entry of `EvaluationRecord.metrics`, as JSON values."""
+        return {
+            **self.metric.facts(),
+            "value": self.value,
+            "interval": None if self.interval is None else list(self.interval),
+            "reference": self.reference,
+            "drop": self.drop,
+            "difference": None if self.difference is None else self.difference.to_dict(),
+            "difference_reason": self.difference_reason,
+            "table": None if self.table is None else self.table.to_dict(),
+            "reference_table": None if self.reference_table is None else self.reference_table.to_dict(),
+        }
+
+
+def missing_facts(metric: Metric, reason: str | None) -> dict[str, Any]:
+    """Return the entry of `EvaluationRecord.metrics` of a metric that was not computed."""
+    names = ("value", "interval", "reference", "drop", "difference", "table", "reference_table")
+    return {**metric.facts(), **dict.fromkeys(names), "difference_reason": reason}
+
+
+def drop_of(metric: Metric, value: float, reference: float) -> float | None:
+    """Return by how much a metric's value is worse than the reference's; None if it has no direction."""
+    if metric.direction is None:
+        return None
+    return value - reference if metric.direction == "lower" else reference - value
+
+
+def score_metrics(scored: Sequence[Scored]) -> list[MetricScore]:
+    """Compute metrics for a model and its reference on the same n examples.
+
+    A metric that is a mean over the examples has the closed form of `mean_difference`. All others share one paired
+    bootstrap. Its percentiles are also the interval of the metric itself, if that declares no `interval`.
+
+    Raises:
+        InputError: Outputs and labels do not fit a metric, or it fails.
+    """
+    results = [_scored_once(item) for item in scored]
+    measures: list[Callable[[Weights], float]] = []
+    places: list[tuple[int, int, bool]] = []
+    for index, (item, (_, is_mean)) in enumerate(zip(scored, results, strict=True)):
+        own = None if is_mean else item.metric.resampler(item.outputs, item.labels)
+        if own is not None:
+            other = None if item.reference is None else item.metric.resampler(*item.reference)
+            places.append((index, len(measures), other is not None))
+            measures += [own, *([] if other is None else [other])]
+    num_examples = len(scored[0].labels) if scored else 0
+    draws = replicates(measures, num_examples) if measures else []
+    scores = [score for score, _ in results]
+    for index, place, has_other in places:
+        scores[index] = _bootstrapped(
+            scores[index], draws[place], draws[place + 1] if has_other else None, num_examples
+        )
+    return scores
+
+
+def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
+    """Return the results that need no bootstrap, and whether the metric is a mean over the examples."""
+    metric = item.metric
+    state = metric.state_of(item.outputs, item.labels)
+    value, other = metric.value_of(state), None
+    results: dict[str, Any] = {"difference_reason": NO_REFERENCE}
+    own = _examples(metric, item.outputs, item.labels)
+    if item.reference is not None:
+        other = metric.state_of(*item.reference)
+        results = {
+            "reference": metric.value_of(other),
+            "reference_table": metric.table_of(other),
+            "difference_reason": NOT_RESAMPLED.format(metric.title or metric.name),
+        }
+        base = _examples(metric, *item.reference)
+        if own is not None and base is not None:
+            difference = mean_difference(own, base)
+            reason = None if difference else f"only {len(own)} examples, too few for an interval"
+            results.update(difference=difference, difference_reason=reason)
+    return MetricScore(
+        metric=metric,
+        value=value,
+        interval=metric.interval(state),
+        table=metric.table_of(state),
+        scores=own,
+        **results,
+    ), own is not None
+
+
+def _examples(metric: Metric, outputs: Outputs, labels: NDArray) -> NDArray | None:
+    """Return the score of each example, (n,); None if the metric is no mean over them."""
+    if metric.examples is None:
+        return None
+    scores = np.asarray(metric.examples(metric.select(outputs), np.asarray(labels)))
+    return scores if scores.shape == (len(labels),) else None
+
+
+def _bootstrapped(score: MetricScore, own: NDArray, other: NDArray | None, num_examples: int) -> MetricScore:
+    """Return the results with the intervals of a bootstrap."""
+    difference, reason = score.difference, score.difference_reason
+    if other is not None and score.reference is not None:
+        difference, reason = bootstrap_difference(score.value, score.reference, own, other, num_examples)
+    interval = score.interval or percentile_interval(own, num_examples)[0]
+    return replace(score, interval=interval, difference=difference, difference_reason=reason, replicates=own)
