@@ -2,12 +2,12 @@
 """Metrics compared with scikit-learn and by hand, custom metrics, and their meaning in a record."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
 from golden_models import changed, golden
 from messages import refused
+from metric_examples import CLASS_LABELS, TIED_SCORES
 from sklearn.metrics import mean_absolute_error as sklearn_mae
 from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 from test_evaluation_record import RECORD
@@ -213,47 +213,9 @@ def test_an_unknown_metric_gets_the_nearest(name, nearest):
 
 
 def test_every_metric_is_known_by_its_own_name():
-    assert registry.names("metric") == ("top1", "top5", "roc_auc", "mae", "pixel_accuracy", "mean_iou")
+    assert registry.names("metric")[:4] == ("top1", "top5", "roc_auc", "mae")
     assert [as_metric(name).name for name in registry.names("metric")] == list(registry.names("metric"))
     assert as_metric("") is as_metric(None) is None
-
-
-# Outputs and labels of every registered metric: 97 examples, with ties.
-TIED_SCORES = RNG.integers(0, 20, (97, 9)).astype(np.float32) / 20
-EXAMPLES = {
-    "top1": (TIED_SCORES, RNG.integers(0, 9, 97)),
-    "top5": (TIED_SCORES, RNG.integers(0, 9, 97)),
-    # The first examples look like probabilities, all of them together do not.
-    "roc_auc": (np.where(np.arange(97)[:, None] < 30, [[0.3, 0.7]], TIED_SCORES[:, :2] * 8), RNG.integers(0, 2, 97)),
-    "mae": (RNG.normal(size=(97, 3, 5)).astype(np.float32), RNG.normal(size=(97, 3, 5))),
-    "pixel_accuracy": (RNG.normal(size=(97, 3, 5, 4)).astype(np.float32), RNG.integers(0, 4, (97, 3, 5), np.uint8)),
-    "mean_iou": (RNG.integers(0, 4, (97, 3, 5), np.uint8), RNG.integers(0, 4, (97, 3, 5), np.int16)),
-}
-
-
-@pytest.mark.parametrize("name", registry.names("metric"))
-@pytest.mark.parametrize("cuts", [[1], [30], [50, 51], [13, 29, 64, 90]])
-def test_merged_states_give_the_number_of_the_whole_to_the_bit(name, cuts):
-    metric, (outputs, labels) = as_metric(name), EXAMPLES[name]
-    whole = metric.compute((outputs,), labels)
-    pieces = zip(np.split(outputs, cuts), np.split(labels, cuts), strict=True)
-    states = [metric.state_of((piece,), some) for piece, some in pieces]
-    assert metric.value_of(functools.reduce(metric.merge, states)) == whole
-    first, *rest = states
-    assert metric.value_of(metric.merge(first, functools.reduce(metric.merge, rest))) == whole
-    assert metric.value_of(metric.merge(metric.start(), metric.state_of((outputs,), labels))) == whole
-    continued = metric.start()
-    for piece, some in zip(np.split(outputs, cuts), np.split(labels, cuts), strict=True):
-        continued = metric.update(continued, (piece,), some)
-    assert metric.value_of(continued) == whole
-
-
-@pytest.mark.parametrize("name", ["top1", "top5", "mae", "pixel_accuracy"])
-def test_scores_of_examples_have_the_metric_as_their_mean(name):
-    metric, (outputs, labels) = as_metric(name), EXAMPLES[name]
-    scores = metric.examples((outputs,), labels)
-    assert scores.shape == (97,)
-    assert scores.mean() == pytest.approx(metric.compute((outputs,), labels), abs=1e-15)
 
 
 def test_position_metrics_compare_every_position():
@@ -310,7 +272,7 @@ def test_a_contract_is_checked_before_anything_is_computed(name, outputs, labels
 
 def test_a_metric_looks_at_the_outputs_that_it_names(digits):
     second = dataclasses.replace(as_metric("top1"), outputs=(1,))
-    outputs, labels = EXAMPLES["top1"]
+    outputs, labels = TIED_SCORES, CLASS_LABELS
     assert second.compute((outputs * 0, outputs), labels) == top1(outputs, labels) != top1(outputs * 0, labels)
     with refused(InputError, field="outputs", expected=(1,), got=1):
         evaluate_model(INT8, digits, QUICK, metric=second)

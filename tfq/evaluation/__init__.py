@@ -3,8 +3,13 @@
 
 from typing import TYPE_CHECKING
 
-import tfq.evaluation.detection.metrics
-import tfq.evaluation.position_metrics  # noqa: F401  these modules register their metrics
+# Importing these modules registers their metrics, in the order of the documentation.
+# isort: off
+import tfq.evaluation.metrics
+import tfq.evaluation.position_metrics
+import tfq.evaluation.detection.metrics  # noqa: F401
+
+# isort: on
 
 if TYPE_CHECKING:
     from tfq.evaluation.accuracy import evaluate_model
