@@ -51,6 +51,7 @@ BASE = {
     "evaluate": (f"--model={GOLDEN}/digits_int8.tflite", SMALL, "--limit=8", "--num_runs=0"),
     "benchmark": (f"--model={GOLDEN}/digits_int8.tflite", "--num_runs=1", "--warmup_runs=0", "--min_secs=0", "--noops"),
     "search": (f"--model={GOLDEN}/digits_float32.tflite", SMALL, "--out=OUT", "--methods=min_max"),
+    "sweep": (f"--grid={GOLDEN}/sweep_grid.json", f"--model={GOLDEN}/digits_float32.tflite", SMALL, "--out=OUT"),
     "analyze": (
         f"--model={GOLDEN}/digits_int8.tflite", f"--reference={GOLDEN}/digits_float32.tflite", SMALL, "--limit=8",
     ),

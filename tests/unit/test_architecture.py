@@ -32,10 +32,10 @@ ORDER = [
     ),
     *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis", "comparison"),
     *("keras_bridge", "conversion", "compression", "models"),
-    *("deploy", "report", "callbacks", "search", "workflows", "cli", "pipelines", "__main__", "__init__"),
+    *("deploy", "report", "callbacks", "search", "workflows", "sweep", "cli", "pipelines", "__main__", "__init__"),
 ]
 # These import no TensorFlow at module level.
-LIGHT = {*ORDER[: ORDER.index("keras_bridge")], "deploy", "report", "callbacks", "search", "workflows", "cli"}
+LIGHT = {*ORDER[: ORDER.index("keras_bridge")], "deploy", "report", "callbacks", "search", "workflows", "sweep", "cli"}
 PLACES = {package: place for place, package in enumerate(ORDER)}
 # Programs that bundles contain: data of the package, not modules.
 BUNDLED = ROOT / "tfq" / "deploy" / "sources"

@@ -68,6 +68,12 @@ COMMANDS: dict[str | None, CommandFlags] = {
         ("data", "allow_code", "conversion"),
         ignores=("conversion.calibration.method", "conversion.techniques"),
     ),
+    "sweep": CommandFlags(
+        "sweep",
+        f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds; empty if the grid names models",
+        ("data", "seed", "allow_code"),
+        arguments=("sweep.action", "out"),
+    ),
     "analysis": CommandFlags(
         "analyze",
         "an int8 .tflite file; with --bit_widths and without --reference, a float model: a .keras, .h5 or .tflite "
@@ -88,6 +94,7 @@ COMMANDS: dict[str | None, CommandFlags] = {
         ("allow_code",),
         ignores=(
             "search",
+            "sweep",
             "analysis",
             "comparison",
             "report",

@@ -35,6 +35,7 @@ from tfq.config.export import INPUT_KINDS, TASKS, TOKENIZERS, ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
+from tfq.config.sweep import SweepBudgetConfig, SweepConfig
 
 __all__ = [
     "AUDIT_SCHEMES",
@@ -73,6 +74,8 @@ __all__ = [
     "RunConfig",
     "SearchConfig",
     "StructuredPruningConfig",
+    "SweepBudgetConfig",
+    "SweepConfig",
     "TrainConfig",
     "TrainingConfig",
 ]

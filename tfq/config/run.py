@@ -14,6 +14,7 @@ from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
 from tfq.config.export import ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.search import SearchConfig
+from tfq.config.sweep import SweepConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = section(EvaluationConfig, "backends, metrics and bounds")
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency")
     search: SearchConfig = section(SearchConfig, "search for the cheapest int8 model within a budget")
+    sweep: SweepConfig = section(SweepConfig, "many models and settings, from one grid")
     analysis: AnalysisConfig = section(AnalysisConfig, "causes of the accuracy loss of an int8 .tflite")
     comparison: ComparisonConfig = section(ComparisonConfig, "differences between two files")
     export: ExportConfig = section(ExportConfig, "app bundle with metadata, sources and golden vectors")

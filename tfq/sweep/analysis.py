@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The analysis of the points of a sweep: groups of seeds, Pareto fronts, and the best group within the budget."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tfq.config.sweep import SweepBudgetConfig
+from tfq.evaluation.per_example import unpacked
+from tfq.requirement import ROUNDING
+from tfq.sweep.record import DONE, Front, FrontMember, GroupRecord, PointRecord, Spread
+from tfq.sweep.statistics import SeedDifference, SeedSpread, pooled_seed_std, seed_difference
+
+NO_SCORES = "the metric has no score of each example"
+
+
+def pareto_front(costs: ArrayLike, scores: ArrayLike) -> list[int]:
+    """Return the indices of the points that no other point dominates, in order of their cost, then of their index.
+
+    A point dominates another one if its cost is not higher, its score is not lower, and one of them is better. Points
+    with the same cost and score do not dominate each other.
+
+    Args:
+        costs: (n,) costs: lower is better.
+        scores: (n,) scores: higher is better.
+    """
+    cost, score = np.asarray(costs, np.float64), np.asarray(scores, np.float64)
+    order = np.lexsort((np.arange(len(cost)), -score, cost))
+    members: list[int] = []
+    best, best_cost = -np.inf, -np.inf
+    for index in order:
+        if score[index] > best or (score[index] == best and cost[index] == best_cost):
+            members.append(int(index))
+            best, best_cost = score[index], cost[index]
+    return members
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """A group of seeds with what the analysis compares.
+
+    Attributes:
+        record: Its record.
+        examples: Split -> {seed: (n,) scores of each example}; without the seeds that have none.
+        direction: 1 if a higher score is better, -1 if a lower one is.
+        pooled: Split -> the spread over seeds of the differences of all groups.
+    """
+
+    record: GroupRecord
+    examples: Mapping[str, Mapping[int, NDArray]]
+    direction: int
+    pooled: Mapping[str, SeedSpread | None]
+
+    def value(self, split: str) -> float | None:
+        """Return the mean score on a split, so that higher is better; None if there is none."""
+        mean = self.record.scores[split].mean if split in self.record.scores else None
+        return None if mean is None else self.direction * mean
+
+    def minus(self, other: "Group", split: str, comparisons: int = 1) -> SeedDifference | None:
+        """Return the difference of the mean scores on the seeds that both have; None without scores of each example."""
+        mine, others = self.examples.get(split, {}), other.examples.get(split, {})
+        seeds = [seed for seed in mine if seed in others]
+        if not seeds or len({len(each[seed]) for each in (mine, others) for seed in seeds}) != 1:
+            return None
+        return seed_difference(
+            [mine[seed] for seed in seeds],
+            [others[seed] for seed in seeds],
+            comparisons=max(1, comparisons),
+            pooled=self.pooled.get(split),
+        )
+
+
+def groups_of(points: Sequence[PointRecord], references: Sequence[PointRecord] = ()) -> list[Group]:
+    """Return the points without their seeds, in the order of the points.
+
+    Args:
+        points: The points.
+        references: Points outside of the grid that `PointRecord.reference` may name.
+    """
+    by_id = {point.id: point for point in (*references, *points)}
+    by_group: dict[str, list[PointRecord]] = {}
+    for point in points:
+        by_group.setdefault(point.group, []).append(point)
+    compared_with = {
+        by_id[point.reference].group for point in points if point.reference is not None and point.reference in by_id
+    }
+    pooled = _pooled(by_group)
+    return [_group(members, by_id, members[0].group in compared_with, pooled) for members in by_group.values()]
+
+
+def _pooled(by_group: Mapping[str, Sequence[PointRecord]]) -> dict[str, SeedSpread | None]:
+    """Return split -> the spread over seeds of the differences of groups, of all groups without a missing seed."""
+    seeds = {point.seed for members in by_group.values() for point in members}
+    splits = dict.fromkeys(split for members in by_group.values() for point in members for split in point.scores)
+    results: dict[str, SeedSpread | None] = {}
+    for split in splits:
+        rows = [
+            [
+                point.scores[split].value
+                for point in sorted(members, key=lambda each: each.seed)
+                if split in point.scores
+            ]
+            for members in by_group.values()
+        ]
+        complete = [row for row in rows if len(row) == len(seeds) and None not in row]
+        results[split] = pooled_seed_std(np.asarray(complete, np.float64)) if complete else None
+    return results
+
+
+def _group(
+    points: Sequence[PointRecord],
+    by_id: Mapping[str, PointRecord],
+    is_reference: bool,
+    pooled: Mapping[str, SeedSpread | None],
+) -> Group:
+    done = [point for point in points if point.status == DONE]
+    splits = list(dict.fromkeys(split for point in done for split in point.scores))
+    costs = list(dict.fromkeys(name for point in done for name in point.costs))
+    missing = {str(point.seed): str(point.reason) for point in points if point.status != DONE}
+    why = next(iter(missing.values()), None)
+    differences = {split: _from_references(done, by_id, split, pooled.get(split)) for split in splits}
+    record = GroupRecord(
+        group=points[0].group,
+        axes=points[0].axes,
+        seeds=tuple(point.seed for point in done),
+        missing=missing,
+        scores={
+            split: _spread([(point.scores[split].value, point.scores[split].reason) for point in done], why)
+            for split in splits
+        },
+        costs={
+            name: _spread([(point.costs[name].value, point.costs[name].reason) for point in done], why)
+            for name in costs
+        },
+        differences=differences,
+        is_reference=is_reference,
+    )
+    examples = {
+        split: {point.seed: scores for point in done if (scores := _examples(point, split)) is not None}
+        for split in splits
+    }
+    directions = [score.direction for point in done for score in point.scores.values()]
+    return Group(record=record, examples=examples, direction=-1 if directions[:1] == ["lower"] else 1, pooled=pooled)
+
+
+def _from_references(
+    points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str, pooled: SeedSpread | None
+) -> dict[str, Any] | None:
+    """Return the difference of points from their references as JSON values; None if there is no pair of results."""
+    pairs = []
+    for point in points:
+        other = by_id.get(point.reference or "")
+        mine, base = _examples(point, split), None if other is None else _examples(other, split)
+        if mine is not None and base is not None and len(mine) == len(base):
+            pairs.append((mine, base))
+    if not pairs:
+        return None
+    return seed_difference([mine for mine, _ in pairs], [base for _, base in pairs], pooled=pooled).to_dict()
+
+
+def _examples(point: PointRecord, split: str) -> NDArray | None:
+    """Return the (n,) scores of each example of a point; None if there are none."""
+    score = point.scores.get(split)
+    return None if score is None else unpacked(score.per_example, score.num_examples, "per_example")
+
+
+def _spread(values: Sequence[tuple[float | None, str | None]], why: str | None) -> Spread:
+    numbers = [value for value, _ in values if value is not None]
+    if len(numbers) < len(values) or not values:
+        return Spread(mean=None, reason=next((reason for value, reason in values if value is None), why))
+    return Spread(
+        mean=statistics.fmean(numbers),
+        std=statistics.stdev(numbers) if len(numbers) > 1 else None,
+        low=min(numbers),
+        high=max(numbers),
+    )
+
+
+def front_of(groups: Sequence[Group], cost: str, split: str) -> Front:
+    """Return the Pareto front of the mean score on a split against one mean cost.
+
+    Args:
+        groups: The groups.
+        cost: The name of the cost.
+        split: The split of the scores.
+    """
+    left_out: dict[str, str] = {}
+    compared: list[tuple[Group, float, float]] = []
+    for group in groups:
+        spread, value = group.record.costs.get(cost), group.value(split)
+        if spread is None or spread.mean is None:
+            left_out[group.record.group] = (spread.reason if spread else None) or _why_missing(group) or f"no {cost}"
+        elif value is None:
+            score = group.record.scores.get(split)
+            left_out[group.record.group] = (score.reason if score else None) or f"no score on {split}"
+        else:
+            compared.append((group, spread.mean, value))
+    if not compared:
+        reason = next(iter(left_out.values()), "there are no points")
+        return Front(cost=cost, split=split, members=(), possible={}, left_out=left_out, reason=reason)
+    chosen = pareto_front([price for _, price, _ in compared], [value for _, _, value in compared])
+    steps = len(chosen) - 1
+    members = [
+        _member(compared, index, compared[before][0] if before is not None else None, steps, split)
+        for before, index in zip([None, *chosen], chosen, strict=False)
+    ]
+    return Front(
+        cost=cost,
+        split=split,
+        members=tuple(members),
+        possible=_possible(compared, chosen, split),
+        left_out=left_out,
+    )
+
+
+def _why_missing(group: Group) -> str | None:
+    return next(iter(group.record.missing.values()), None)
+
+
+def _member(
+    compared: Sequence[tuple[Group, float, float]], index: int, before: Group | None, steps: int, split: str
+) -> FrontMember:
+    group, price, value = compared[index]
+    gain = None if before is None else group.minus(before, split, steps)
+    cheaper = [other for other, cost, _ in compared if cost <= price and other is not group]
+    noise = []
+    for other in cheaper:
+        difference = group.minus(other, split, len(cheaper))
+        if difference is not None and difference.is_noise is not False:
+            noise.append(other.record.group)
+    return FrontMember(
+        group=group.record.group,
+        cost=price,
+        score=group.direction * value,
+        gain=None if gain is None else gain.to_dict(),
+        within_noise=tuple(noise),
+    )
+
+
+def _possible(
+    compared: Sequence[tuple[Group, float, float]], chosen: Sequence[int], split: str
+) -> dict[str, dict[str, Any]]:
+    """Return the dominated groups that cannot be told apart from the best member that costs at most as much."""
+    results = {}
+    dominated = [index for index in range(len(compared)) if index not in chosen]
+    for index in dominated:
+        group, price, _ = compared[index]
+        affordable = [member for member in chosen if compared[member][1] <= price]
+        member = max(affordable, key=lambda each: compared[each][2])
+        difference = group.minus(compared[member][0], split, len(dominated))
+        if difference is not None and difference.is_noise is not False:
+            results[group.record.group] = {
+                "member": compared[member][0].record.group,
+                "difference": difference.to_dict(),
+            }
+    return results
+
+
+# Field of the budget -> the cost that it bounds.
+BOUNDED = {
+    "max_model_bytes": "model_bytes",
+    "max_gzip_bytes": "gzip_bytes",
+    "max_arena_bytes": "arena_bytes",
+    "max_instructions": "instructions",
+    "max_latency_ms": "latency_ms",
+}
+
+
+def bounds_of(budget: SweepBudgetConfig) -> dict[str, float]:
+    """Return the bounds on points that are set: field of the budget -> bound."""
+    values = {name: getattr(budget, name) for name in (*BOUNDED, "max_accuracy_drop")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def missed_bounds(
+    group: Group, bounds: Mapping[str, float], split: str, reference: Callable[[Group], float | None]
+) -> tuple[str, ...]:
+    """Return the bounds that a group misses, as sentences; a missing number misses its bound.
+
+    A cost is that of the most expensive seed; the drop is that of the mean score.
+
+    Args:
+        group: The group.
+        bounds: The result of `bounds_of`.
+        split: The split that chooses.
+        reference: (group) -> the mean score of its reference on that split, in the direction of `Group.value`.
+    """
+    results = []
+    for name, bound in bounds.items():
+        if name == "max_accuracy_drop":
+            value, base = group.value(split), reference(group)
+            if value is None or base is None:
+                results.append(f"{name}: no score on {split} to compare with the reference")
+            elif base - value > bound + ROUNDING:
+                results.append(f"{name}: {base - value:.4f} below the reference on {split}, at most {bound:g} allowed")
+            continue
+        spread = group.record.costs.get(BOUNDED[name])
+        if spread is None or spread.high is None:
+            reason = (spread.reason if spread else None) or _why_missing(group) or "it was not measured"
+            results.append(f"{name}: no {BOUNDED[name]}: {reason}")
+        elif spread.high > bound + ROUNDING:
+            results.append(f"{name}: {spread.high:,.6g}, at most {bound:,.6g} allowed")
+    return tuple(results)

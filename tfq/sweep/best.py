@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best group of a sweep within its budget, and the sentence that says by how much more than noise."""
+
+from collections.abc import Mapping, Sequence
+
+from tfq.config.sweep import SweepBudgetConfig
+from tfq.evaluation.record import score_text
+from tfq.sweep.analysis import BOUNDED, Group, bounds_of, missed_bounds
+from tfq.sweep.record import Best, PointRecord
+from tfq.sweep.statistics import SeedDifference
+
+
+def best_of(
+    groups: Sequence[Group],
+    budget: SweepBudgetConfig,
+    *,
+    chosen_on: str,
+    reported_on: str,
+    references: Mapping[str, Group],
+    points: Sequence[PointRecord],
+) -> Best:
+    """Return the best group within the budget: chosen on one split, compared with the others on another one.
+
+    Args:
+        groups: The groups.
+        budget: The bounds.
+        chosen_on: The split whose mean score chooses.
+        reported_on: The split of the scores and intervals of the result.
+        references: Group -> the group that it is compared with, for max_accuracy_drop.
+        points: The points, for the unit of the metric.
+    """
+    bounds = bounds_of(budget)
+
+    def reference(group: Group) -> float | None:
+        other = references.get(group.record.group)
+        return None if other is None else other.value(chosen_on)
+
+    missed = {group.record.group: missed_bounds(group, bounds, chosen_on, reference) for group in groups}
+    for group in groups:
+        if group.value(chosen_on) is None:
+            why = next(iter(group.record.missing.values()), f"it has no score on {chosen_on}")
+            missed[group.record.group] = (*missed[group.record.group], f"not compared: {why}")
+    feasible = [group for group in groups if not missed[group.record.group]]
+    failed = {name: sentences for name, sentences in missed.items() if sentences}
+    unit = next((score.unit for point in points for score in point.scores.values()), "fraction")
+    if not feasible:
+        return Best(
+            sentence=_none_sentence(bounds, failed),
+            group=None,
+            chosen_on=chosen_on,
+            reported_on=reported_on,
+            bounds=bounds,
+            score=None,
+            against={},
+            indistinguishable=(),
+            cheapest=None,
+            missed=failed,
+        )
+    # Of groups with equal scores the smallest, then the first of the grid.
+    best = min(feasible, key=lambda group: (-(group.value(chosen_on) or 0.0), _bytes(group)))
+    others = [group for group in feasible if group is not best]
+    against = {group.record.group: best.minus(group, reported_on, len(others)) for group in others}
+    same = tuple(name for name, difference in against.items() if difference is None or difference.is_noise is not False)
+    alike = [best, *(group for group in others if group.record.group in same)]
+    cheapest = min(alike, key=_bytes)
+    score = best.record.scores.get(reported_on)
+    return Best(
+        sentence=_sentence(best, others, against, same, cheapest, bounds, chosen_on, reported_on, unit),
+        group=best.record.group,
+        chosen_on=chosen_on,
+        reported_on=reported_on,
+        bounds=bounds,
+        score=None if score is None else vars(score),
+        against={name: None if item is None else item.to_dict() for name, item in against.items()},
+        indistinguishable=same,
+        cheapest=cheapest.record.group,
+        missed=failed,
+    )
+
+
+def _bytes(group: Group) -> float:
+    spread = group.record.costs.get("model_bytes")
+    return float("inf") if spread is None or spread.mean is None else spread.mean
+
+
+def _budget_text(bounds: Mapping[str, float]) -> str:
+    if not bounds:
+        return "Without bounds"
+    names = [
+        f"{BOUNDED.get(name, 'accuracy drop').replace('_', ' ')} <= {bound:,.6g}" for name, bound in bounds.items()
+    ]
+    return f"Within the budget ({', '.join(names)})"
+
+
+def _none_sentence(bounds: Mapping[str, float], failed: Mapping[str, Sequence[str]]) -> str:
+    if not failed:
+        return "There are no points to choose from."
+    closest = min(failed, key=lambda name: len(failed[name]))
+    return (
+        f"{_budget_text(bounds)}, no group is left. {closest} misses the fewest bounds: {'; '.join(failed[closest])}."
+    )
+
+
+def _sentence(
+    best: Group,
+    others: Sequence[Group],
+    against: Mapping[str, SeedDifference | None],
+    same: Sequence[str],
+    cheapest: Group,
+    bounds: Mapping[str, float],
+    chosen_on: str,
+    reported_on: str,
+    unit: str,
+) -> str:
+    name, spread, count = best.record.group, best.record.scores.get(reported_on), len(best.record.seeds)
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
+    value = score_text(unit, spread.mean) if spread is not None else None
+    start = f"{_budget_text(bounds)}, {name} is best on {chosen_on}"
+    start += f", with {value} on {reported_on} (mean of {seeds})." if value else f" ({seeds})."
+    if not others:
+        return f"{start} No other group meets the bounds."
+    signed = {name: best.direction * item.difference for name, item in against.items() if item is not None}
+    ahead = [name for name in signed if name not in same and signed[name] < 0]
+    if ahead:
+        leader = min(ahead, key=lambda name: signed[name])
+        return (
+            f"{start} But {leader} is better on {reported_on}: the difference of {name} is "
+            f"{_difference_text(against[leader], unit)}, more than noise. Choose on more examples."
+        )
+    if not same:
+        runner_up = min(signed, key=lambda name: signed[name])
+        return (
+            f"{start} It is better than {'the only' if len(others) == 1 else 'each'} other group by more than noise: "
+            f"the closest is {runner_up}, with a difference of {_difference_text(against[runner_up], unit)}."
+        )
+    return f"{start} {_same_text(best, same, cheapest, len(others))}"
+
+
+def _same_text(best: Group, same: Sequence[str], cheapest: Group, others: int) -> str:
+    """Return the sentences about groups that cannot be told apart from the best one."""
+    listed = ", ".join(same[:_LISTED]) + (f" and {len(same) - _LISTED} more" if len(same) > _LISTED else "")
+    which = "the only other group" if others == 1 else f"{len(same)} of {others} other groups"
+    smallest = (
+        "It is also the smallest of these."
+        if cheapest is best
+        else f"The smallest of these is {cheapest.record.group}, with {_bytes(cheapest):,.0f} instead of "
+        f"{_bytes(best):,.0f} bytes."
+    )
+    return (
+        f"It is not better than {which} by more than noise ({listed}): the 95% interval of each of these differences "
+        f"contains 0, together for {others} comparison{'' if others == 1 else 's'}. {smallest}"
+    )
+
+
+_LISTED = 4
+
+
+def _difference_text(difference: SeedDifference | None, unit: str) -> str:
+    """Return "+0.62 points (95% interval +0.31 to +0.93, together for 5 comparisons)"."""
+    assert difference is not None and difference.low is not None and difference.high is not None
+    scale, word = (100, " points") if unit == "fraction" else (1, "")
+    value, low, high = (scale * number for number in (difference.difference, difference.low, difference.high))
+    count = difference.comparisons
+    together = f"together for {count} comparison{'' if count == 1 else 's'}"
+    return f"{value:+.2f}{word} (95% interval {low:+.2f} to {high:+.2f}, {together})"
