@@ -23,7 +23,11 @@ class DataConfig(Config):
     scale: float = setting(1.0, "factor applied to every input value: the model receives x * scale + offset")
     offset: float = setting(0.0, "added to every input value after scaling")
     image_key: str = setting("image", "key of the encoded image in a TFRecord Example")
-    label_key: str = setting("label", "key of the integer label in a TFRecord Example; empty if there are no labels")
+    label_key: str = setting(
+        "label",
+        "key of the integer label in a TFRecord Example, or the column of the labels in a CSV table; empty if there "
+        "are no labels",
+    )
     max_memory_mb: int = setting(
         2048, "megabytes that a split may use in memory; a larger split is streamed", minimum=1
     )

@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source `csv:PATH`: a table of numbers with a header, one example in each row.
+
+Source of the format: RFC 4180, with the delimiter of the header: comma, semicolon or tab.
+"""
+
+import csv
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tfq.artifacts import open_file, shown
+from tfq.config import DataConfig
+from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hold_out_val
+from tfq.data.split import UNNAMED, MissingSplitError
+from tfq.errors import InputError
+from tfq.registry import register
+
+# The column that says which split a row of a single file belongs to.
+SPLIT_COLUMN = "split"
+_SPLITS = ("train", "val", "test")
+_DELIMITERS = (",", ";", "\t")
+_EXPECTED = "a CSV table with a header"
+# Rows between two known positions of the file.
+_STEP = 4096
+# Longer lines are refused before they are parsed.
+_MAX_LINE_BYTES = 1 << 24
+_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The columns of a table.
+
+    Attributes:
+        path: The file.
+        delimiter: What separates the fields.
+        names: All columns in order.
+        features: The indices of the columns that are inputs.
+        label: The index of the column of the labels; None if there is none.
+        split: The index of the column `split`; None if there is none.
+        start: The position of the first row in the file, in bytes.
+    """
+
+    path: Path
+    delimiter: str
+    names: tuple[str, ...]
+    features: tuple[int, ...]
+    label: int | None
+    split: int | None
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table: its fields, the number of its (last) line from 1, and the position after it in bytes."""
+
+    fields: list[str]
+    line: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What one pass over a file finds.
+
+    Attributes:
+        header: The columns.
+        counts: Split -> its number of rows; "" in a file without the column `split`.
+        marks: Split -> (position in bytes, number of the line before it) of every `_STEP`-th row.
+        are_numbers: Whether all labels are finite numbers.
+        are_classes: Whether all labels are integers >= 0.
+    """
+
+    header: Header
+    counts: dict[str, int]
+    marks: dict[str, list[tuple[int, int]]]
+    are_numbers: bool
+    are_classes: bool
+
+
+def read_header(path: Path, label: str) -> Header:
+    """Return the columns of a table.
+
+    Args:
+        path: The file.
+        label: `data.label_key`: the column of the labels; "" if there are none.
+
+    Raises:
+        InputError: The file is empty, has no header, or names a column twice.
+    """
+    with open_file(path, _EXPECTED, field="data.source") as file:
+        line = file.readline(_MAX_LINE_BYTES)
+        start = file.tell()
+    text = _decoded(line, path, 1).lstrip("\ufeff")
+    delimiter = max(_DELIMITERS, key=text.count)
+    names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+    if not any(names):
+        raise _error(path, 1, "the file is empty, or its first line is", expected="a header with the names of columns")
+    numbers = [name for name in names if _number(name) is not None]
+    if len(numbers) == len(names):
+        raise _error(
+            path,
+            1,
+            f"the first line has only numbers ({', '.join(numbers[:3])} ...)",
+            expected="a header with the names of the columns: add one",
+        )
+    doubled = next((name for name in names if names.count(name) > 1 or not name), None)
+    if doubled is not None:
+        raise _error(path, 1, f"the column {doubled!r} has no name or occurs twice", expected="different names")
+    places = {name: index for index, name in enumerate(names)}
+    label_place, split_place = places.get(label) if label else None, places.get(SPLIT_COLUMN)
+    features = tuple(index for index in range(len(names)) if index not in (label_place, split_place))
+    if not features:
+        raise _error(path, 1, f"there is no column of inputs next to {', '.join(names)}", expected="columns of numbers")
+    return Header(
+        path=path,
+        delimiter=delimiter,
+        names=names,
+        features=features,
+        label=label_place,
+        split=split_place,
+        start=start,
+    )
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    if len(line) >= _MAX_LINE_BYTES:
+        raise _error(path, number, f"the line has more than {_MAX_LINE_BYTES:,} bytes", expected=_EXPECTED)
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _error(path, number, f"the text is not UTF-8 (byte {error.start})", expected="UTF-8") from error
+
+
+def _error(path: Path, line: int, problem: str, *, expected: str, column: str = "") -> InputError:
+    where = f"{shown(str(path))}, line {line}" + (f", column {shown(column)}" if column else "")
+    return InputError(
+        f"{where}: {problem}. Expected {expected}", field="data.source", expected=expected, got=problem, limit="table"
+    )
+
+
+def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
+    """Yield the rows from a position of the file on. Empty lines are skipped.
+
+    Args:
+        header: The columns.
+        position: Where a row starts, in bytes.
+        line: The number of the line before it.
+
+    Raises:
+        InputError: A row has another number of fields, or is no CSV.
+    """
+    path = header.path
+    with open_file(path, _EXPECTED, field="data.source") as file:
+        file.seek(position)
+        place = [position, line]
+
+        def lines() -> Iterator[str]:
+            while content := file.readline(_MAX_LINE_BYTES):
+                place[0] += len(content)
+                place[1] += 1
+                yield _decoded(content, path, place[1])
+
+        reader = csv.reader(lines(), delimiter=header.delimiter, strict=True)
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise _error(path, place[1], f"the line is no CSV ({error})", expected=_EXPECTED) from error
+            if fields is None:
+                return
+            if not fields:
+                continue
+            if len(fields) != len(header.names):
+                raise _error(
+                    path,
+                    place[1],
+                    f"the row has {len(fields)} fields",
+                    expected=f"{len(header.names)}, as in the header",
+                )
+            yield Row(fields=fields, line=place[1], end=place[0])
+
+
+def _number(text: str) -> float | None:
+    """Return the finite number in a field, or None. Python's underscores between digits are no numbers here."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in text else None
+
+
+def features_of(header: Header, row: Row) -> list[float]:
+    """Return the inputs of a row.
+
+    Raises:
+        InputError: A field is missing or no finite number. The message has its line and column.
+    """
+    values = []
+    for index in header.features:
+        value = _number(row.fields[index])
+        if value is None:
+            raise _field_error(header, row, index)
+        values.append(value)
+    return values
+
+
+def _field_error(header: Header, row: Row, index: int) -> InputError:
+    text, column = row.fields[index].strip(), header.names[index]
+    if text.lower() in _MISSING:
+        problem = f"the value is missing ({text!r})" if text else "the value is missing"
+        return _error(
+            header.path, row.line, problem, expected="a number: fill missing values, or remove the row", column=column
+        )
+    advice = "a number: encode categories as numbers, or name the column of the labels in data.label_key"
+    if _number(text.replace(",", ".")) is not None:
+        advice = "a number with a decimal point, not a comma"
+    return _error(header.path, row.line, f"{shown(text)[:40]!r} is no finite number", expected=advice, column=column)
+
+
+def scan(header: Header) -> Table:
+    """Read a whole table once: check every field, count the rows of each split, and find out what the labels are.
+
+    Raises:
+        InputError: A field is missing or no number, or a row's split is unknown.
+    """
+    counts: dict[str, int] = {}
+    marks: dict[str, list[tuple[int, int]]] = {}
+    are_numbers = are_classes = True
+    before = header.start, 1
+    for row in rows_of(header, header.start, 1):
+        features_of(header, row)
+        split = _split_of(header, row)
+        number = counts.get(split, 0)
+        if number % _STEP == 0:
+            marks.setdefault(split, []).append(before)
+        counts[split] = number + 1
+        before = row.end, row.line
+        if header.label is not None:
+            text = row.fields[header.label].strip()
+            is_number = _number(text) is not None
+            if not is_number and text.lower() in _MISSING:
+                raise _field_error(header, row, header.label)
+            are_numbers &= is_number
+            are_classes &= text.isdecimal() and len(text) <= _MOST_DIGITS
+    return Table(header=header, counts=counts, marks=marks, are_numbers=are_numbers, are_classes=are_classes)
+
+
+# A class number of more digits may not fit into int64.
+_MOST_DIGITS = 18
+_MOST_CLASSES = 10_000
+
+
+def _class_names(headers: Iterable[Header]) -> tuple[str, ...]:
+    """Return the different labels of tables, sorted.
+
+    Raises:
+        InputError: There are too many to be the names of classes.
+    """
+    names: set[str] = set()
+    for header in headers:
+        assert header.label is not None
+        for row in rows_of(header, header.start, 1):
+            names.add(row.fields[header.label].strip())
+            if len(names) > _MOST_CLASSES:
+                raise _error(
+                    header.path,
+                    row.line,
+                    f"there are more than {_MOST_CLASSES:,} different labels that are no numbers",
+                    expected="numbers, or the names of classes",
+                    column=header.names[header.label],
+                )
+    return tuple(sorted(names))
+
+
+def _split_of(header: Header, row: Row) -> str:
+    if header.split is None:
+        return ""
+    text = row.fields[header.split].strip().lower()
+    if text not in _SPLITS:
+        raise _error(
+            header.path,
+            row.line,
+            f"the split is {shown(text)[:40]!r}",
+            expected="train, val or test",
+            column=SPLIT_COLUMN,
+        )
+    return text
+
+
+def _examples(table: Table, split: str, label_of: Callable[[str], float] | None, dtype: DTypeLike) -> Examples:
+    """Return the examples of a split of a table: {"x": float32 (n, features)}, and labels.
+
+    Args:
+        table: The table.
+        split: The split; "" in a file without the column `split`.
+        label_of: Text of a label -> its number; None without labels.
+        dtype: The type of the labels.
+    """
+    header = table.header
+
+    def rows_from(first: int) -> Iterator[Row]:
+        position, line = table.marks[split][first // _STEP]
+        rows = (row for row in rows_of(header, position, line) if _split_of(header, row) == split)
+        return itertools.islice(rows, first % _STEP, None)
+
+    def read(start: int, stop: int) -> Iterator[Piece]:
+        rows = rows_from(start)
+        for first in range(start, stop, _STEP):
+            chosen = list(itertools.islice(rows, min(_STEP, stop - first)))
+            inputs = np.array([features_of(header, row) for row in chosen], np.float64)
+            labels: NDArray | None = None
+            if label_of is not None and header.label is not None:
+                labels = np.array([label_of(row.fields[header.label].strip()) for row in chosen], dtype)
+            yield Piece(inputs={UNNAMED: _float32(inputs.reshape(-1, len(header.features)), header)}, labels=labels)
+
+    return Examples(num_examples=table.counts[split], read=read)
+
+
+def _float32(values: NDArray[np.float64], header: Header) -> NDArray[np.float32]:
+    largest = np.abs(values).max(axis=0, initial=0)
+    if (largest > np.finfo(np.float32).max).any():
+        column = header.names[header.features[int(largest.argmax())]]
+        raise InputError(
+            f"{shown(str(header.path))}, column {shown(column)}: {largest.max():g} is too large for float32. Scale the "
+            "column",
+            field="data.source",
+            expected="at most 3.4e38",
+            got=float(largest.max()),
+        )
+    return values.astype(np.float32)
+
+
+def _files(address: str) -> dict[str, Path]:
+    """Return {split: file} of a folder with train.csv, val.csv and test.csv; {"": file} for a file.
+
+    Raises:
+        InputError: There is no such file or folder, or the folder has no such file.
+    """
+    if not address:
+        raise InputError(
+            "data.source=csv has no path: expected csv:PATH, a table or a folder with train.csv, val.csv and test.csv",
+            field="data.source",
+            expected="csv:PATH",
+            got="csv",
+        )
+    path = Path(os.path.expanduser(address))
+    if not path.is_dir():
+        return {"": path}
+    found = {split: path / f"{split}.csv" for split in _SPLITS if (path / f"{split}.csv").is_file()}
+    if not found:
+        raise InputError(
+            f"{shown(address)} contains none of train.csv, val.csv and test.csv",
+            field="data.source",
+            expected="train.csv, val.csv, test.csv",
+            got=address,
+        )
+    return found
+
+
+def read_csv(address: str, config: DataConfig, split: str) -> Examples:
+    """Return a split of a table or of a folder of tables, in the order of the rows.
+
+    All columns except the label (`data.label_key`) and `split` are inputs, in their order. Without val, the last tenth
+    of train is val. A single file without the column `split` is the test split.
+
+    Raises:
+        MissingSplitError: There is no such split.
+        InputError: A table is damaged, a value is missing or no number, or the tables of a folder differ in columns.
+    """
+    files = _files(address)
+    headers = {name: read_header(path, config.label_key) for name, path in files.items()}
+    _check_same_columns(headers)
+    tables = {name: scan(header) for name, header in headers.items()}
+    by_split = {name or own or "test": (table, own) for name, table in tables.items() for own in table.counts}
+    stored_in = "train" if split == "val" and "val" not in by_split else split
+    if stored_in not in by_split:
+        advice = "" if "" not in files else f". A column {SPLIT_COLUMN!r} with train, val or test for each row adds it"
+        raise MissingSplitError(
+            f"{shown(address)} has no {split} split: it has {', '.join(sorted(by_split)) or 'no rows'}{advice}",
+            field="split",
+            expected=tuple(sorted(by_split)),
+            got=split,
+        )
+    table, own = by_split[stored_in]
+    label_of, dtype, class_names = _labels(tables.values())
+    examples = dataclasses.replace(
+        _examples(table, own, label_of, dtype),
+        class_names=class_names,
+        information=_information(table.header, config),
+    )
+    is_held_out = stored_in == "train" and "val" not in by_split
+    return hold_out_val(examples, split, f"csv:{address}") if is_held_out else examples
+
+
+def _labels(
+    tables: Collection[Table],
+) -> tuple[Callable[[str], float] | None, DTypeLike, tuple[str, ...]]:
+    """Return how all tables write labels: text -> number, the type of the numbers, and the names of classes.
+
+    They are class numbers (int64) if all are integers >= 0, else numbers (float32) if all are numbers, else the names
+    of classes, numbered (int64) in sorted order.
+    """
+    headers = [table.header for table in tables]
+    if headers[0].label is None:
+        return None, np.int64, ()
+    if all(table.are_classes for table in tables):
+        return int, np.int64, ()
+    if all(table.are_numbers for table in tables):
+        return float, np.float32, ()
+    names = _class_names(headers)
+    numbers = {name: number for number, name in enumerate(names)}
+    return numbers.__getitem__, np.int64, names
+
+
+def _information(header: Header, config: DataConfig) -> tuple[str, ...]:
+    if header.label is not None or not config.label_key:
+        return ()
+    return (f"{header.path} has no column {config.label_key!r} (data.label_key), so there are no labels",)
+
+
+def _check_same_columns(headers: dict[str, Header]) -> None:
+    first = next(iter(headers.values()))
+    for header in headers.values():
+        if header.names != first.names:
+            different = sorted(set(header.names) ^ set(first.names)) or ["their order"]
+            raise InputError(
+                f"{shown(str(header.path))} and {shown(str(first.path))} have different columns "
+                f"({', '.join(map(shown, different[:5]))}). Expected the same columns in the same order",
+                field="data.source",
+                expected=first.names,
+                got=header.names,
+            )
+
+
+def _check(address: str, split: str) -> None:
+    for path in _files(address).values():
+        read_header(path, "")
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    files = list(_files(address).values())
+    return [config.label_key, *file_fingerprint(files, files[0].parent)]
+
+
+register(
+    DataSource(
+        name="csv",
+        help="a table of numbers with a header, or a folder with train.csv, val.csv and test.csv; data.label_key is "
+        "the column of the labels, a column split has train, val or test",
+        address="PATH",
+        read=read_csv,
+        fingerprint=_fingerprint,
+        check=_check,
+        looks_like=r"\.csv$",
+    )
+)
