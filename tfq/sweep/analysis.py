@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from tfq.config.sweep import SweepBudgetConfig
 from tfq.evaluation.per_example import unpacked
 from tfq.requirement import ROUNDING
-from tfq.sweep.record import DONE, Front, FrontMember, GroupRecord, PointRecord, Spread
+from tfq.sweep.record import DONE, Cost, Front, FrontMember, GroupRecord, PointRecord, Spread
 from tfq.sweep.statistics import SeedDifference, SeedSpread, pooled_seed_std, seed_difference
 
-NO_SCORES = "the metric has no score of each example"
+_NO_COST = Cost(reason="it was not measured")
 
 
 def pareto_front(costs: ArrayLike, scores: ArrayLike) -> list[int]:
@@ -133,7 +133,9 @@ def _group(
             for split in splits
         },
         costs={
-            name: _spread([(point.costs[name].value, point.costs[name].reason) for point in done], why)
+            name: _spread(
+                [(cost.value, cost.reason) for cost in (point.costs.get(name, _NO_COST) for point in done)], why
+            )
             for name in costs
         },
         differences=differences,

@@ -99,10 +99,12 @@ def _score(chain: Chain, reference: Chain | None, split: str, outcomes: Outcomes
         stored = None if task is None else outcomes.results.get(task.key)
         base, why = (_examples(stored.details), "") if stored is not None else (None, "the reference has no result")
     agreement, agreement_reason = _agreement(mine, base) if base is not None or not why else (None, why)
-    difference, difference_reason = None, why or "the metric has no score of each example"
-    if base is not None and mine is not None and mine.scores is not None and base.scores is not None:
-        if len(mine.scores) == len(base.scores):
-            difference, difference_reason = seed_difference([mine.scores], [base.scores]).to_dict(), ""
+    difference, difference_reason = None, why or f"{metric} is not a mean over the examples"
+    own = None if mine is None else mine.scores.get(metric)
+    theirs = None if base is None else base.scores.get(metric)
+    if own is not None and theirs is not None:
+        if len(own) == len(theirs):
+            difference, difference_reason = seed_difference([own], [theirs]).to_dict(), ""
         else:
             difference_reason = "the reference was evaluated on other examples"
     interval = facts.get("interval")
@@ -119,7 +121,7 @@ def _score(chain: Chain, reference: Chain | None, split: str, outcomes: Outcomes
         agreement_reason=agreement_reason,
         difference=difference,
         difference_reason=difference_reason or None,
-        per_example=None if mine is None or mine.scores is None else packed(mine.scores),
+        per_example=None if own is None else packed(own),
     )
 
 

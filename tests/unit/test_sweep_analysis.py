@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fronts and the best group of a sweep, compared with brute force."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfq.config import SweepBudgetConfig
+from tfq.evaluation.per_example import packed
+from tfq.sweep import best_of, front_of, groups_of, pareto_front
+from tfq.sweep.analysis import missed_bounds
+from tfq.sweep.record import Cost, PointRecord, SplitScore
+
+COSTS = ("model_bytes", "gzip_bytes", "arena_bytes")
+
+
+def score(correct, **changes):
+    values = {
+        "metric": "top1", "unit": "fraction", "direction": "higher", "value": float(np.mean(correct)), "reason": None,
+        "interval": None, "num_examples": len(correct), "scores": {}, "agreement": None, "agreement_reason": "",
+        "difference": None, "difference_reason": "", "per_example": packed(correct),
+    }  # fmt: skip
+    return SplitScore(**{**values, **changes})
+
+
+def point(group, seed, correct, costs, reference=None, **changes):
+    """Return a point with the same answers on both splits."""
+    values = {
+        "id": f"{group}/seed{seed}", "group": group, "axes": {"name": group}, "seed": seed, "status": "done",
+        "reference": reference, "scores": {split: score(correct) for split in ("val", "test")},
+        "costs": {name: Cost(value=value, how="measured") for name, value in zip(COSTS, costs, strict=False)},
+    }  # fmt: skip
+    return PointRecord(**{**values, **changes})
+
+
+def random_sweep(seed, num_groups=9, num_seeds=2, count=200):
+    rng = np.random.default_rng(seed)
+    easy = rng.random(count)
+    return [
+        point(f"g{group}", number, easy < chance + rng.normal(scale=0.02), costs)
+        for group in range(num_groups)
+        for chance, costs in [(rng.uniform(0.6, 0.9), (rng.integers(1, 5, size=3) * 1000).tolist())]
+        for number in range(num_seeds)
+    ]
+
+
+def means(points, read):
+    values = {}
+    for each in points:
+        values.setdefault(each.group, []).append(read(each))
+    return {group: np.mean(each) for group, each in values.items()}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_front_is_what_no_point_dominates(seed):
+    rng = np.random.default_rng(seed)
+    costs, scores = rng.integers(0, 6, size=(2, 25))
+    expected = [
+        this
+        for this in range(25)
+        if not any(
+            costs[other] <= costs[this]
+            and scores[other] >= scores[this]
+            and (costs[other] < costs[this] or scores[other] > scores[this])
+            for other in range(25)
+        )
+    ]
+    members = pareto_front(costs, scores)
+    assert sorted(members) == expected
+    assert sorted(costs[members]) == list(costs[members])
+
+
+def test_a_metric_where_lower_is_better_has_the_mirrored_front():
+    points = random_sweep(0)
+    mirrored = [
+        dataclasses.replace(
+            each, scores={"val": score(~np.ones(4, bool), direction="lower", value=-each.scores["val"].value)}
+        )
+        for each in points
+    ]
+    front = front_of(groups_of(mirrored), "model_bytes", "val")
+    assert [each.group for each in front.members] == [
+        each.group for each in front_of(groups_of(points), "model_bytes", "val").members
+    ]
+    assert front.members[0].score < 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_front_of_groups_is_that_of_their_means(seed):
+    points = random_sweep(seed)
+    values, costs = (
+        means(points, lambda each: each.scores["val"].value),
+        means(points, lambda each: each.costs["gzip_bytes"].value),
+    )
+    front = front_of(groups_of(points), "gzip_bytes", "val")
+    names = list(values)
+    expected = pareto_front([costs[name] for name in names], [values[name] for name in names])
+    assert [member.group for member in front.members] == [names[index] for index in expected]
+    assert not set(front.possible) & {member.group for member in front.members}
+
+
+def test_equal_models_are_within_noise_and_different_ones_are_not():
+    easy = np.random.default_rng(0).random(2000)
+    points = [
+        each
+        for seed in (0, 1)
+        for each in (
+            point("small", seed, easy < 0.7, (1000,)),
+            point("twin", seed, (easy < 0.7) ^ (np.arange(2000) == 5), (2000,)),
+            point("large", seed, easy < 0.8, (3000,)),
+        )
+    ]
+    front = front_of(groups_of(points), "model_bytes", "val")
+    (large,) = (member for member in front.members if member.group == "large")
+    assert large.within_noise == () and large.gain["low"] > 0
+    twins = {member.group: member.within_noise for member in front.members} | {
+        name: (item["member"],) for name, item in front.possible.items()
+    }
+    assert twins["twin"] == ("small",)
+
+
+def test_a_group_without_a_cost_is_left_out_with_its_reason():
+    points = random_sweep(1, num_groups=3)
+    points[0] = dataclasses.replace(points[0], costs={"model_bytes": Cost(reason="not installed")})
+    front = front_of(groups_of(points), "model_bytes", "val")
+    assert front.left_out == {"g0": "not installed"}
+
+
+BUDGETS = (
+    {}, {"max_model_bytes": 2000}, {"max_model_bytes": 3000, "max_gzip_bytes": 2000}, {"max_accuracy_drop": 0.05},
+    {"max_arena_bytes": 1000, "max_accuracy_drop": 0.2}, {"max_model_bytes": 0},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", BUDGETS)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_group_is_the_best_of_those_within_all_bounds(bounds, seed):
+    reference = point("float", 0, np.random.default_rng(9).random(200) < 0.85, (9000, 9000, 9000))
+    points = [dataclasses.replace(each, reference=reference.id) for each in random_sweep(seed)]
+    budget = SweepBudgetConfig(**bounds)
+    groups, references = groups_of(points, [reference]), groups_of([reference])
+    best = best_of(
+        groups,
+        budget,
+        chosen_on="val",
+        reported_on="test",
+        references={group.record.group: references[0] for group in groups},
+        points=points,
+    )
+    values = means(points, lambda each: each.scores["val"].value)
+    costs = {name: means(points, lambda each, name=name: each.costs[name].value) for name in COSTS}
+    allowed = [
+        group
+        for group in values
+        if all(costs[name][group] <= bounds.get(f"max_{name}", np.inf) for name in COSTS)
+        and reference.scores["val"].value - values[group] <= bounds.get("max_accuracy_drop", np.inf)
+    ]
+    expected = max(allowed, key=lambda group: (values[group], -costs["model_bytes"][group]), default=None)
+    assert best.group == expected
+    assert set(best.missed) == set(values) - set(allowed)
+    assert set(best.against) == set(allowed) - {expected}
+    for other, difference in best.against.items():
+        assert difference["difference"] == pytest.approx(values[expected] - values[other])
+        assert difference["comparisons"] == len(allowed) - 1
+        assert (other in best.indistinguishable) == (difference["low"] <= 0 <= difference["high"])
+    assert (expected or "Within") in best.sentence
+
+
+def test_the_sentence_says_when_nothing_is_within_the_budget():
+    points = random_sweep(0, num_groups=2)
+    best = best_of(
+        groups_of(points), SweepBudgetConfig(max_model_bytes=1), chosen_on="val", reported_on="test", references={},
+        points=points,
+    )  # fmt: skip
+    assert best.group is None and "bytes" in best.sentence and len(best.missed) == 2
+
+
+def test_the_sentence_says_when_another_group_is_better_on_test():
+    easy = np.random.default_rng(0).random(2000)
+    points = [
+        dataclasses.replace(
+            point(name, 0, easy < 0.5, (1000,)),
+            scores={"val": score(easy[:100] < val), "test": score(easy < test)},
+        )
+        for name, val, test in (("lucky", 0.9, 0.6), ("good", 0.8, 0.8))
+    ]
+    best = best_of(
+        groups_of(points), SweepBudgetConfig(), chosen_on="val", reported_on="test", references={}, points=points
+    )
+    assert best.group == "lucky" and "good is better on test" in best.sentence
+
+
+def test_a_bound_on_a_cost_that_was_not_measured_is_missed():
+    (group,) = groups_of([point("g", 0, np.ones(10, bool), (1000,))])
+    missed = missed_bounds(group, {"max_instructions": 10.0}, "val", lambda group: None)
+    assert len(missed) == 1 and "instructions" in missed[0]
