@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.conversion import convert_model
     from tfq.conversion import trace as trace
     from tfq.data import load_split as load_split
+    from tfq.data import stratified as stratified
     from tfq.deploy import add_metadata as add_metadata
     from tfq.deploy import export_bundle as export_bundle
     from tfq.evaluation import audit_and_run

@@ -33,7 +33,8 @@ def raised(call):
 def test_conversion_calibrates_on_all_training_examples(source, request):
     config = RunConfig(model=str(request.config.rootpath / FLOAT), data=source)
     (_, details), messages = raised(lambda: workflows.convert(workflows.load(config), config))
-    assert details["representative_dataset"] == {"split": "train", "examples": 50}
+    assert details["representative_dataset"]["split"] == "train"
+    assert details["representative_dataset"]["examples"] == 50
     assert details["data_notes"] == [] and not [message for message in messages if "val" in message.split()]
 
 

@@ -79,6 +79,12 @@ class ConversionConfig(Config):
         "", "data type of the model's outputs; empty is the default of the scheme", choices=IO_TYPES
     )
     num_calibration_samples: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
+    sampling: str = setting(
+        "first",
+        "which samples of the data calibrate: first (the first num_calibration_samples), or by_class (equally many of "
+        "each class, as far as there are; the data needs class labels, and all of it is read)",
+        choices=("first", "by_class"),
+    )
     calibration: CalibrationConfig = section(CalibrationConfig, "calibration of activation ranges")
     float_layers: tuple[str, ...] = setting(
         (),

@@ -52,8 +52,8 @@ from tfq.conversion.targeting import (
 from tfq.conversion.tracing import Trace, trace_for, traced_again
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
-from tfq.data import data_of_main_subgraph
-from tfq.errors import InputError
+from tfq.data import as_split, data_of_main_subgraph, stratified
+from tfq.errors import InputError, warn
 from tfq.keras_bridge import SavedModel, load_source
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.ptq import calibration
@@ -133,6 +133,10 @@ def convert_with_record(
         VerificationError: The result collapsed, and config.strict is set.
     """
     config = config_for_target(config or ConversionConfig())
+    if representative_dataset is not None and config.sampling == "by_class":
+        representative_dataset = stratified(as_split(representative_dataset), config.num_calibration_samples)
+        for note in representative_dataset.notes:
+            warn(note)
     if config.verify:
         LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
     with contextlib.ExitStack() as stack:

@@ -41,6 +41,7 @@ from tfq.data.split import (
     is_one_hot,
     without_one_hot,
 )
+from tfq.data.stratification import class_counts, stratified
 
 __all__ = [
     "SPLITS",
@@ -62,6 +63,7 @@ __all__ = [
     "check_output_names",
     "check_readable",
     "check_shapes",
+    "class_counts",
     "class_labels",
     "common_batch_size",
     "count_classes",
@@ -89,5 +91,6 @@ __all__ = [
     "sample_shape",
     "shape_fits",
     "source_fingerprint",
+    "stratified",
     "without_one_hot",
 ]

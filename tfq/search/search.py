@@ -13,7 +13,7 @@ from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.backends.scratch import scratch_directory
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
-from tfq.data import AnySplit, as_split, input_specs, representative_samples
+from tfq.data import AnySplit, as_split, input_specs, representative_samples, stratified
 from tfq.errors import TfqError, warn
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
@@ -124,6 +124,11 @@ def find_int8(
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
+    if conversion.sampling == "by_class":
+        training = stratified(training, conversion.num_calibration_samples)
+        for note in training.notes:
+            warn(note)
+        conversion = dataclasses.replace(conversion, sampling="first")
     criterion = choose_criterion(floating, [choosing, testing], config.budget.min_sqnr_db)
     if criterion.note:
         warn(f"search: {criterion.note}")

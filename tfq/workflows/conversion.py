@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert a model with the data of a config, compare the result with a QAT model, and search an int8 conversion."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tfq.workflows.models import (
     load_calibration_split,
     load_split,
     trace_once,
+    with_warnings,
 )
 
 if TYPE_CHECKING:
@@ -47,16 +49,23 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
             traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
         )
     if result is None:
-        dataset = load_calibration_split(config.data, limit=config.conversion.num_calibration_samples)
+        dataset = _calibration_samples(config)
         if not isinstance(traced, bytes):  # converting the graph takes long, so shapes are checked before it
             data.check_shapes(dataset, traced.input_specs)
-        examples = {"split": dataset.name, "examples": dataset.num_examples}
+        examples = {
+            "split": dataset.name,
+            "examples": dataset.num_examples,
+            "sampling": config.conversion.sampling,
+            "classes": data.class_counts(dataset),
+        }
         with progress.stage("checking the calibration data"):
             diagnostics = data.diagnose(dataset, lambda: data.load_calibration_split(config.data))
         for finding in diagnostics.findings:
             warn(finding)
-        sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
-        result = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
+        chosen = f":{dataset.num_examples}" if config.conversion.sampling == "first" else "by class"
+        sha256 = hashes(config, **{f"{dataset.name}[{chosen}]": dataset})
+        conversion = dataclasses.replace(config.conversion, sampling="first")  # of the samples that were chosen
+        result = convert_with_record(traced, dataset, conversion, preprocessing=preprocessing)
     message = recurrent_text(result.recurrent)
     if message:
         progress.note(message)
@@ -76,6 +85,15 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
 def needs_data(config: ConversionConfig) -> bool:
     """Return whether a conversion is calibrated on data, unless the model was trained with fake quantization."""
     return config.needs_ranges and (not config.calibration.ranges or bool(config.techniques or config.int4_layers))
+
+
+def _calibration_samples(config: RunConfig) -> data.AnySplit:
+    """Return the samples of config.data that calibrate a conversion, chosen by conversion.sampling."""
+    count = config.conversion.num_calibration_samples
+    if config.conversion.sampling == "first":
+        return load_calibration_split(config.data, limit=count)
+    everything = data.load_calibration_split(config.data)
+    return with_warnings(data.stratified(everything, count))
 
 
 def _examples(config: RunConfig) -> data.AnySplit | None:
