@@ -14,6 +14,7 @@ from tfq.models.applications import file_stem
 from tfq.models.digits_cnn import build_digits_cnn
 from tfq.models.ds_cnn import build_ds_cnn
 from tfq.models.fc_autoencoder import build_fc_autoencoder
+from tfq.models.grid_detector import build_grid_detector
 from tfq.models.mobilenet_v1_025 import build_mobilenet_v1_025
 from tfq.models.resnet8 import build_resnet8
 from tfq.typing import KerasModel
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., KerasModel]] = {
     "digits_cnn": build_digits_cnn,
     "ds_cnn": build_ds_cnn,
     "fc_autoencoder": build_fc_autoencoder,
+    "grid_detector": build_grid_detector,
     "mobilenet_v1_025": build_mobilenet_v1_025,
     "resnet8": build_resnet8,
 }
@@ -33,6 +35,7 @@ __all__ = [
     "build_digits_cnn",
     "build_ds_cnn",
     "build_fc_autoencoder",
+    "build_grid_detector",
     "build_mobilenet_v1_025",
     "build_resnet8",
     "file_stem",

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 from coco_oracle import class_precision, evaluate, twelve
-from detection_scenes import digit_patches, photo_patches, simulated_detections, varied_scenes, write_coco
+from detection_scenes import digit_patches, make_scene, photo_patches, simulated_detections, varied_scenes, write_coco
+from PIL import Image
 
 import tfq
 from tfq.evaluation.detection.coco import FIGURES, figures
@@ -75,3 +76,62 @@ def test_the_source_returns_images_and_boxes(scenes):
         assert [entry["iscrowd"] for entry in entries] == rows[:, 5].tolist()
         assert [entry["area"] for entry in entries] == rows[:, 6].tolist()
         assert [(entry["category_id"] - 5) / 2 for entry in entries] == rows[:, 0].tolist()
+
+
+def small_scenes(count, channels=3):
+    rng = np.random.default_rng(1)
+    return [make_scene(rng, digit_patches(slice(0, 50)), (40, 48), 2, (10, 20), channels=channels) for _ in range(count)]
+
+
+def load(path, **settings):
+    return tfq.load_split(tfq.DataConfig(source=f"coco:{path}", **settings), "test")
+
+
+def test_images_are_those_that_were_written(tmp_path):
+    scenes = small_scenes(5)
+    split = load(write_coco(scenes, tmp_path))
+    assert np.array_equal(split.inputs["x"], np.stack([scene.image for scene in scenes]))
+    stream = load(tmp_path / "scenes.json", resize=(16, 16), max_memory_mb=1)
+    assert stream.sha256() == load(tmp_path / "scenes.json", resize=(16, 16)).sha256()
+
+
+def test_grayscale_images_get_three_channels_among_color_images(tmp_path):
+    scenes = small_scenes(3)
+    write_coco(scenes, tmp_path)
+    Image.fromarray(scenes[1].image[..., 0]).save(tmp_path / "scenes" / "00001.png")
+    images = load(tmp_path / "scenes.json").inputs["x"]
+    assert np.array_equal(images[1], np.repeat(scenes[1].image[..., :1], 3, axis=2))
+    assert load(write_coco(small_scenes(2, channels=1), tmp_path, "gray")).inputs["x"].shape == (2, 40, 48, 1)
+
+
+def test_images_that_do_not_fit_the_file_are_errors(tmp_path):
+    path = write_coco(small_scenes(3), tmp_path)
+    image = tmp_path / "scenes" / "00002.png"
+    Image.open(image).resize((40, 48)).save(image)
+    with pytest.raises(tfq.InputError) as caught:
+        load(path)
+    assert (caught.value.expected, caught.value.got) == ((40, 48), (48, 40))
+    image.write_bytes(b"no image")
+    with pytest.raises(tfq.InputError, match=r"00002\.png"):
+        load(path)
+    different = [*small_scenes(2), make_scene(np.random.default_rng(0), digit_patches(slice(0, 9)), (50, 50), 1, (9, 9))]
+    with pytest.raises(tfq.InputError) as caught:
+        load(write_coco(different, tmp_path, "different"))
+    assert caught.value.field == "data.resize"
+
+
+def test_a_split_in_the_name_selects_the_file(tmp_path):
+    write_coco(small_scenes(20), tmp_path, "instances_train")
+    write_coco(small_scenes(4), tmp_path, "instances_test")
+    config = tfq.DataConfig(source=f"coco:{tmp_path}/instances_{{split}}.json")
+    assert [tfq.load_split(config, split).num_examples for split in ("train", "val", "test")] == [18, 2, 4]
+
+
+def test_suppression_equals_tensorflow():
+    boxes = np.asarray([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.45], [0.3, 0.3, 0.9, 0.8], [0.6, 0.2, 0.8, 0.4]])
+    scores = np.asarray([0.9, 0.8, 0.8, 0.3])
+    import tensorflow as tf
+
+    for threshold in (0.2, 0.5, 0.95):
+        kept = tf.image.non_max_suppression(boxes, scores, 10, threshold).numpy()
+        assert tfq.non_max_suppression(boxes, scores, iou_threshold=threshold).tolist() == kept.tolist()

@@ -57,7 +57,7 @@ Decoder = Callable[[tuple[NDArray[Any], ...]], Detections]
 def _check_values(boxes: NDArray, scores: NDArray, classes: NDArray) -> None:
     valid = classes >= 0
     if not np.isfinite(boxes[valid]).all() or not np.isfinite(scores[valid]).all() or np.isnan(classes).any():
-        example = int(np.argmax((~np.isfinite(boxes).all(axis=-1) | ~np.isfinite(scores)).any(axis=1)))
+        example = int(np.argmax((valid & ~(np.isfinite(boxes).all(axis=-1) & np.isfinite(scores))).any(axis=1)))
         raise InputError(
             f"the detections of example {example} contain NaN or infinity. Check the model's weights and inputs",
             field="outputs",
