@@ -2,6 +2,7 @@
 """A small single-stage object detector: a box and class scores for each cell of a grid."""
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,11 @@ def build_grid_detector(keras: ModuleType, input_shape: tuple[int, ...] = (64, 6
 
     Input "image": (n, 64, 64, 3) float32, pixels from 0 to 1. Outputs: "boxes" (n, 64, 4), ymin, xmin, ymax, xmax as
     fractions of the image, one for each of the 8x8 cells; and "scores" (n, 64, classes), sigmoid. Overlapping boxes are
-    removed after the model, as `tfq.decode_raw` does and the metric coco_map by itself.
+    removed after the model, as `tfq.decode_raw` does and the metric coco_map by itself. It has 30,286 parameters, of
+    which 1,024 are moving statistics.
 
-    The last steps are part of the model: each cell's center is added to four predicted distances. `grid_targets` makes
-    the labels that it is trained with.
+    The last step is part of the model: each cell's center is added to four predicted distances. `grid_targets` returns
+    the labels that it is trained with, by `box_loss` and `score_loss`.
 
     Source: tfq's own; a cell is responsible for a box as in FCOS (Tian et al. 2019), the blocks are those of MobileNet
     (Howard et al. 2017).
@@ -42,9 +44,7 @@ def build_grid_detector(keras: ModuleType, input_shape: tuple[int, ...] = (64, 6
         return layers.ReLU(6.0, name=f"{layer.name}_relu")(x)
 
     def block(x: KerasTensor, name: str, filters: int, strides: int = 1) -> KerasTensor:
-        depthwise = layers.DepthwiseConv2D(
-            3, strides=strides, padding="same", use_bias=False, name=f"{name}_depthwise"
-        )
+        depthwise = layers.DepthwiseConv2D(3, strides=strides, padding="same", use_bias=False, name=f"{name}_depthwise")
         x = unit(x, depthwise)
         return unit(x, layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise"))
 
@@ -63,7 +63,7 @@ def build_grid_detector(keras: ModuleType, input_shape: tuple[int, ...] = (64, 6
     scores = layers.Activation("sigmoid", name="scores")(scores)
     distances = layers.Conv2D(4, 3, padding="same", name="distance_map")(x)
     distances = layers.Reshape((cells, 4), name="distances")(distances)
-    boxes = layers.Identity(name="boxes")(distances + cell_centers(height, width)[None])
+    boxes = layers.Rescaling(1.0, offset=cell_centers(height, width).tolist(), name="boxes")(distances)
     model: KerasModel = keras.Model(image, [boxes, scores], name="grid_detector")
     return model
 
@@ -121,13 +121,18 @@ def box_loss(targets: KerasTensor, boxes: KerasTensor) -> KerasTensor:
     """
     import tensorflow as tf
 
-    expected, is_box = targets[..., :4], targets[..., 4]
-    overlap = tf.nn.relu(tf.minimum(boxes[..., 2:], expected[..., 2:]) - tf.maximum(boxes[..., :2], expected[..., :2]))
+    rows: Any = targets
+    corners: Any = boxes
+    expected, is_box = rows[..., :4], rows[..., 4]
+    overlap = tf.nn.relu(
+        tf.minimum(corners[..., 2:], expected[..., 2:]) - tf.maximum(corners[..., :2], expected[..., :2])
+    )
     intersection = tf.reduce_prod(overlap, axis=-1)
-    areas = [tf.reduce_prod(tf.nn.relu(corner[..., 2:4] - corner[..., :2]), axis=-1) for corner in (boxes, expected)]
+    areas = [tf.reduce_prod(tf.nn.relu(corner[..., 2:4] - corner[..., :2]), axis=-1) for corner in (corners, expected)]
     iou = intersection / (areas[0] + areas[1] - intersection + 1e-6)
-    error = 1 - iou + 10 * tf.reduce_mean(tf.abs(boxes - expected), axis=-1)
-    return tf.reduce_sum(error * is_box, axis=-1) / (tf.reduce_sum(is_box, axis=-1) + 1)
+    error = 1 - iou + 10 * tf.reduce_mean(tf.abs(corners - expected), axis=-1)
+    loss: KerasTensor = tf.reduce_sum(error * is_box, axis=-1) / (tf.reduce_sum(is_box, axis=-1) + 1)
+    return loss
 
 
 def score_loss(targets: KerasTensor, scores: KerasTensor) -> KerasTensor:
@@ -142,7 +147,9 @@ def score_loss(targets: KerasTensor, scores: KerasTensor) -> KerasTensor:
     """
     import tensorflow as tf
 
-    scores = tf.clip_by_value(scores, 1e-6, 1 - 1e-6)
-    positive = -0.25 * targets * (1 - scores) ** 2 * tf.math.log(scores)
-    negative = -0.75 * (1 - targets) * scores**2 * tf.math.log(1 - scores)
-    return tf.reduce_sum(positive + negative, axis=[1, 2]) / (tf.reduce_sum(targets, axis=[1, 2]) + 1)
+    is_class: Any = targets
+    predicted = tf.clip_by_value(scores, 1e-6, 1 - 1e-6)
+    positive = -0.25 * is_class * (1 - predicted) ** 2 * tf.math.log(predicted)
+    negative = -0.75 * (1 - is_class) * predicted**2 * tf.math.log(1 - predicted)
+    loss: KerasTensor = tf.reduce_sum(positive + negative, axis=[1, 2]) / (tf.reduce_sum(is_class, axis=[1, 2]) + 1)
+    return loss

@@ -41,9 +41,12 @@ def test_map_equals_pycocotools(scenes):
     for place, name in enumerate(("coco_map", "coco_ap50", "coco_ap75")):
         metric = tfq.registry.get(tfq.Metric, name)
         assert metric.compute(outputs, split.labels) == pytest.approx(oracle.stats[place], abs=1e-6)
-    state = tfq.registry.get(tfq.Metric, "coco_map").state_of(outputs, split.labels)
+    metric = tfq.registry.get(tfq.Metric, "coco_map")
+    state = metric.state_of(outputs, split.labels)
     numbers, values = figures(state)
-    np.testing.assert_allclose(np.nanmean(values[:, :12], axis=0), twelve(oracle), atol=1e-6)
+    table = metric.table_of(state)
+    assert table.rows == ("all", *map(str, numbers))
+    np.testing.assert_allclose(table.values[0, :12], twelve(oracle), atol=1e-6)
     by_class = class_precision(oracle)
     assert list(numbers) == list(by_class)
     np.testing.assert_allclose(values[:, FIGURES.index("AP")], list(by_class.values()), atol=1e-6)
@@ -80,7 +83,9 @@ def test_the_source_returns_images_and_boxes(scenes):
 
 def small_scenes(count, channels=3):
     rng = np.random.default_rng(1)
-    return [make_scene(rng, digit_patches(slice(0, 50)), (40, 48), 2, (10, 20), channels=channels) for _ in range(count)]
+    return [
+        make_scene(rng, digit_patches(slice(0, 50)), (40, 48), 2, (10, 20), channels=channels) for _ in range(count)
+    ]
 
 
 def load(path, **settings):
@@ -114,7 +119,10 @@ def test_images_that_do_not_fit_the_file_are_errors(tmp_path):
     image.write_bytes(b"no image")
     with pytest.raises(tfq.InputError, match=r"00002\.png"):
         load(path)
-    different = [*small_scenes(2), make_scene(np.random.default_rng(0), digit_patches(slice(0, 9)), (50, 50), 1, (9, 9))]
+    different = [
+        *small_scenes(2),
+        make_scene(np.random.default_rng(0), digit_patches(slice(0, 9)), (50, 50), 1, (9, 9)),
+    ]
     with pytest.raises(tfq.InputError) as caught:
         load(write_coco(different, tmp_path, "different"))
     assert caught.value.field == "data.resize"

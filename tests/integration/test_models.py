@@ -28,6 +28,8 @@ PUBLISHED = [
     ("ds_cnn", (49, 10, 1), (12,), 23_756 + 9 * 64 * 2),
     ("fc_autoencoder", (640,), (640,), AUTOENCODER),
 ]
+# Models with several outputs, or one for each position.
+OWN_TESTS = {"grid_detector"}
 
 
 @pytest.mark.parametrize(("name", "shape", "output", "parameters"), PUBLISHED)
@@ -46,7 +48,7 @@ def test_a_model_has_the_shapes_and_parameters_of_its_docstring(kind, name, shap
 
 
 def test_every_model_is_checked_against_a_published_count():
-    assert {name for name, *_ in PUBLISHED} == set(models.MODELS)
+    assert {name for name, *_ in PUBLISHED} | OWN_TESTS == set(models.MODELS)
 
 
 @pytest.mark.parametrize(

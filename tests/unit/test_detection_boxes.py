@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from messages import refused
 
 import tfq
 from tfq.data.box_labels import check_box_labels, pad_boxes
@@ -32,7 +33,9 @@ def op_outputs():
 def labels():
     rng = np.random.default_rng(1)
     rows = [np.column_stack([rng.integers(0, 3, k), random_boxes(rng, k), np.zeros((k, 2))]) for k in range(IMAGES)]
-    return pad_boxes([np.concatenate([row[:, :6], np.full((len(row), 1), 50.0)], axis=1) for row in rows], 6, [(40, 60)] * 6)
+    return pad_boxes(
+        [np.concatenate([row[:, :6], np.full((len(row), 1), 50.0)], axis=1) for row in rows], 6, [(40, 60)] * 6
+    )
 
 
 def test_box_iou_equals_counted_pixels():
@@ -74,7 +77,7 @@ def test_every_order_of_the_detection_op_is_recognized(op_outputs):
     assert (reference.classes >= 0).sum(axis=1).tolist() == op_outputs[3].tolist()
 
 
-def test_classes_and_scores_that_cannot_be_told_apart_are_an_error(op_outputs):
+def test_outputs_that_may_be_classes_or_scores_are_an_error(op_outputs):
     boxes, classes, _, counts = op_outputs
     with pytest.raises(tfq.InputError) as caught:
         convention_of((boxes, classes % 2, 1 - classes % 2, counts))
@@ -93,7 +96,7 @@ def test_boxes_of_another_convention_are_an_error(op_outputs, labels, change, wo
     boxes, *others = op_outputs
     metric = tfq.registry.get(tfq.Metric, "coco_map")
     assert 0 <= metric.compute(op_outputs, labels) <= 1
-    with pytest.raises(tfq.InputError, match=word):
+    with refused(tfq.InputError, field="outputs", word=word):
         metric.compute((change(boxes), *others), labels)
 
 
@@ -116,7 +119,7 @@ def test_four_classes_are_not_taken_for_boxes():
     rng = np.random.default_rng(0)
     boxes, scores = random_boxes(rng, 3, 20), rng.random((3, 20, 4))
     assert convention_of((scores, boxes)) == {"boxes": 1, "scores": 0}
-    with pytest.raises(tfq.InputError, match="function of your own"):
+    with refused(tfq.InputError, got=((3, 20, 4), (3, 20, 4))):
         convention_of((boxes, boxes))
 
 
@@ -130,19 +133,18 @@ def test_unknown_outputs_are_an_error_with_their_shapes(shapes):
 @pytest.mark.parametrize(
     ("place", "value", "word"),
     [
-        ((1, 0, 0), 0.5, "whole number"),
+        ((1, 0, 0), 0.5, "whole"),
         ((1, 0, 3), 320.0, "pixels"),
         ((1, 0, 5), 0.3, "is_crowd"),
         ((1, 0, 1), np.nan, "NaN"),
-        ((1, 0, 8), 0.0, "image size"),
+        ((1, 0, 8), 0.0, "size"),
     ],
 )
 def test_invalid_labels_are_an_error_with_the_example(labels, place, value, word):
     check_box_labels(labels)
     labels[place] = value
-    with pytest.raises(tfq.InputError, match=word) as caught:
+    with refused(tfq.InputError, field="labels[1]", word=word):
         check_box_labels(labels)
-    assert caught.value.field == "labels[1]"
     with pytest.raises(tfq.InputError, match="max_boxes"):
         check_box_labels(labels[:, 0])
 
@@ -180,7 +182,7 @@ def test_labels_without_areas_have_no_figures_by_size(op_outputs, labels):
 
 def test_labels_without_any_box_are_an_error(op_outputs, labels):
     labels[..., 0] = -1
-    with pytest.raises(tfq.InputError, match="no box"):
+    with refused(tfq.InputError, field="labels", got=0):
         tfq.registry.get(tfq.Metric, "coco_map").compute(op_outputs, labels)
 
 

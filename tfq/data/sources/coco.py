@@ -138,8 +138,8 @@ def _images_folder(file: Path, named: str, files: Sequence[str]) -> Path:
             )
         return Path(named)
     stem = file.stem.removeprefix(_PREFIX)
-    beside = [file.parent / name for name in dict.fromkeys(("images", stem, file.stem))]
-    usual = [*beside, file.parent, file.parent.parent / stem, file.parent.parent / "images"]
+    next_to = [file.parent / name for name in dict.fromkeys(("images", stem, file.stem))]
+    usual = [*next_to, file.parent, file.parent.parent / stem, file.parent.parent / "images"]
     for folder in usual:
         if (folder / files[0]).is_file():
             return folder

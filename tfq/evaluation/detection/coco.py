@@ -268,6 +268,23 @@ def figures(state: State) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return data.classes.astype(np.int64), values
 
 
+def mean_figures(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return COCO's figures of all classes together.
+
+    Args:
+        values: (classes, 13), the second result of `figures`.
+
+    Returns:
+        (13,) the means over the classes that have boxes in the area range, NaN if none has; and the sum of the boxes.
+    """
+    is_known = ~np.isnan(values)
+    counts = is_known.sum(axis=0)
+    sums = np.where(is_known, values, 0).sum(axis=0)
+    means = np.divide(sums, counts, out=np.full(len(FIGURES), np.nan), where=counts > 0)
+    means[-1] = sums[-1]
+    return means
+
+
 def weighted_map(state: State, thresholds: slice) -> Callable[[NDArray[np.int64]], float]:
     """Return a function of the images' weights that gives the mean average precision if each occurs so often.
 

@@ -3,6 +3,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 
 from tfq.data.box_labels import check_box_labels
 from tfq.errors import InputError
-from tfq.evaluation.detection.coco import FIGURES, IOU_THRESHOLDS, figures, match
+from tfq.evaluation.detection.coco import FIGURES, IOU_THRESHOLDS, figures, match, mean_figures, weighted_map
 from tfq.evaluation.detection.decoding import EXPECTED, Decoder, Detections, convention_of, decode_outputs_by_shape
-from tfq.evaluation.metric import Contract, Metric, Outputs, State, concatenate_states
+from tfq.evaluation.metric import Contract, Metric, MetricTable, Outputs, State, Weights, concatenate_states
 from tfq.registry import register
 
 Threshold = Literal["mean", "0.5", "0.75"]
 _COLUMN: dict[Threshold, str] = {"mean": "AP", "0.5": "AP50", "0.75": "AP75"}
+_THRESHOLDS: dict[Threshold, slice] = {"mean": slice(None), "0.5": slice(0, 1), "0.75": slice(5, 6)}
 _TITLES: dict[Threshold, str] = {"mean": "COCO mAP", "0.5": "COCO AP50", "0.75": "COCO AP75"}
 LABELS = "(n, max_boxes, 6 or 9): class, ymin, xmin, ymax, xmax, is_crowd, and optionally area and image size"
 # The matches of the outputs that were scored last: several metrics, their intervals and tables need the same ones.
@@ -80,6 +82,9 @@ def detection_metric(
             )
         return float(values[:, column].mean())
 
+    def resampled(outputs: Outputs, labels: NDArray[Any]) -> Callable[[Weights], float]:
+        return weighted_map(_matched(decode, outputs, labels), _THRESHOLDS[iou_threshold])
+
     return Metric(
         name=name,
         help=help
@@ -97,6 +102,20 @@ def detection_metric(
         update=update,
         finish=finish,
         merge=concatenate_states,
+        resampled=resampled,
+        table=_table,
+    )
+
+
+def _table(state: State) -> MetricTable:
+    """Return COCO's figures of all classes together, and of each class."""
+    classes, values = figures(state)
+    return MetricTable(
+        rows=("all", *map(str, classes)),
+        columns=FIGURES,
+        values=np.concatenate([mean_figures(values)[None], values]),
+        unit="score",
+        counts=("boxes",),
     )
 
 

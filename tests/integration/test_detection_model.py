@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector of models/: its shapes, what it is trained with, and the whole way from training to a bundle."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tfq import models
+from tfq.data.box_labels import pad_boxes
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.models.grid_detector import box_loss, cell_centers, grid_targets, score_loss
+
+KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_detector_has_the_shapes_and_parameters_of_its_docstring(kind):
+    model = models.build("grid_detector", KINDS[kind]())
+    statistics = sum(int(np.prod(weight.shape)) for weight in model.non_trainable_weights)
+    numbers = f"{model.count_params():,} parameters, of which {statistics:,} are moving statistics"
+    assert numbers in re.sub(r"\s+", " ", models.build_grid_detector.__doc__)
+    boxes, scores = (np.asarray(output) for output in model(np.zeros((2, 64, 64, 3), "float32")))
+    assert boxes.shape == (2, 64, 4) and scores.shape == (2, 64, 10)
+    assert scores.min() >= 0 and scores.max() <= 1
+
+
+def test_cells_in_the_middle_of_a_box_predict_it():
+    large, small, crowd = [3, 0.0, 0.0, 1.0, 1.0, 0, 9], [5, 0.5, 0.5, 0.6, 0.6, 0, 9], [7, 0, 0, 0.2, 0.2, 1, 9]
+    labels = pad_boxes([np.asarray([small, large, crowd], float), np.zeros((0, 7))], 4, [(64, 64)] * 2)
+    boxes, scores = grid_targets(labels)
+    classes = np.where(scores.any(axis=2), scores.argmax(axis=2), -1)[0].reshape(8, 8)
+    expected = np.full((8, 8), -1)
+    expected[2:6, 2:6] = 3
+    expected[4, 4] = 5
+    assert classes.tolist() == expected.tolist()
+    np.testing.assert_allclose(boxes[0, 4 * 8 + 4], [0.5, 0.5, 0.6, 0.6, 1])
+    assert not boxes[1].any() and not scores[1].any()
+    np.testing.assert_allclose(cell_centers(64, 64)[8 * 4 + 4], np.full(4, 4.5 / 8))
+
+
+def test_losses_are_those_of_their_formulas():
+    rng = np.random.default_rng(0)
+    targets = np.zeros((1, 3, 5), np.float32)
+    targets[0, 1] = [0.2, 0.2, 0.6, 0.6, 1]
+    boxes = np.asarray([[[0, 0, 1, 1], [0.2, 0.2, 0.6, 0.4], [0, 0, 1, 1]]], np.float32)
+    assert float(box_loss(targets, boxes)[0]) == pytest.approx((1 - 0.5 + 10 * 0.2 / 4) / 2, abs=1e-4)
+    classes, scores = np.eye(4, dtype=np.float32)[[[0, 2]]] * [[[1], [0]]], rng.uniform(0.1, 0.9, (1, 2, 4))
+    expected = 0.0
+    for is_class, score in zip(classes.ravel(), scores.ravel(), strict=True):
+        expected += -0.25 * (1 - score) ** 2 * np.log(score) if is_class else -0.75 * score**2 * np.log(1 - score)
+    result = score_loss(classes.astype(np.float32), scores.astype(np.float32))
+    assert float(result[0]) == pytest.approx(expected / 2, rel=1e-5)
