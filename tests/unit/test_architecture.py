@@ -30,7 +30,7 @@ ORDER = [
         "store",
         "executors",
     ),
-    *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis", "comparison"),
+    *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "robustness", "analysis", "comparison"),
     *("keras_bridge", "conversion", "compression", "models"),
     *("deploy", "report", "callbacks", "search", "workflows", "sweep", "cli", "pipelines", "__main__", "__init__"),
 ]

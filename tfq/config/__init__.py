@@ -32,6 +32,7 @@ from tfq.config.evaluation import (
     RequireConfig,
 )
 from tfq.config.export import INPUT_KINDS, TASKS, TOKENIZERS, ExportConfig
+from tfq.config.robustness import RobustnessConfig
 from tfq.config.report import ReportConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
@@ -71,6 +72,7 @@ __all__ = [
     "QATConfig",
     "ReportConfig",
     "RequireConfig",
+    "RobustnessConfig",
     "RunConfig",
     "SearchConfig",
     "StructuredPruningConfig",

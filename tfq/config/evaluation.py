@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
+from tfq.config.robustness import RobustnessConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,18 @@ class RequireConfig(CostRequireConfig):
         minimum=0,
         maximum=1,
     )
+    max_robustness_drop: float | None = setting(
+        None,
+        "largest loss of accuracy by corruption: clean minus the mean over corruptions and severities, as a fraction",
+        minimum=0,
+        maximum=1,
+    )
+    max_robustness_extra_drop: float | None = setting(
+        None,
+        "largest loss of accuracy by corruption in addition to that of the reference, as a fraction",
+        minimum=0,
+        maximum=1,
+    )
     min_same_class: float | None = setting(
         None,
         "lowest fraction of examples with the class that XNNPACK computes, on each backend of the table",
@@ -156,6 +169,7 @@ class EvaluationConfig(Config):
     )
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "timed inferences; 0 measures no latency", minimum=0)
+    robustness: RobustnessConfig = section(RobustnessConfig, "evaluation on corrupted inputs")
     require: RequireConfig = section(RequireConfig, "bounds that must be met")
 
 
