@@ -32,8 +32,8 @@ from tfq.config.evaluation import (
     RequireConfig,
 )
 from tfq.config.export import INPUT_KINDS, TASKS, TOKENIZERS, ExportConfig
-from tfq.config.robustness import RobustnessConfig
 from tfq.config.report import ReportConfig
+from tfq.config.robustness import RobustnessConfig
 from tfq.config.run import RunConfig
 from tfq.config.search import BudgetConfig, SearchConfig
 from tfq.config.sweep import SweepBudgetConfig, SweepConfig

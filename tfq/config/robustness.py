@@ -53,7 +53,7 @@ class RobustnessConfig(Config):
         name = "evaluation.robustness.input_range"
         if self.input_range and (len(self.input_range) != 2 or self.input_range[0] >= self.input_range[1]):
             raise InputError(
-                f"{name} is {','.join(f'{value:g}' for value in self.input_range)}: expected two numbers, lowest,highest",
+                f"{name} is {list(self.input_range)}: expected two numbers, lowest,highest",
                 field=name,
                 expected=("lowest", "highest"),
                 got=self.input_range,

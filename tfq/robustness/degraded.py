@@ -10,6 +10,7 @@ from tfq.data import Split, SplitStream, class_labels
 from tfq.errors import InputError
 from tfq.evaluation.thumbnails import thumbnails, why_no_picture
 from tfq.robustness.corruption import corrupt
+from tfq.robustness.runs import Answers
 
 if TYPE_CHECKING:
     from tfq.robustness.evaluate import _Session
@@ -90,7 +91,8 @@ def _right(session: "_Session") -> dict[str, dict[Any, NDArray[np.bool_]]] | Non
     """Return {model: {condition: (n,) whether each example is right}}, the clean one under None."""
     results: dict[str, dict[Any, NDArray[np.bool_]]] = {}
     for name in session.names:
-        answers = {None: session.clean[name], **{key: value[name] for key, value in session.answers.items()}}
+        answers: dict[Any, Answers] = {None: session.clean[name]}
+        answers |= {key: value[name] for key, value in session.answers.items()}
         if any(item.examples is None or item.examples.dtype.kind != "b" for item in answers.values()):
             return None
         results[name] = {key: np.asarray(item.examples) for key, item in answers.items()}
@@ -117,7 +119,8 @@ def _examples(session: "_Session", indices: list[int]) -> NDArray[Any]:
     if isinstance(data, Split):
         return np.asarray(data.inputs[name][indices])
     assert isinstance(data, SplitStream)
-    results, start = {}, 0
+    results: dict[int, NDArray[Any]] = {}
+    start = 0
     for piece in data.read(0, max(indices) + 1):
         stop = start + piece.num_examples
         results |= {index: np.array(piece.inputs[name][index - start]) for index in indices if start <= index < stop}
@@ -139,5 +142,3 @@ def _truth(labels: NDArray[Any] | None) -> NDArray[np.int64] | None:
 
 def _item(classes: NDArray[Any] | None, place: int) -> int | None:
     return None if classes is None else int(classes[place])
-
-

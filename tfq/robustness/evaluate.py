@@ -2,7 +2,7 @@
 """Evaluate models on the same corrupted inputs."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,14 +110,16 @@ class _Session:
         """Run everything, and return the record."""
         start = time.monotonic()
         with progress.stage("evaluating on clean inputs"):
-            self.clean = self.runner.answers(self.data.pieces())
+            (self.clean,) = self.runner.answers((piece,) for piece in self.data.pieces())
         estimate = self._estimate(time.monotonic() - start)
         title = f"evaluating {len(self.conditions)} corrupted versions of {self.data.num_examples:,} examples"
         progress.note(f"{title} with {len(self.names)} models: about {_duration(estimate)}")
         with progress.stage(title):
-            for corruption, severity in progress.counted(self.conditions, title, "condition"):
-                pieces = corrupted_pieces(self.data, self.inputs, corruption, severity, self.config.robustness.seed)
-                self.answers[corruption.name, severity] = self.runner.answers(pieces)
+            for corruption in progress.counted(corruptions, title, "corruption"):
+                severities = [severity for item, severity in self.conditions if item is corruption]
+                pieces = corrupted_pieces(self.data, self.inputs, corruption, severities, self.config.robustness.seed)
+                for severity, answers in zip(severities, self.runner.answers(pieces), strict=True):
+                    self.answers[corruption.name, severity] = answers
         return self._record(corruptions, skipped, estimate)
 
     def _estimate(self, clean_secs: float) -> float:
@@ -136,9 +138,7 @@ class _Session:
         secs = (time.monotonic() - start) / len(examples)
         return clean_secs * len(self.conditions) + secs * self.data.num_examples
 
-    def _record(
-        self, corruptions: Sequence[Corruption], skipped: dict[str, str], estimate: float
-    ) -> RobustnessRecord:
+    def _record(self, corruptions: Sequence[Corruption], skipped: dict[str, str], estimate: float) -> RobustnessRecord:
         runner, settings, inputs = self.runner, self.config.robustness, self.inputs
         classes, classes_reason = self._classes(corruptions)
         degraded, degraded_reason = degraded_examples(self, settings.degraded_examples)
@@ -229,7 +229,7 @@ class _Session:
         clean = self.clean[model]
         losses = {item.name: self._drops([item], model)[1].value for item in scene}
         known = {name: value for name, value in losses.items() if value is not None}
-        every = [[self._of(item, model) for item in scene] for _ in range(1)][0]
+        every = [self._of(item, model) for item in scene]
         return ModelRobustness(
             model=model,
             clean=_with_interval(clean),

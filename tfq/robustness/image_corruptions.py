@@ -324,9 +324,7 @@ _register(
     ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
 )
-_register(
-    gaussian_blur, "a smooth blur", "standard deviation, pixels", (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1)
-)
+_register(gaussian_blur, "a smooth blur", "standard deviation, pixels", (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1))
 _register(
     fog,
     "a random cloud in front of the scene",
@@ -334,13 +332,9 @@ _register(
     ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),
     ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
 )
-_register(
-    brightness, "more light", "added, of the range", (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)
-)
+_register(brightness, "more light", "added, of the range", (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3))
 _register(contrast, "less contrast", "factor", (0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15))
-_register(
-    jpeg_compression, "artifacts of JPEG", "quality", (25, 18, 15, 10, 7), (80, 65, 58, 50, 40), needs=_PILLOW
-)
+_register(jpeg_compression, "artifacts of JPEG", "quality", (25, 18, 15, 10, 7), (80, 65, 58, 50, 40), needs=_PILLOW)
 _register(
     pixelate,
     "a lower resolution, enlarged again",

@@ -2,7 +2,7 @@
 """Run models on the same inputs, piece by piece, and keep the results of each example."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,14 +110,25 @@ class Runner:
             results[name] = decode_outputs(parsed, self._backend.assess(request).computed_outputs())
         return results
 
-    def answers(self, pieces: Iterator[Split]) -> dict[str, Answers]:
-        """Return the answers of each model on all examples of the pieces, which are read once."""
-        tallies = {name: _Tally() for name in self._parsed}
-        for piece in pieces:
-            outputs = self.run(piece)
-            for name, tally in tallies.items():
-                self._add(tally, outputs[name], outputs.get(self._reference), piece)
-        return {name: self._finished(tally) for name, tally in tallies.items()}
+    def answers(self, groups: Iterable[Sequence[Split]]) -> list[dict[str, Answers]]:
+        """Return the answers of each model for each condition.
+
+        Args:
+            groups: For each piece of the data, its examples under each condition. The conditions of a piece run
+                together, and all are read once.
+        """
+        tallies: list[dict[str, _Tally]] = []
+        for pieces in groups:
+            tallies = tallies or [{name: _Tally() for name in self._parsed} for _ in pieces]
+            outputs = self.run(_joined(pieces))
+            start = 0
+            for piece, of_condition in zip(pieces, tallies, strict=True):
+                stop = start + piece.num_examples
+                parts = {name: tuple(value[start:stop] for value in values) for name, values in outputs.items()}
+                for name, tally in of_condition.items():
+                    self._add(tally, parts[name], parts.get(self._reference), piece)
+                start = stop
+        return [{name: self._finished(tally) for name, tally in item.items()} for item in tallies]
 
     def _add(self, tally: "_Tally", values: Outputs, expected: Outputs | None, piece: Split) -> None:
         tally.count += piece.num_examples
@@ -153,9 +164,7 @@ class Runner:
         )
 
     def _predictions(self, outputs: Outputs, piece: Split) -> Predictions:
-        return predictions_of(
-            outputs, piece, reconstructs=self._reconstructs, metrics=[self.metric], names=self._names
-        )
+        return predictions_of(outputs, piece, reconstructs=self._reconstructs, metrics=[self.metric], names=self._names)
 
     def _calibration_of(self, predictions: Predictions) -> Metric | None:
         """Return the metric of calibration if it accepts these outputs and labels."""
@@ -235,22 +244,28 @@ def _why_unscored(predictions: Predictions, choice: Choice) -> str | None:
 
 
 def corrupted_pieces(
-    data: AnySplit, inputs: Inputs, corruption: Corruption, severity: int, seed: int
-) -> Iterator[Split]:
-    """Yield the pieces of the data with corrupted inputs."""
+    data: AnySplit, inputs: Inputs, corruption: Corruption, severities: Sequence[int], seed: int
+) -> Iterator[list[Split]]:
+    """Yield for each piece of the data its examples with corrupted inputs, at each severity."""
     first = 0
     for piece in data.pieces():
-        changed = corrupt(
-            piece.inputs[inputs.name],
-            corruption,
-            severity,
-            limits=inputs.limits,
-            first=first,
-            seed=seed,
-            parameter_set=inputs.parameter_set,
+        values = piece.inputs[inputs.name]
+        options: dict[str, Any] = {"limits": inputs.limits, "first": first, "seed": seed}
+        changed = (
+            corrupt(values, corruption, severity, parameter_set=inputs.parameter_set, **options)
+            for severity in severities
         )
         first += piece.num_examples
-        yield dataclasses.replace(piece, inputs={inputs.name: changed})
+        yield [dataclasses.replace(piece, inputs={inputs.name: array}) for array in changed]
+
+
+def _joined(pieces: Sequence[Split]) -> Split:
+    """Return the inputs of several pieces, one after the other, without labels."""
+    if len(pieces) == 1:
+        return pieces[0]
+    names = pieces[0].inputs
+    inputs = {name: np.concatenate([piece.inputs[name] for piece in pieces]) for name in names}
+    return dataclasses.replace(pieces[0], inputs=inputs, labels=None)
 
 
 def main_metric(config: EvaluationConfig, metric: Any) -> Metric | None:

@@ -22,7 +22,8 @@ def noise_at_snr(signal: Signal, snr_db: float, draws: Draws, limits: Limits) ->
 
 def gain(signal: Signal, decibels: float, draws: Draws, limits: Limits) -> Signal:
     """Multiply by 10^(decibels / 20), and clip to the limits of the input, as an analog-to-digital converter does."""
-    return np.clip(signal * np.float32(10 ** (decibels / 20)), *np.float32(limits)).astype(np.float32)
+    low, high = limits
+    return np.clip(signal * 10 ** (decibels / 20), low, high).astype(np.float32)
 
 
 def time_shift(signal: Signal, fraction: float, draws: Draws, limits: Limits) -> Signal:
