@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure how the compressed forms of a CIFAR-10 classifier degrade when images are corrupted.
 
-    python benchmarks/robustness_resnet8.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/robustness \\
+    python benchmarks/robustness_resnet8.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
         [--epochs=2] [--learning_rate=1e-3] [--limit=1000] [--seed=0]
 
 Every model starts from the same weights and trains equally long, on the same batches (random flips), so that none is
