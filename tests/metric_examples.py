@@ -25,6 +25,9 @@ def _boxes() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
 
 
 _BOXES = _boxes()
+PROBABILITIES = TIED_SCORES + 1 / 20
+PROBABILITIES = (PROBABILITIES / PROBABILITIES.sum(axis=1, keepdims=True)).astype(np.float32)
+LABELS = _RNG.random((NUM_EXAMPLES, 9)) < 0.3
 EXAMPLES: dict[str, tuple[tuple[np.ndarray, ...], np.ndarray]] = {
     "top1": ((TIED_SCORES,), CLASS_LABELS),
     "top5": ((TIED_SCORES,), CLASS_LABELS),
@@ -33,6 +36,14 @@ EXAMPLES: dict[str, tuple[tuple[np.ndarray, ...], np.ndarray]] = {
         (np.where(np.arange(NUM_EXAMPLES)[:, None] < 30, [[0.3, 0.7]], TIED_SCORES[:, :2] * 8),),
         _RNG.integers(0, 2, NUM_EXAMPLES),
     ),
+    "precision": ((TIED_SCORES,), LABELS),
+    "recall": ((TIED_SCORES,), CLASS_LABELS),
+    "f1": ((TIED_SCORES,), CLASS_LABELS),
+    "pr_auc": ((PROBABILITIES,), CLASS_LABELS),
+    "ece": ((PROBABILITIES,), CLASS_LABELS),
+    "nll": ((TIED_SCORES * 8 - 4,), CLASS_LABELS),
+    "rmse": ((NOISY_VALUES,), VALUES),
+    "r2": ((NOISY_VALUES,), VALUES),
     "mae": ((NOISY_VALUES,), VALUES),
     "pixel_accuracy": ((PIXELS,), MASKS),
     "mean_iou": ((PIXELS.argmax(-1).astype(np.uint8),), MASKS.astype(np.int16)),

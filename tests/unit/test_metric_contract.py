@@ -42,7 +42,7 @@ def test_merged_states_give_the_number_of_the_whole_to_the_bit(name, cuts):
     assert metric.value_of(continued) == whole
     if metric.table is not None:
         tables = [metric.table_of(state) for state in (continued, metric.state_of(outputs, labels))]
-        assert tables[0].to_dict() == tables[1].to_dict()
+        assert len({repr(table and table.to_dict()) for table in tables}) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if as_metric(name).resampled or as_metric(name).examples])

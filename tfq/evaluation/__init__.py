@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 # Importing these modules registers their metrics, in the order of the documentation.
 # isort: off
 import tfq.evaluation.metrics
+import tfq.evaluation.class_metrics
+import tfq.evaluation.ranking_metrics
+import tfq.evaluation.probability_metrics
+import tfq.evaluation.value_metrics
 import tfq.evaluation.position_metrics
 import tfq.evaluation.detection.metrics  # noqa: F401
 
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
         as_metrics,
         concatenate_states,
     )
-    from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
+    from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, top1, topk
     from tfq.evaluation.output_scores import score_outputs
     from tfq.evaluation.paired import latency_percentiles, latency_statistics
     from tfq.evaluation.parity import (
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     )
     from tfq.evaluation.portability import assess_backends, check_backends, chosen_backends
     from tfq.evaluation.portability_record import BackendRow, PortabilityTable
+    from tfq.evaluation.probability_metrics import expected_calibration_error, negative_log_likelihood
+    from tfq.evaluation.ranking_metrics import average_precision, roc_auc
     from tfq.evaluation.record import EvaluationRecord, score_text
     from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
     from tfq.evaluation.requirements import (
@@ -87,6 +93,7 @@ __all__ = [
     "as_metrics",
     "assess_backends",
     "audit_and_run",
+    "average_precision",
     "benchmark_models",
     "benchmark_requirements",
     "check_backends",
@@ -104,6 +111,7 @@ __all__ = [
     "default_metric",
     "digest_of",
     "evaluate_model",
+    "expected_calibration_error",
     "is_class_vector",
     "latency_percentiles",
     "latency_statistics",
@@ -111,6 +119,7 @@ __all__ = [
     "missed_on_backends",
     "missed_requirements",
     "model_names",
+    "negative_log_likelihood",
     "predicted_classes",
     "prepare_inputs",
     "reference_outputs",

@@ -192,9 +192,10 @@ class Metric:
             is the metric; None if there are none. The paired confidence interval of two models has a closed form then.
         resampled: (outputs, labels) -> (weights -> float): prepares once, and returns a function that computes the
             metric as if example i occurred weights[i] times. The result is NaN if the metric is not defined for these
-            weights, such as the ROC AUC of one class. The paired bootstrap of two models needs it if there are no
-            `examples`.
+            weights, such as the ROC AUC of one class. Or it returns None if 1,000 calls would take too long. The paired
+            bootstrap of two models needs it if there are no `examples`.
         table: state -> the figures of each class, or None.
+        note: state -> a sentence about how the number was computed, which records and reports show with it, or None.
         interval: state -> (low, high), the 95% confidence interval of the number, or None.
         default: Whether it is used if none is chosen.
         reported_with: Names of metrics that this one is reported with, if its contract is satisfied.
@@ -213,8 +214,9 @@ class Metric:
     start: Callable[[], State] = dict
     merge: Callable[[State, State], State] = add_states
     examples: Callable[[Outputs, NDArray[Any]], NDArray[Any]] | None = None
-    resampled: Callable[[Outputs, NDArray[Any]], Callable[[Weights], float]] | None = None
+    resampled: Callable[[Outputs, NDArray[Any]], Callable[[Weights], float] | None] | None = None
     table: Callable[[State], MetricTable | None] | None = None
+    note: Callable[[State], str | None] | None = None
     interval: Callable[[State], tuple[float, float] | None] = unknown_interval
     default: bool = False
     reported_with: tuple[str, ...] = ()
@@ -383,6 +385,8 @@ class Metric:
         self.contract.check(chosen, labels)
         if self.resampled is not None:
             measure = self._call(self.resampled, chosen, labels)
+            if measure is None:
+                return None
             return lambda weights: float(self._call(measure, weights))
         if self.examples is None:
             return None
@@ -396,6 +400,14 @@ class Metric:
             InputError: The metric fails.
         """
         return None if self.table is None else self._call(self.table, state)
+
+    def note_of(self, state: State) -> str | None:
+        """Return a sentence about how the number of a state was computed, or None.
+
+        Raises:
+            InputError: The metric fails.
+        """
+        return None if self.note is None else self._call(self.note, state)
 
     def facts(self) -> dict[str, Any]:
         """Return the properties of the metric that records contain, as JSON values."""

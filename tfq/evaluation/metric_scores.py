@@ -18,6 +18,7 @@ from tfq.evaluation.paired import (
 )
 from tfq.evaluation.record import NO_REFERENCE
 
+TOO_LONG = "a bootstrap of {} would take too long for so many examples and output values"
 NOT_RESAMPLED = "{} declares neither `examples` nor `resampled`, one of which a paired interval needs"
 
 
@@ -50,10 +51,12 @@ class MetricScore:
         reference: The number for the reference; None without one.
         difference: The model's number minus the reference's, with its paired interval.
         difference_reason: Why there is none.
+        note: How the number was computed, if that needs to be known.
+        reference_note: The same for the reference.
         table: The figures of each class.
         reference_table: The same for the reference.
         scores: (n,) the score of each example, if the metric is their mean.
-        replicates: The values for the draws of a bootstrap, if the metric is no mean over the examples.
+        replicates: The values for the draws of a bootstrap, if the metric is not a mean over the examples.
     """
 
     metric: Metric
@@ -62,6 +65,8 @@ class MetricScore:
     reference: float | None = None
     difference: PairedDifference | None = None
     difference_reason: str | None = None
+    note: str | None = None
+    reference_note: str | None = None
     table: MetricTable | None = None
     reference_table: MetricTable | None = None
     scores: NDArray | None = None
@@ -82,6 +87,8 @@ class MetricScore:
             "drop": self.drop,
             "difference": None if self.difference is None else self.difference.to_dict(),
             "difference_reason": self.difference_reason,
+            "note": self.note,
+            "reference_note": self.reference_note,
             "table": None if self.table is None else self.table.to_dict(),
             "reference_table": None if self.reference_table is None else self.reference_table.to_dict(),
         }
@@ -89,7 +96,17 @@ class MetricScore:
 
 def missing_facts(metric: Metric, reason: str | None) -> dict[str, Any]:
     """Return the entry of `EvaluationRecord.metrics` of a metric that was not computed."""
-    names = ("value", "interval", "reference", "drop", "difference", "table", "reference_table")
+    names = (
+        "value",
+        "interval",
+        "reference",
+        "drop",
+        "difference",
+        "note",
+        "reference_note",
+        "table",
+        "reference_table",
+    )
     return {**metric.facts(), **dict.fromkeys(names), "difference_reason": reason}
 
 
@@ -139,9 +156,12 @@ def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
         other = metric.state_of(*item.reference)
         results = {
             "reference": metric.value_of(other),
+            "reference_note": metric.note_of(other),
             "reference_table": metric.table_of(other),
             "difference_reason": NOT_RESAMPLED.format(metric.title or metric.name),
         }
+        if metric.resampled is not None:
+            results["difference_reason"] = TOO_LONG.format(metric.title or metric.name)
         base = _examples(metric, *item.reference)
         if own is not None and base is not None:
             difference = mean_difference(own, base)
@@ -151,6 +171,7 @@ def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
         metric=metric,
         value=value,
         interval=metric.interval(state),
+        note=metric.note_of(state),
         table=metric.table_of(state),
         scores=own,
         **results,
@@ -158,7 +179,7 @@ def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
 
 
 def _examples(metric: Metric, outputs: Outputs, labels: NDArray) -> NDArray | None:
-    """Return the score of each example, (n,); None if the metric is no mean over them."""
+    """Return the score of each example, (n,); None if the metric is not their mean."""
     if metric.examples is None:
         return None
     scores = np.asarray(metric.examples(metric.select(outputs), np.asarray(labels)))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data.split import check_width, class_labels, is_one_hot, without_one_hot
+from tfq.data.split import check_width, class_labels, is_one_hot
 from tfq.errors import InputError
+from tfq.evaluation.class_counts import add_counts, class_counts, class_table
 from tfq.evaluation.metric import (
     Contract,
     Metric,
@@ -214,6 +215,13 @@ def count_correct(examples: Callable[[Outputs, NDArray], NDArray]) -> Callable[[
     return update
 
 
+def _count_classes(state: State, outputs: Outputs, labels: NDArray) -> State:
+    """Count correct examples, and all by class, for the table."""
+    counted = count_correct(_is_correct)({}, outputs, labels)
+    by_class = class_counts(checked_labels(labels, outputs[0]), predicted_classes(outputs[0]))
+    return add_counts(state, {**counted, **by_class})
+
+
 def fraction(state: State) -> float:
     """Return the fraction of correct examples of a state with the counts `correct` and `examples`."""
     return int(state["correct"]) / int(state["examples"])
@@ -241,9 +249,11 @@ TOP1 = register(
         direction="higher",
         unit="fraction",
         contract=CLASSES,
-        update=count_correct(_is_correct),
+        update=_count_classes,
+        merge=add_counts,
         finish=fraction,
         examples=_is_correct,
+        table=class_table,
         interval=wilson_interval,
         default=True,
     )
@@ -269,115 +279,6 @@ register(
 )
 
 
-def roc_auc(scores: NDArray, labels: NDArray) -> float:
-    """Return the area under the ROC curve: how often a positive example has a higher score than a negative one.
-
-    Ties count half. Computed from the sum of ranks (Mann and Whitney 1947), where equal scores have their mean rank.
-
-    Args:
-        scores: (n,) real numbers, higher for positive.
-        labels: (n,), 0 (negative) or 1 (positive), at least one of each.
-
-    Raises:
-        InputError: A score is NaN, a label is not 0 or 1, or all labels are the same.
-    """
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    check_no_nan(scores, "the score")
-    positive = binary_labels(labels, len(scores))
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        only = 1 if num_positive else 0
-        raise InputError(
-            f"roc_auc needs examples of both labels 0 and 1, but all {len(scores):,} labels are {only}. Use examples "
-            "of both",
-            field="labels",
-            expected=(0, 1),
-            got=only,
-        )
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    above = float(ranks[positive].sum()) - num_positive * (num_positive + 1) / 2
-    return above / (num_positive * num_negative)
-
-
-def binary_labels(labels: NDArray, n: int) -> NDArray[np.bool_]:
-    """Return labels 0 and 1, (n,) of any numeric type or one-hot rows (n, 2), as booleans (n,).
-
-    Raises:
-        InputError: There are other labels, or another number of labels.
-    """
-    if labels.ndim == 2 and labels.shape[1] == 2:
-        labels = without_one_hot(labels)
-    flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
-    if flat.shape != (n, 1):
-        raise InputError(
-            f"labels of shape {labels.shape} for {n:,} examples, expected shape ({n},) with 0 or 1 each",
-            field="labels",
-            expected=(n,),
-            got=labels.shape,
-        )
-    flat = flat[:, 0]
-    other = (flat != 0) & (flat != 1)
-    if other.any():
-        index = int(other.argmax())
-        raise InputError(
-            f"the label of example {index} is {flat[index]}, expected 0 (negative, normal) or 1 (positive, anomalous)",
-            field="labels",
-            expected=(0, 1),
-            got=flat[index].item(),
-        )
-    return flat == 1
-
-
-def positive_scores(outputs: NDArray) -> NDArray:
-    """Return the (n,) scores of class 1.
-
-    The score is the only output of an example; the second of two probabilities (>= 0, with sums within 0.02 of 1); or
-    the second minus the first of two logits, which ranks examples as their softmax does.
-
-    Raises:
-        InputError: An example has more than two outputs.
-    """
-    flat = np.asarray(outputs).reshape(len(outputs), -1)
-    if flat.shape[1] > 2:
-        raise InputError(
-            f"the model has {flat.shape[1]} output values per example, but this metric needs a score: one output, two "
-            "classes, or a model that reconstructs its input. Choose another metric",
-            field="outputs",
-            expected="(n,), (n, 1) or (n, 2)",
-            got=np.shape(outputs),
-        )
-    if flat.shape[1] == 2:
-        first, second = flat.astype(np.float64).T
-        # Two int8 probabilities add up to 1 within one step of 1/256.
-        if (flat < 0).any() or (np.abs(first + second - 1) > 0.02).any():
-            return second - first
-    return flat[:, -1]
-
-
-def _check_scores(outputs: Outputs, labels: NDArray) -> None:
-    check_no_nan(positive_scores(outputs[0]), "the score")
-    binary_labels(labels, len(outputs[0]))
-
-
-def _why_not_two_classes(outputs: Outputs, labels: NDArray) -> str | None:
-    labels = without_one_hot(labels)
-    values = np.unique(labels)
-    if labels.size == len(labels) and np.array_equal(values, [0, 1]):
-        return None
-    shown = ", ".join(str(value) for value in values[:5])
-    return f"the ROC AUC of a reconstruction needs labels 0 (normal) and 1 (anomalous), got {shown}"
-
-
-SCORES = Contract(
-    outputs="(n,) or (n, 1) scores of class 1, or (n, 2) probabilities or logits",
-    labels="(n,), each 0 or 1, or one-hot rows (n, 2)",
-    predicts="score",
-    check=_check_scores,
-    unsuited=_why_not_two_classes,
-)
-
-
 def squared_error(outputs: NDArray, inputs: NDArray) -> NDArray[np.float64]:
     """Return the (n,) mean squared differences of outputs and inputs, both (n, ...)."""
     return np.mean(_difference(outputs, inputs) ** 2, axis=1)
@@ -397,28 +298,6 @@ def _difference(outputs: NDArray, inputs: NDArray) -> NDArray[np.float64]:
             got=outputs.shape,
         )
     return np.abs(outputs.reshape(len(outputs), -1).astype(np.float64) - inputs.reshape(len(inputs), -1))
-
-
-def _keep_scores(state: State, outputs: Outputs, labels: NDArray) -> State:
-    # Keep both of two outputs: all examples together decide whether they are probabilities.
-    flat = outputs[0].reshape(len(outputs[0]), -1)
-    return concatenate_states(state, {"outputs": flat, "labels": binary_labels(labels, len(flat))})
-
-
-register(
-    Metric(
-        name="roc_auc",
-        help="area under the ROC curve of the score of class 1, or of an autoencoder's reconstruction error",
-        title="ROC AUC",
-        direction="higher",
-        unit="score",
-        contract=SCORES,
-        update=_keep_scores,
-        finish=lambda state: roc_auc(positive_scores(state["outputs"]), state["labels"]),
-        merge=concatenate_states,
-        reconstruction=Reconstruction(error=squared_error, against="labels", default=True),
-    )
-)
 
 
 def mean_absolute_error(outputs: NDArray, labels: NDArray) -> float:

@@ -288,15 +288,15 @@ def compute_scores(
         names: The names of the outputs, for labels of several outputs.
     """
     chosen, companions = choice.metric, _companions(choice, reconstructs=reconstructs)
-    wanted = [chosen, *choice.others]
-    everything = [*wanted, *companions]
+    requested = [chosen, *choice.others]
+    everything = [*requested, *companions]
     predictions = predictions_of(outputs, data, reconstructs=reconstructs, metrics=everything, names=names)
     reference = None
     if expected is not None:
         reference = predictions_of(tuple(expected), data, reconstructs=reconstructs, metrics=everything, names=names)
     reason = _why_unscored(predictions, choice)
     items = (
-        wanted if reason is None else [item for item in choice.others if predictions.for_metric(item)[1] is not None]
+        requested if reason is None else [item for item in choice.others if predictions.for_metric(item)[1] is not None]
     )
     items = [*items, *(item for item in companions if _can_score(predictions, item, reason is None))]
     results = {
@@ -310,7 +310,7 @@ def compute_scores(
         "metrics": {
             item.name: results[item.name].facts() if item.name in results else missing_facts(item, reason or NO_LABELS)
             for item in everything
-            if item.name in results or item in wanted
+            if item.name in results or item in requested
         },
         "accuracy": None if main is None else main.value,
         "accuracy_reason": reason,
@@ -326,13 +326,13 @@ def compute_scores(
 
 def _companions(choice: Choice, *, reconstructs: bool) -> list[Metric]:
     """Return the metrics that are reported with those that the user chose, for the output of the main metric."""
-    wanted = (choice.metric, *choice.others)
+    requested = (choice.metric, *choice.others)
     results: dict[str, Metric] = {}
-    for metric in wanted:
+    for metric in requested:
         for item in additional_metrics(metric, reconstructs=reconstructs):
             own = replace(item, outputs=metric.outputs) if item.outputs == (0,) else item
             results.setdefault(item.name, own)
-    return [item for name, item in results.items() if name not in [metric.name for metric in wanted]]
+    return [item for name, item in results.items() if name not in [metric.name for metric in requested]]
 
 
 def _scored(metric: Metric, predictions: Predictions, reference: Predictions | None) -> Scored:
