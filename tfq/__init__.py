@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import benchmark_models
     from tfq.evaluation import evaluate_model
     from tfq.evaluation import reference_outputs as reference_outputs
+    from tfq.executors import distributed as distributed
     from tfq.executors import open_executor as open_executor
     from tfq.keras_bridge import load_model as load_model
     from tfq.keras_bridge import load_saved_model as load_saved_model
@@ -105,6 +106,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import DataConfig as DataConfig
     from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
+    from tfq.config import ExecutorConfig as ExecutorConfig
     from tfq.config import ExportConfig as ExportConfig
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig

@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,13 @@ class StageStore:
         for entry in self._directory.iterdir():
             if entry.name not in self._used and not entry.name.startswith(_MAKING) and not _is_shared(entry):
                 self._delete(entry)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Delete the results with these keys, and the store's folder if nothing remains in it."""
+        for key in keys:
+            self._delete(self._directory / key)
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[Path]:

@@ -193,7 +193,7 @@ def test_help_lists_registered_objects_of_the_commands_own_fields():
         for entry in registry.entries_of(kind):
             assert f"\n        {', '.join(registry.spellings_of(entry))}: " in text
     assert "npz:PATH" in text and "qemu:cortex-a53" in text
-    assert text.count("\n        local: ") == 1  # not repeated for backends
+    assert text.count("\n        local: ") == 2  # the backend and the executor, not repeated for backends
 
 
 def test_help_tells_every_flag_with_its_default():

@@ -54,12 +54,12 @@ COMMANDS: dict[str | None, CommandFlags] = {
         ("data", "seed", "allow_code"),
     ),
     "compression": CommandFlags("compress", _KERAS, ("data", "seed", "allow_code")),
-    "conversion": CommandFlags("convert", _KERAS_OR_TFLITE, ("data", "allow_code")),
+    "conversion": CommandFlags("convert", _KERAS_OR_TFLITE, ("data", "allow_code", "executor")),
     "audit": CommandFlags("audit", "a .tflite file", ()),
     "evaluation": CommandFlags(
         "evaluate",
         "a .tflite file; another model is converted to float32: a .keras or .h5 file or a SavedModel directory",
-        ("data", "allow_code", *_FLOAT_CONVERSION),
+        ("data", "allow_code", "executor", *_FLOAT_CONVERSION),
     ),
     "benchmark": CommandFlags("benchmark", "a .tflite file", ("data", "seed")),
     "search": CommandFlags(
@@ -93,6 +93,7 @@ COMMANDS: dict[str | None, CommandFlags] = {
         f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds",
         ("allow_code",),
         ignores=(
+            "executor",
             "search",
             "sweep",
             "analysis",

@@ -31,6 +31,7 @@ from tfq.config.evaluation import (
     EvaluationConfig,
     RequireConfig,
 )
+from tfq.config.execution import ExecutorConfig
 from tfq.config.export import INPUT_KINDS, TASKS, TOKENIZERS, ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.robustness import RobustnessConfig
@@ -67,6 +68,7 @@ __all__ = [
     "DataConfig",
     "DistillationConfig",
     "EvaluationConfig",
+    "ExecutorConfig",
     "ExportConfig",
     "PruneConfig",
     "QATConfig",

@@ -133,8 +133,8 @@ class Config:
         return {name: _public(value, _field(type(self), name)) for name, value in vars(self).items()}
 
     def config_hash(self) -> str:
-        """Return the SHA-256 of the config's canonical JSON without `out`, which does not affect results."""
-        values = {key: value for key, value in self.to_record().items() if key != "out"}
+        """Return the SHA-256 of the config's canonical JSON without what does not affect results: out, executor."""
+        values = {key: value for key, value in self.to_record().items() if key not in ("out", "executor")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

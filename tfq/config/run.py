@@ -11,6 +11,7 @@ from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
+from tfq.config.execution import ExecutorConfig
 from tfq.config.export import ExportConfig
 from tfq.config.report import ReportConfig
 from tfq.config.search import SearchConfig
@@ -33,6 +34,7 @@ class RunConfig(Config):
         repeatable=True,
         path_of="python",
     )
+    executor: ExecutorConfig = section(ExecutorConfig, "processes and machines that share the work")
     seed: int = setting(0, "seed of initial weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
     training: TrainingConfig = section(TrainingConfig, "training of a model that tfq builds by name")
     compression: CompressionConfig = section(CompressionConfig, "pruning, clustering and quantization-aware training")

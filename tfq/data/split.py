@@ -227,6 +227,22 @@ class ContentDigest:
         return merged.hexdigest()
 
 
+@dataclass(frozen=True)
+class KnownDigest:
+    """The results of a `ContentDigest` in another process."""
+
+    sha256: str
+    hashes: dict[str, str | None]
+
+    def hexdigest(self) -> str:
+        """Return what `ContentDigest.hexdigest` returned."""
+        return self.sha256
+
+    def part_hashes(self) -> dict[str, str | None]:
+        """Return what `ContentDigest.part_hashes` returned."""
+        return self.hashes
+
+
 def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, total: int = 0) -> None:
     """Raise InputError with the index of the first example that holds NaN or infinity.
 
@@ -441,6 +457,11 @@ class SplitStream:
                 pass
         return self.__dict__["_labels"]
 
+    def remember(self, labels: NDArray | None, sha256: str, part_hashes: Mapping[str, str | None]) -> None:
+        """Keep the labels and hashes that other processes computed, so that this one need not read the source."""
+        self.__dict__["_labels"] = labels
+        self.__dict__["_content_digest"] = KnownDigest(sha256, dict(part_hashes))
+
     def sha256(self) -> str:
         """Return `Split.sha256` of the same content. The first call reads the whole source."""
         return self._digest().hexdigest()
@@ -449,7 +470,7 @@ class SplitStream:
         """Return `Split.part_hashes` of the same content. The first call of this or `sha256` reads the whole source."""
         return self._digest().part_hashes()
 
-    def _digest(self) -> "ContentDigest":
+    def _digest(self) -> "ContentDigest | KnownDigest":
         digest = self.__dict__.get("_content_digest")
         if digest is None:
             digest = ContentDigest()

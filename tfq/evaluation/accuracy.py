@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import BackendResult, RunRequest, kind_of, make_backend, public_names
+from tfq.backends import BackendResult, kind_of, make_backend, public_names
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs, labels_of_output
 from tfq.errors import warn
 from tfq.evaluation.class_differences import class_figures, differing_examples
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.costs import check_computes_outputs
-from tfq.evaluation.inputs import Feed, decode_outputs
+from tfq.evaluation.inputs import decode_outputs
 from tfq.evaluation.metric import Metric, MetricChoice, as_metrics
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, scores_of_outputs
@@ -37,6 +37,7 @@ from tfq.evaluation.scores import (
     reconstructs,
     why_no_class,
 )
+from tfq.evaluation.sharded import assess
 from tfq.typing import Data, PathOrBytes, Preprocessing
 
 NOT_COUNTED = "the interpreter does not report which ops it delegates"
@@ -147,8 +148,8 @@ def assess_model(
     data = as_split(data, limit=config.limit)
     if reference is not None and not isinstance(reference, ReferenceOutputs):
         reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
-    feed = Feed(parsed, data)
-    result = backend.assess(_request(model, feed, config, count_instructions, measure_memory))
+    settings = _settings(config, count_instructions, measure_memory)
+    result, feed = assess(model, data, config.backend, backend, settings)
     if result.outputs is None:
         return _without_outputs(_costs(model, data, config, chosen, result), result)
     outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
@@ -303,21 +304,18 @@ def _costs(
     )
 
 
-def _request(
-    model: bytes, feed: Feed, config: EvaluationConfig, count_instructions: bool, measure_memory: bool
-) -> RunRequest:
-    return RunRequest(
-        model=model,
-        inputs=feed.inputs,
-        num_threads=config.num_threads,
-        kernels="xnnpack" if config.xnnpack else "builtin",
-        num_workers=config.num_workers,
-        timeout_secs=config.timeout_secs,
-        warmup_runs=config.warmup_runs,
-        num_runs=config.num_runs,
-        count_instructions=count_instructions,
-        measure_memory=measure_memory,
-    )
+def _settings(config: EvaluationConfig, count_instructions: bool, measure_memory: bool) -> dict[str, Any]:
+    """Return the fields of a RunRequest except the model and its inputs."""
+    return {
+        "num_threads": config.num_threads,
+        "kernels": "xnnpack" if config.xnnpack else "builtin",
+        "num_workers": config.num_workers,
+        "timeout_secs": config.timeout_secs,
+        "warmup_runs": config.warmup_runs,
+        "num_runs": config.num_runs,
+        "count_instructions": count_instructions,
+        "measure_memory": measure_memory,
+    }
 
 
 def _noise(

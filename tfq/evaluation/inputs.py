@@ -156,6 +156,10 @@ class Tallies:
         tally.values, tally.clipped = tally.values + values, tally.clipped + clipped
         tally.lowest, tally.highest = min(tally.lowest, lowest), max(tally.highest, highest)
 
+    def counts(self) -> dict[str, tuple[int, int, int, int]]:
+        """Return the arguments of `count` after the tensor, for each input."""
+        return {name: (tally.values, tally.clipped, tally.lowest, tally.highest) for name, tally in self._of.items()}
+
     @property
     def clipped_fraction(self) -> float | None:
         """As in `PreparedInputs`."""

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import HOST, RunRequest, make_backend
+from tfq.backends import HOST, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
-from tfq.evaluation.inputs import Feed, decode_outputs
+from tfq.evaluation.inputs import decode_outputs
 from tfq.evaluation.record import IDENTICAL
+from tfq.evaluation.sharded import assess
 from tfq.quant_math import sqnr_db
 from tfq.typing import Data, PathOrBytes
 
@@ -53,14 +54,9 @@ def reference_outputs(model: PathOrBytes, data: Data, config: EvaluationConfig |
     model = content_of(model, "model", "a float .tflite file")
     data = as_split(data, limit=config.limit)
     parsed = tflite.read(model)
-    request = RunRequest(
-        model=model,
-        inputs=Feed(parsed, data).inputs,
-        num_threads=config.num_threads,
-        num_workers=config.num_workers,
-        timeout_secs=config.timeout_secs,
-    )
-    outputs = decode_outputs(parsed, make_backend(HOST).assess(request).computed_outputs())
+    settings = {name: getattr(config, name) for name in ("num_threads", "num_workers", "timeout_secs")}
+    result, _ = assess(model, data, HOST, make_backend(HOST), settings)
+    outputs = decode_outputs(parsed, result.computed_outputs())
     return ReferenceOutputs(data=data, names=parsed.output_names, outputs=outputs)
 
 

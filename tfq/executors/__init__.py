@@ -4,10 +4,12 @@
 import tfq.executors.local
 import tfq.executors.ray_cluster  # noqa: F401  both register their executor
 from tfq.executors.call import environment, request_of
+from tfq.executors.distribution import Distribution, current_distribution, distributed
 from tfq.executors.executor import Executor, ExecutorKind, Killed, Pool, open_executor, outcome, run_tasks
 from tfq.executors.task import Task, TaskFailure, TaskResult
 
 __all__ = [
+    "Distribution",
     "Executor",
     "ExecutorKind",
     "Killed",
@@ -15,6 +17,8 @@ __all__ = [
     "Task",
     "TaskFailure",
     "TaskResult",
+    "current_distribution",
+    "distributed",
     "environment",
     "open_executor",
     "outcome",

@@ -12,6 +12,7 @@ from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES
 from tfq.search import BitWidthsResult, SearchResult, accuracy_by_bit_widths, find_int8
 from tfq.store import StageStore
+from tfq.workflows.distribution import on_executor
 from tfq.workflows.models import (
     data_notes,
     float_flatbuffer,
@@ -65,7 +66,8 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         chosen = f":{dataset.num_examples}" if config.conversion.sampling == "first" else "by class"
         sha256 = hashes(config, **{f"{dataset.name}[{chosen}]": dataset})
         conversion = dataclasses.replace(config.conversion, sampling="first")  # of the samples that were chosen
-        result = convert_with_record(traced, dataset, conversion, preprocessing=preprocessing)
+        with on_executor(config):
+            result = convert_with_record(traced, dataset, conversion, preprocessing=preprocessing)
     message = recurrent_text(result.recurrent)
     if message:
         progress.note(message)

@@ -9,6 +9,8 @@ from tfq.backends import place_of
 from tfq.config import RunConfig
 from tfq.errors import InputError
 from tfq.evaluation import EvaluationRecord, PortabilityTable
+from tfq.evaluation.sharded import source_of
+from tfq.workflows.distribution import on_executor
 from tfq.workflows.models import load_flatbuffer, load_split
 
 
@@ -92,14 +94,26 @@ def evaluate(
     evaluation.check_backends(settings)
     evaluation.check_metric(settings)
     tflite.read(model)
+    reference = reference if named is None else named
+    is_of_config = test is None
     test = test or load_split(config.data, "test", limit=settings.limit)
+    with (
+        progress.stage(f"evaluating {test.num_examples:,} examples on {place_of(settings.backend)}"),
+        on_executor(config) as distribution,
+    ):
+        if distribution is not None and isinstance(test, data.SplitStream) and is_of_config:
+            distribution.sources[id(test)] = source_of(config.data, "test", settings.limit)
+        record = evaluation.evaluate_model(
+            model,
+            test,
+            settings,
+            reference=reference,
+            preprocessing=data.preprocessing_record(config.data),
+        )
+    # After the evaluation, which may have read a streamed split on other machines.
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     hashes["data_parts"] = {test.name: {**test.part_hashes(), "class_names": list(test.class_names)}}
     if named is not None:
-        reference, hashes["reference"] = named, artifacts.sha256(named)
-    with progress.stage(f"evaluating {test.num_examples:,} examples on {place_of(settings.backend)}"):
-        record = evaluation.evaluate_model(
-            model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
-        )
+        hashes["reference"] = artifacts.sha256(named)
     table = evaluation.assess_backends(model, test, settings, reference=reference, evaluated=record)
     return Evaluated(evaluation=record, portability=table, sha256=hashes, digest=evaluation.digest_of(model))

@@ -15,9 +15,11 @@ from tfq.artifacts import sha256
 from tfq.backends.activations import map_in_children
 from tfq.data import SampleDigest, common_batch_size, input_specs
 from tfq.errors import InputError, ModelError
+from tfq.executors import current_distribution
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.rows import digests, of_samples, sample_axes, shifted
+from tfq.ptq.calibration.sharded import Run, RunOptions, runs_in_shards
 
 # {input name: array}.
 Sample = Mapping[str, NDArray]
@@ -127,10 +129,14 @@ def observe(
     ):
         # Outputs that are not float32, such as class indices, are not among the activations.
         extra = graph.outputs if keep else ()
-        read = _reader(observed, axes, batch_size, used)
-        for extremes, values in map_activations(
-            model, [*indices, *extra], group, read, num_workers=num_workers, total=total
-        ):
+        distribution, options = current_distribution(), RunOptions(axes, batch_size, used)
+        if distribution is None:
+            read = reader(observed, options)
+            results = map_activations(model, [*indices, *extra], group, read, num_workers=num_workers, total=total)
+        else:
+            kept = {index - run for index in keep}
+            results = runs_in_shards(distribution, model, indices, extra, list(group), observed, options, kept)
+        for extremes, values in results:
             if run in keep:
                 outputs[run] = values
             for observation, rows in zip(observed, extremes, strict=True):
@@ -164,25 +170,18 @@ def _axes(model: bytes, tensors: Sequence[int], sample: Sample, batch_size: int)
     )
 
 
-# (minimum, maximum) of each sample of a run, for each tensor; and the outputs of the run.
-_Read = tuple[list[list[tuple[float, float]]], tuple[NDArray, ...]]
-
-
-def _reader(
-    observed: Sequence[TensorObservation], axes: Sequence[int | None], batch_size: int, used: int
-) -> Callable[[list[NDArray]], _Read]:
+def reader(observed: Sequence[TensorObservation], options: RunOptions) -> Callable[[list[NDArray]], Run]:
     """Return a function of the values of a run: it adds to the histograms, and returns extremes and outputs.
 
     Args:
         observed: Where to add the values of the first tensors.
-        axes: The axis of each that has the samples. Values without one count for every sample of the batch.
-        batch_size: The number of samples in a run.
-        used: How many of them to count.
+        options: Which samples of a run count. Values without an axis for them count for every sample of the batch.
     """
+    axes, batch_size, used = options
     # NumPy releases the GIL while it adds.
     locks = [threading.Lock() for _ in observed]
 
-    def read(values: list[NDArray]) -> _Read:
+    def read(values: list[NDArray]) -> Run:
         extremes = []
         for array, axis, lock, observation in zip(values[: len(observed)], axes, locks, observed, strict=True):
             if axis is None:
