@@ -60,9 +60,7 @@ class Commands:
     close = cancel
 
 
-tfq.register(
-    tfq.ExecutorKind(name="command", help="a command for each task", open=Commands, address="COMMAND")
-)
+tfq.register(tfq.ExecutorKind(name="command", help="a command for each task", open=Commands, address="COMMAND"))
 # --8<-- [end:executor]
 '''
 

@@ -20,7 +20,7 @@ from tfq.config.base import choices_of, field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
-COMMON = ("model", "data", "out", "plugin", "seed")
+COMMON = ("model", "data", "out", "plugin", "executor", "seed")
 
 
 class CommandFlags(NamedTuple):
