@@ -108,6 +108,9 @@ def distributed(executor: Executor, out: Path, *, num_shards: int = 8) -> Iterat
         executor: An open executor, see `open_executor`.
         out: The folder for the results of parts.
         num_shards: The number of parts.
+
+    Returns:
+        A context manager.
     """
     distribution = Distribution(executor=executor, store=StageStore(out), num_shards=num_shards)
     token = _current.set(distribution)

@@ -82,6 +82,9 @@ def open_executor(name: str = "local", *, num_workers: int | None = None) -> Ite
         name: NAME or NAME:ADDRESS of a registered executor: "local", "ray", "ray:10.0.0.1:6379".
         num_workers: How many tasks run at the same time; None: one for each CPU.
 
+    Returns:
+        A context manager with the executor.
+
     Raises:
         InputError: There is no such executor, or the number of workers is not positive.
         TfqError: It cannot be started.
