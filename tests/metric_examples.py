@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[tuple[np.ndarray, ...], np.ndarray]] = {
     "r2": ((NOISY_VALUES,), VALUES),
     "mae": ((NOISY_VALUES,), VALUES),
     "pixel_accuracy": ((PIXELS,), MASKS),
+    "dice": ((PIXELS,), np.where(MASKS == 3, -1, MASKS.astype(np.int16))),
     "mean_iou": ((PIXELS.argmax(-1).astype(np.uint8),), MASKS.astype(np.int16)),
     "coco_map": _BOXES,
     "coco_ap50": _BOXES,

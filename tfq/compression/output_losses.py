@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tfq.config import LOSSES, TrainConfig
 from tfq.data import AnySplit, Split, check_output_names, is_one_hot, labeled_outputs, labels_of_output, shape_fits
+from tfq.data.label_maps import IGNORED
 from tfq.data.split import check_width, without_one_hot
 from tfq.errors import InputError, did_you_mean, warn
 from tfq.keras_bridge import model_kind
@@ -96,6 +97,11 @@ class OutputLoss:
         """The number of classes: 2 for one unit."""
         return max(2, self.shape[-1] or 0) if self.shape else 2
 
+    @property
+    def ignores_labels(self) -> bool:
+        """Whether labels may be `IGNORED`: those of a class for each of several positions."""
+        return self.loss == "sparse_categorical_crossentropy" and len(self.shape) > 1
+
     def of_keras(self, keras: Any) -> Any:
         """Return the loss as an object of a Keras; None for "none"."""
         if self.loss == _NO_LOSS:
@@ -103,7 +109,10 @@ class OutputLoss:
         loss = getattr(keras.losses, "".join(word.capitalize() for word in self.loss.split("_")))
         if "crossentropy" not in self.loss:
             return loss()
-        return loss(from_logits=self.kind not in ("softmax", "sigmoid"))
+        from_logits = self.kind not in ("softmax", "sigmoid")
+        if self.ignores_labels:
+            return loss(from_logits=from_logits, ignore_class=IGNORED)
+        return loss(from_logits=from_logits)
 
     def metrics(self, keras: Any) -> list[Any]:
         """Return the metric "accuracy" of classes or "mae" of values, as a list. There is none of a reconstruction."""
@@ -116,6 +125,8 @@ class OutputLoss:
         }
         # As an object, it creates its variables before the first step.
         metric = metrics.get(LOSSES[self.loss])
+        if self.ignores_labels:
+            metric = without_ignored(metric)
         return [keras.metrics.MeanAbsoluteError(name="mae") if metric is None else metric(name="accuracy")]
 
     def describe(self, keras: Any) -> str:
@@ -160,10 +171,16 @@ class OutputLoss:
         return labels
 
     def _check_range(self, labels: NDArray, where: str) -> None:
-        if labels.size and (labels.min() < 0 or labels.max() >= self.classes):
+        lowest = IGNORED if self.ignores_labels else 0
+        if labels.size and (labels.min() < lowest or labels.max() >= self.classes):
+            advice = f"For values that are not classes, {self._set_loss()}"
+            if self.ignores_labels:
+                advice = f"If {labels.max()} marks positions without a label, set data.ignore_label={labels.max()}"
+            elif labels.min() == IGNORED and len(self.shape) > 1:
+                advice = "Positions to ignore need an output with a softmax over two or more classes"
             raise InputError(
                 f"{where}: labels range from {labels.min()} to {labels.max()}, but the output has {self.classes} "
-                f"classes: expected 0 to {self.classes - 1}. For values that are not classes, {self._set_loss()}",
+                f"classes: expected 0 to {self.classes - 1}. {advice}",
                 field="data",
                 expected=(0, self.classes - 1),
                 got=(int(labels.min()), int(labels.max())),
@@ -211,6 +228,19 @@ class OutputLoss:
 
     def _set_loss(self) -> str:
         return f"set training.loss to {self.output + '=' if self.output else ''}LOSS, such as mean_squared_error"
+
+
+def without_ignored(metric: Any) -> Any:
+    """Return a subclass of a Keras metric of class numbers that leaves out the positions labeled `IGNORED`."""
+
+    def update_state(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        import tensorflow as tf
+
+        is_counted = tf.cast(tf.greater_equal(y_true, tf.zeros((), y_true.dtype)), tf.float32)
+        weight = is_counted if sample_weight is None else is_counted * tf.cast(sample_weight, tf.float32)
+        return metric.update_state(self, y_true, y_pred, sample_weight=weight)
+
+    return type(metric.__name__, (metric,), {"update_state": update_state})
 
 
 def _without_one_hot_rows(labels: NDArray, rank: int) -> NDArray:

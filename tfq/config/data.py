@@ -22,6 +22,18 @@ class DataConfig(Config):
     )
     scale: float = setting(1.0, "factor applied to every input value: the model receives x * scale + offset")
     offset: float = setting(0.0, "added to every input value after scaling")
+    ignore_label: int | None = setting(
+        None,
+        "label of positions to leave out of the loss and the metrics of a segmentation, often 255; empty: every label "
+        "is a class",
+        minimum=0,
+    )
+    label_resize: tuple[int, ...] = setting(
+        (),
+        "height,width in pixels to resize maps of classes to, with the nearest value; for a model whose output is "
+        "smaller than its input",
+        minimum=1,
+    )
     image_key: str = setting("image", "key of the encoded image in a TFRecord Example")
     label_key: str = setting(
         "label",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples
+from tfq.data.label_maps import map_size_of, prepare_labels
 from tfq.data.preprocessing import preprocess, preprocessed_bytes, resize_of
 from tfq.data.split import PIECE_BYTES, AnySplit, MissingSplitError, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
@@ -124,6 +125,7 @@ def check_readable(config: DataConfig, split: str = "") -> None:
     if source.check is not None:
         source.check(address, split)
     resize_of(config)
+    map_size_of(config)
 
 
 def source_fingerprint(config: DataConfig) -> str:
@@ -211,7 +213,7 @@ def _reader(examples: Examples, config: DataConfig, split: str) -> Callable[[int
                 yield Split(
                     name=split,
                     inputs=inputs,
-                    labels=labels,
+                    labels=prepare_labels(labels, config, where),
                     source=config.source,
                     class_names=examples.class_names,
                 )
