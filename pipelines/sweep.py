@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tfq import artifacts, sweep
 from tfq.cli import flags, process
+from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError
 
 
@@ -61,8 +62,9 @@ def merged(invocation: flags.Invocation) -> tuple[dict, sweep.SweepResult]:
     records = sweep.read_shards(Path(invocation.config.out))
     result = sweep.merged(records)
     first = records[0]
-    config = {**first["config"], "sweep": {**first["config"]["sweep"], "shard": ""}}
-    return {**first, "config": config, "config_hash": first["config_hash"], **result.to_dict()}, result
+    config = RunConfig.from_dict({**first["config"], "sweep": {**first["config"]["sweep"], "shard": ""}})
+    settings = {"config": config.to_record(), "config_hash": config.config_hash()}
+    return {**first, **settings, **result.to_dict()}, result
 
 
 def finish(invocation: flags.Invocation, record: dict, result: sweep.SweepResult) -> None:
