@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.report import build_report as build_report
     from tfq.report import write_node_data as write_node_data
     from tfq.search import find_int8 as find_int8
+    from tfq.sweep import run_sweep as run_sweep
     from tfq.workflows.run import run_recipe
 
     # Another name is an assignment: type checkers do not take `import x as y` for a public name.
@@ -114,6 +115,8 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import RunConfig as RunConfig
     from tfq.config import SearchConfig as SearchConfig
     from tfq.config import StructuredPruningConfig as StructuredPruningConfig
+    from tfq.config import SweepBudgetConfig as SweepBudgetConfig
+    from tfq.config import SweepConfig as SweepConfig
     from tfq.config import TrainConfig as TrainConfig
 
     # Results, and what can be passed on from one function to the next.
@@ -138,6 +141,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.keras_bridge import BridgeResult as BridgeResult
     from tfq.keras_bridge import SavedModel as SavedModel
     from tfq.search import SearchResult as SearchResult
+    from tfq.sweep import SweepResult as SweepResult
 
     # Errors and warnings.
     from tfq.errors import AuditError as AuditError

@@ -246,7 +246,7 @@ def _member(
 def _possible(
     compared: Sequence[tuple[Group, float, float]], chosen: Sequence[int], split: str
 ) -> dict[str, dict[str, Any]]:
-    """Return the dominated groups that cannot be told apart from the best member that costs at most as much."""
+    """Return the dominated groups that are within noise of the best member that costs at most as much."""
     results = {}
     dominated = [index for index in range(len(compared)) if index not in chosen]
     for index in dominated:

@@ -56,7 +56,7 @@ def best_of(
             cheapest=None,
             missed=failed,
         )
-    # Of groups with equal scores the smallest, then the first of the grid.
+    # If scores are equal, the smallest group; then the first of the grid.
     best = min(feasible, key=lambda group: (-(group.value(chosen_on) or 0.0), _bytes(group)))
     others = [group for group in feasible if group is not best]
     against = {group.record.group: best.minus(group, reported_on, len(others)) for group in others}
@@ -137,7 +137,7 @@ def _sentence(
 
 
 def _same_text(best: Group, same: Sequence[str], cheapest: Group, others: int) -> str:
-    """Return the sentences about groups that cannot be told apart from the best one."""
+    """Return the sentences about groups that are within noise of the best one."""
     listed = ", ".join(same[:_LISTED]) + (f" and {len(same) - _LISTED} more" if len(same) > _LISTED else "")
     which = "the only other group" if others == 1 else f"{len(same)} of {others} other groups"
     smallest = (

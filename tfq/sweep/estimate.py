@@ -22,7 +22,7 @@ def estimate_text(plan: Plan, settings: SweepConfig, store: StageStore | None) -
     Args:
         plan: The plan of the sweep.
         settings: Its settings.
-        store: The store of the sweep; None knows no times.
+        store: The store of the sweep; with None, no time is known.
     """
     ordered = cheapest_first(plan.chains)
     limit = settings.budget.max_points or len(ordered)

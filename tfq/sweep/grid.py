@@ -80,7 +80,7 @@ class Grid:
         base: Settings of all points, as a tree of JSON values without shorthands.
         axes: Axis -> {name of a value: its settings, as `base`}.
         seeds: The seeds; () uses that of the config.
-        exclude: Combinations that are no points: axis -> names of values. Axes that are not named match all values.
+        exclude: Combinations that are left out: axis -> names of values. Axes that are not named match all values.
         reference: Axis -> name of a value: the point that all points with the same other values are compared with. None
             compares with the float32 conversion of the model before compression.
     """

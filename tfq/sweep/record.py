@@ -47,7 +47,7 @@ class SplitScore:
             for the reference itself, or without scores of each example.
         difference_reason: Why there is none.
         per_example: Whether each example is right, or its score, packed as in `tfq.evaluation.per_example`; None if the
-            metric is no mean over the examples.
+            metric is not a mean over the examples.
     """
 
     metric: str
@@ -176,7 +176,7 @@ class FrontMember:
         score: Its mean score on the split that chooses.
         gain: The score minus that of the next cheaper member (`SeedDifference` with Bonferroni's correction for all
             steps of this front); None for the cheapest member, or without scores of each example.
-        within_noise: Groups of any cost below or equal to this one that cannot be told apart from it: the interval of
+        within_noise: Groups of any cost below or equal to this one that are within noise of it: the interval of
             the difference (with Bonferroni's correction for all these groups) contains 0.
     """
 
@@ -195,7 +195,7 @@ class Front:
         cost: The name of the cost.
         split: The split of the scores.
         members: The members, the cheapest first.
-        possible: Dominated groups that cannot be told apart from the best member that costs at most as much: group ->
+        possible: Dominated groups that are within noise of the best member that costs at most as much: group ->
             {"member": that member, "difference": the group's score minus its (`SeedDifference`, with Bonferroni's
             correction for all dominated groups)}. With other examples or seeds they may be on the front.
         left_out: Group -> why it is not compared: a missing cost or score.
@@ -225,7 +225,7 @@ class Best:
         score: The mean score of the best group on `reported_on`, over the seeds.
         against: The other groups that meet all bounds, each with the difference of the best group from it
             (`SeedDifference`; the intervals hold together with confidence 0.95, by Bonferroni's correction).
-        indistinguishable: The groups in `against` that cannot be told apart from the best one: the interval contains 0,
+        indistinguishable: The groups in `against` that are within noise of the best one: the interval contains 0,
             or there is none.
         cheapest: The group with the fewest bytes among the best one and `indistinguishable`.
         missed: Group -> the bounds that it misses, as sentences.

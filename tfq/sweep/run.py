@@ -93,6 +93,9 @@ def run_sweep(config: RunConfig, *, allow_code: bool = False) -> SweepResult:
         config: config.sweep, and everything that the grid does not set: the model, the data and other settings.
         allow_code: Whether code inside model files may run; see `load_model`.
 
+    Returns:
+        The points, their groups, the fronts and the best group.
+
     Raises:
         InputError: The grid, the settings of a point, the models or the data cannot be used. This is checked before any
             work starts.
