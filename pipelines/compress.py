@@ -9,6 +9,9 @@ Reads a .keras or .h5 file, and the train split of --data with labels, on which 
 is pruned and then trained with fake quantization; --noprune, --noqat, --cluster and --structured_pruning choose the
 steps.
 
+With --teacher (which may occur several times), each step also learns from the outputs of other Keras models with the
+same inputs and outputs; --qat.distillation and its siblings learn from the model before the step.
+
 Writes <model>_<steps>.h5 to --out, a tf_keras model for `tfq convert`; <steps> is pruned_qat by default. For a Keras 3
 model it also writes <model>_<steps>.keras: your own model with the trained weights. The details are in compress.json,
 and in the pages compress.html and compress.md.
@@ -44,7 +47,7 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:
         model = workflows.load(config, allow_code=invocation.allow_code)
-        compressed = workflows.compress(model, config)
+        compressed = workflows.compress(model, config, allow_code=invocation.allow_code)
         stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
         path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
         details = compressed.details

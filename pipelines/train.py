@@ -4,10 +4,14 @@
 
     tfq train --model=digits_cnn --data=digits --epochs=10 --out=out/train
     tfq train --model=model.keras --data=npz:examples.npz --loss=boxes=huber --loss_weights=boxes=0.1 --out=out/train
+    tfq train --model=ds_cnn --data=npz:examples.npz --teacher=large.keras --out=out/train
 
 Reads the train and val splits of --data, and measures the accuracy on the test split. The names for --model are those
 of the files in models/, such as digits_cnn, ds_cnn or resnet8. A model from a file is trained further from its weights.
 To compress a trained model of your own, skip this command.
+
+With --teacher (which may occur several times), the model also learns from the outputs of other Keras models with the
+same inputs and outputs. They are evaluated on the val split first, and train.json has their accuracy.
 
 Writes <model>.keras (<model>_trained.keras for a file), and train.json with the pages train.html and train.md to --out.
 With --keras=tf_keras (the default), a model that tfq builds can be pruned and trained with fake quantization.

@@ -12,6 +12,7 @@ from tfq.config.compression import (
     PruneConfig,
     QATConfig,
     StructuredPruningConfig,
+    TeacherConfig,
     TrainConfig,
     TrainingConfig,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "StructuredPruningConfig",
     "SweepBudgetConfig",
     "SweepConfig",
+    "TeacherConfig",
     "TrainConfig",
     "TrainingConfig",
 ]

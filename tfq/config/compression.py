@@ -56,8 +56,36 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """Settings of distillation from other models: training towards their outputs in addition to the labels."""
+
+    files: tuple[str, ...] = setting(
+        (),
+        "Keras model to learn from, of any architecture with the same inputs and outputs; several are an ensemble, "
+        "whose mean distance counts",
+        repeatable=True,
+        path_of="model",
+        names_section=True,
+    )
+    scale: float = setting(
+        1.0,
+        "factor of the teachers' inputs: they receive x * scale + offset, where x is the student's preprocessed input",
+    )
+    offset: float = setting(0.0, "added to the teachers' inputs after scaling")
+    temperature: float = setting(4.0, "divides the logits of student and teachers", minimum=0.1)
+    weight: float = setting(
+        0.5,
+        "weight of the distance to the teachers' outputs in the loss; the labels have the rest",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(TrainConfig):
     """Settings of training a model that tfq builds by name."""
+
+    teacher: TeacherConfig = section(TeacherConfig, "distillation from other models")
 
     keras: str = setting(
         "tf_keras",
@@ -208,4 +236,7 @@ class CompressionConfig(Config):
     prune: PruneConfig = section(PruneConfig, "magnitude pruning of weights")
     cluster: ClusterConfig = section(ClusterConfig, "clustering of weights")
     qat: QATConfig = section(QATConfig, "quantization-aware training")
+    teacher: TeacherConfig = section(
+        TeacherConfig, "distillation of all steps from other models, instead of from the model before the step"
+    )
     train: TrainConfig = section(TrainConfig, "training after each of these steps")

@@ -39,7 +39,7 @@ def train(directory: Path, needs: Mapping[str, Path], config: Mapping[str, Any],
 def compress(directory: Path, needs: Mapping[str, Path], config: Mapping[str, Any], allow_code: bool) -> dict[str, Any]:
     """Compress a Keras model; write `COMPRESSED`, a tf_keras model."""
     settings = _config(config, needs)
-    result = workflows.compress(workflows.load(settings, allow_code=allow_code), settings)
+    result = workflows.compress(workflows.load(settings, allow_code=allow_code), settings, allow_code=allow_code)
     workflows.save_keras(result.model, directory / COMPRESSED)
     return {name: result.details[name] for name in ("history", "sparsity", "clusters")}
 

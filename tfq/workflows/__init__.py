@@ -33,9 +33,8 @@ if TYPE_CHECKING:
         read_tflite,
         save_keras,
         trace_once,
-        train,
-        trained_stem,
     )
+    from tfq.workflows.training import train, trained_stem
 else:
     from tfq import lazy
 

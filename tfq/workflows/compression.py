@@ -11,6 +11,7 @@ from tfq import auditing, data, progress
 from tfq.config import (
     AuditConfig,
     ClusterConfig,
+    CompressionConfig,
     ConversionConfig,
     PruneConfig,
     QATConfig,
@@ -19,6 +20,7 @@ from tfq.config import (
 )
 from tfq.errors import InputError, TfqError
 from tfq.workflows.models import data_notes, hashes, load_split
+from tfq.workflows.teachers import distillation_of, load_teachers
 
 
 def preflight(model: Any, config: RunConfig) -> Any:
@@ -162,15 +164,16 @@ def _compressible(model: Any, config: RunConfig) -> Any:
     return table
 
 
-def compress(model: Any, config: RunConfig) -> Compressed:
+def compress(model: Any, config: RunConfig, *, allow_code: bool = False) -> Compressed:
     """Compress a model by config.compression: remove filters, prune, cluster, then train quantization-aware.
 
     Args:
         model: A functional or sequential model of either Keras. A Keras 3 model is rebuilt in tf_keras first.
         config: The settings: config.compression, config.data and config.seed.
+        allow_code: Whether code inside the files of teachers may run.
 
     Raises:
-        InputError: The model or the data cannot be used, or no step is enabled.
+        InputError: The model, a teacher or the data cannot be used, or no step is enabled.
     """
     from tfq import compression
     from tfq.compression.training import deterministic
@@ -178,7 +181,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     from tfq.keras_bridge.strategies import named_strategy
 
     compression_suffix(config)
-    settings = config.compression
+    settings = _with_teachers(config.compression)
     histories: dict[str, Any] = {}
     details: dict[str, Any] = {}
 
@@ -189,28 +192,35 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             details["preflight"] = _compressible(bridged, config).to_dict()
         details["bridge"] = bridged.to_dict()
         training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+        teachers, details["teachers"] = load_teachers(
+            settings.teacher, config, validation, field="compression.teacher", allow_code=allow_code
+        )
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.cluster.enabled:
             compression.clustering_plan(result, settings.cluster)  # raises what it raises before any work
         if settings.structured_pruning.enabled:
             with progress.stage("structured pruning"):
                 filtered = compression.prune_structured(
-                    result, fit("structured_pruning"), settings.structured_pruning, data=training
+                    result,
+                    fit("structured_pruning"),
+                    settings.structured_pruning,
+                    data=training,
+                    teacher=teachers or None,
                 )
             result, details["structured_pruning"] = filtered.model, filtered.to_dict()
         if settings.prune.enabled:
-            teacher = _teacher(bridged, settings.prune)
+            teacher = teachers or (bridged.model if settings.prune.distillation.enabled else None)
             with progress.stage("pruning"):
                 plan = compression.pruning_plan(result, settings.prune, training)
                 result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
             details["pruning_plan"] = plan.to_dict()
         if settings.cluster.enabled:
             details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()
-            teacher = _teacher(bridged, settings.cluster)
+            teacher = teachers or (bridged.model if settings.cluster.distillation.enabled else None)
             with progress.stage("clustering weights"):
                 result = compression.cluster_model(result, fit("cluster"), settings.cluster, teacher=teacher)
         if settings.qat.enabled:
-            teacher = _teacher(bridged, settings.qat)
+            teacher = teachers or (bridged.model if settings.qat.distillation.enabled else None)
             with progress.stage("quantization-aware training"):
                 result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
     user_model = None
@@ -233,9 +243,29 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     )
 
 
-def _teacher(bridged: Any, step: PruneConfig | ClusterConfig | QATConfig) -> Any:
-    """Return the uncompressed model if the step distills from one, else None."""
-    return bridged.model if step.distillation.enabled else None
+def _with_teachers(settings: CompressionConfig) -> CompressionConfig:
+    """Return the settings with distillation from `settings.teacher` in all enabled steps, if it names files.
+
+    Raises:
+        InputError: A step is set to learn from the model before it, too.
+    """
+    if not settings.teacher.files:
+        return settings
+    names = ("structured_pruning", "prune", "cluster", "qat")
+    steps = {name: step for name in names if (step := getattr(settings, name)).enabled}
+    own = next((name for name, step in steps.items() if step.distillation.enabled), None)
+    if own is not None:
+        raise InputError(
+            f"compression.{own}.distillation.enabled and compression.teacher are both set, but a step learns from one "
+            "of them: from the model before it, or from other models. Remove one of the two",
+            field=f"compression.{own}.distillation.enabled",
+            expected=False,
+            got=True,
+        )
+    distillation = distillation_of(settings.teacher)
+    return dataclasses.replace(
+        settings, **{name: dataclasses.replace(step, distillation=distillation) for name, step in steps.items()}
+    )
 
 
 def _bridged(model: Any, config: RunConfig, examples: data.AnySplit) -> Any:

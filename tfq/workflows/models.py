@@ -138,7 +138,7 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     if config.model.endswith(".tflite"):
         return read_tflite(config)
     if is_file(config.model):
-        return _load_file(config.model, config, allow_code=allow_code)
+        return load_file(config.model, config, allow_code=allow_code)
     raise InputError(
         f"model={config.model} is not a file, and a model that tfq builds has no weights before it is trained: run "
         "tfq train, and give the file that it writes",
@@ -148,7 +148,8 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     )
 
 
-def _load_file(path: str, config: RunConfig, *, allow_code: bool) -> Any:
+def load_file(path: str, config: RunConfig, *, allow_code: bool = False) -> Any:
+    """Return the model in a file or SavedModel directory; code of config.plugin may define its classes."""
     from tfq.keras_bridge import custom_objects_of_plugins, load_source
 
     registry.load_plugins(config.plugin)
@@ -179,7 +180,7 @@ def load_flatbuffer(path: str, config: RunConfig, *, field: str, allow_code: boo
         return read_flatbuffer(path, field)
     if not Path(path).exists():
         return artifacts.read_bytes(path, "a model", field=field)
-    content = float_flatbuffer(_load_file(path, config, allow_code=allow_code), config)
+    content = float_flatbuffer(load_file(path, config, allow_code=allow_code), config)
     progress.note(f"{path} is converted to float32, and the .tflite is evaluated")
     return content
 
@@ -357,66 +358,3 @@ def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
             if facts
         },
     }
-
-
-def trained_stem(config: RunConfig) -> str:
-    """Return the stem of the file that `train` writes; that of a model from a file ends in "_trained"."""
-    return f"{model_name(config)}_trained" if is_file(config.model) else model_name(config)
-
-
-def train(config: RunConfig, *, allow_code: bool = False) -> tuple[Any, dict[str, Any]]:
-    """Train the model of config.model on config.data; return it and details for the record.
-
-    A model that tfq builds by name starts with random weights, one from a file with its own.
-
-    Args:
-        config: What to train, and how: config.training, config.data and config.seed.
-        allow_code: As for `load`.
-
-    Raises:
-        InputError: config.model is a .tflite or no known name, or the data does not fit the model.
-    """
-    from tfq.compression.training import deterministic, train_model
-    from tfq.keras_bridge.strategies import named_strategy
-
-    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
-    try:
-        test = load_split(config.data, "test")
-    except data.MissingSplitError:
-        test = None
-    splits = [split for split in (training, validation, test) if split is not None]
-    with deterministic(config.seed), named_strategy(config.training.strategy) as replicas:
-        model = _untrained(config, splits, allow_code=allow_code)
-        history = train_model(model, training, validation, config.training, seed=config.seed)
-    return model, {
-        "parameters": int(model.count_params()),
-        "history": history,
-        "replicas": replicas,
-        "preprocessing": data.preprocessing_record(config.data),
-        "data_notes": data_notes(training, validation, test),
-        **keras_scores(model, test),
-        "sha256": hashes(config, train=training, val=validation, test=test),
-    }
-
-
-def _untrained(config: RunConfig, splits: list[data.AnySplit], *, allow_code: bool) -> Any:
-    """Return the model of a file, or build the one of that name for the data."""
-    from tfq import models
-    from tfq.keras_bridge import import_keras, import_tf_keras
-
-    model_name(config)
-    if is_file(config.model):
-        model = load(config, allow_code=allow_code)
-        if isinstance(model, bytes) or not getattr(model, "outputs", None) or not hasattr(model, "layers"):
-            raise InputError(
-                f"model={config.model} cannot be trained: expected a functional or sequential Keras model, or the name "
-                "of a model that tfq builds",
-                field="model",
-                expected="a Keras model",
-                got=config.model,
-            )
-        return model
-    keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
-    classes = data.count_classes(splits)
-    with progress.stage(f"building {config.model}"):
-        return models.build(config.model, keras, data.example_shape(splits[0]), classes)

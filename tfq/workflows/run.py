@@ -141,11 +141,16 @@ def _trained(run: Run) -> Loaded:
         return loaded
 
     def make(directory: Path) -> dict[str, Any]:
-        model, details = workflows.train(config)
+        model, details = workflows.train(config, allow_code=run.allow_code)
         workflows.save_keras(model, directory / TRAINED)
         return details
 
-    inputs = {"model": config.model, "training": config.training.to_dict(), **data_inputs(run)}
+    inputs = {
+        "model": config.model,
+        "training": config.training.to_dict(),
+        "teachers": [artifacts.sha256_path(path) for path in config.training.teacher.files],
+        **data_inputs(run),
+    }
     return _published(run, run.stage("train", inputs, make).directory / TRAINED, f"{run.name}.keras")
 
 
@@ -153,13 +158,18 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
     suffix = workflows.compression_suffix(run.config)
 
     def make(directory: Path) -> dict[str, Any]:
-        compressed = workflows.compress(model.model, run.config)
+        compressed = workflows.compress(model.model, run.config, allow_code=run.allow_code)
         workflows.save_keras(compressed.model, directory / COMPRESSED)
         if compressed.user_model is not None:
             workflows.save_keras(compressed.user_model, directory / RETURNED)
         return compressed.details
 
-    inputs = {"model": model.sha256, "compression": run.config.compression.to_dict(), **data_inputs(run)}
+    inputs = {
+        "model": model.sha256,
+        "compression": run.config.compression.to_dict(),
+        "teachers": [artifacts.sha256_path(path) for path in run.config.compression.teacher.files],
+        **data_inputs(run),
+    }
     result = run.stage(f"compress ({suffix.replace('_', ', ')})", inputs, make)
     if (result.directory / RETURNED).exists():
         artifacts.copy_file(result.directory / RETURNED, run.out / f"{run.name}_{suffix}.keras")

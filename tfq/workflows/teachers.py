@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models from files that a student learns from while it is trained or compressed."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, data, evaluation, progress
+from tfq.config import DistillationConfig, RunConfig, TeacherConfig
+from tfq.errors import InputError, warn
+from tfq.evaluation.metric import as_metric
+from tfq.evaluation.metric_scores import drop_of
+from tfq.workflows.models import keras_scores, load_file
+
+
+@dataclass(kw_only=True)
+class Lesson:
+    """A student in training, and its teachers.
+
+    Attributes:
+        student: The model to train: the user's, or a copy of it in tf_keras whose weights go back to the user's.
+        teachers: For each teacher its file's name, sha256, parameters, and on the val split metric, unit and accuracy
+            (null without labels).
+    """
+
+    student: Any
+    teachers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def distillation_of(config: TeacherConfig) -> DistillationConfig:
+    """Return the settings of distillation from these teachers."""
+    return DistillationConfig(enabled=True, temperature=config.temperature, weight=config.weight)
+
+
+def load_teachers(
+    config: TeacherConfig, run: RunConfig, validation: data.AnySplit, *, field: str, allow_code: bool = False
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return the teachers as tf_keras models that take the student's inputs, and what the record says of them.
+
+    A TfqWarning names a teacher that does not do better than guessing on the val split: most often its inputs need
+    another scale.
+
+    Args:
+        config: The files, and how their inputs differ from the student's.
+        run: The settings of the whole command, for the data and the plugins.
+        validation: The val split, preprocessed for the student.
+        field: The section that messages name, such as "training.teacher".
+        allow_code: Whether code inside the files may run.
+
+    Raises:
+        InputError: A file is no Keras model.
+    """
+    models, facts = [], []
+    for path in config.files:
+        if path.endswith(".tflite"):
+            raise InputError(
+                f"{field}={path} is a .tflite file, through which no training step can run: expected the Keras model "
+                "that it was converted from",
+                field=field,
+                expected="a Keras model",
+                got=path,
+            )
+        model = _with_scaled_inputs(_in_tf_keras(load_file(path, run, allow_code=allow_code), path, field), config)
+        with progress.stage(f"evaluating the teacher {Path(path).name}"):
+            scores = keras_scores(model, validation)
+        record = {
+            "file": Path(path).name,
+            "sha256": artifacts.sha256_path(path),
+            "parameters": int(model.count_params()),
+            "metric": scores["test_metric"],
+            "unit": scores["test_unit"],
+            "accuracy": scores["test_accuracy"],
+        }
+        _warn_if_guessing(record, model, field)
+        models.append(model)
+        facts.append(record)
+    return models, facts
+
+
+def _in_tf_keras(model: Any, path: str, field: str) -> Any:
+    from tfq.keras_bridge import to_tf_keras
+
+    if not getattr(model, "outputs", None) or not hasattr(model, "layers"):
+        raise InputError(
+            f"{field}={path} has no layers that a training step could run: expected a functional or sequential Keras "
+            "model",
+            field=field,
+            expected="a Keras model",
+            got=path,
+        )
+    result: Any = to_tf_keras(model).model
+    result.trainable = False
+    return result
+
+
+def _with_scaled_inputs(model: Any, config: TeacherConfig) -> Any:
+    """Return a model that scales its inputs before the teacher's."""
+    from tfq.keras_bridge import import_tf_keras
+
+    if config.scale == 1 and not config.offset:
+        return model
+    keras = import_tf_keras()
+    inputs = [keras.Input(tensor.shape[1:], name=tensor.name.split(":")[0]) for tensor in model.inputs]
+    scaled = [keras.layers.Rescaling(config.scale, config.offset)(tensor) for tensor in inputs]
+    return keras.Model(inputs, model(scaled if len(scaled) > 1 else scaled[0]), name=f"{model.name}_scaled")
+
+
+def _warn_if_guessing(record: dict[str, Any], model: Any, field: str) -> None:
+    classes = int(model.outputs[0].shape[-1] or 0)
+    if record["metric"] != "top1" or record["accuracy"] is None or classes < 2:
+        return
+    if record["accuracy"] < 1.5 / classes:
+        warn(
+            f"{field}: the teacher {record['file']} classifies {record['accuracy']:.1%} of the val split, and guessing "
+            f"would classify {1 / classes:.1%}: it teaches noise. Check that it was trained on these classes, and that "
+            f"its inputs have the same preprocessing as the student's ({field}.scale, {field}.offset)"
+        )
+
+
+@contextlib.contextmanager
+def taught(
+    model: Any, config: TeacherConfig, run: RunConfig, validation: data.AnySplit, *, allow_code: bool = False
+) -> Iterator[Lesson]:
+    """Let `fit` of a model train towards teachers inside a `with` block; without teachers, change nothing.
+
+    After the block, `model` has the trained weights. A Keras 3 model is trained as a copy in tf_keras.
+
+    Args:
+        model: The student, of either Keras.
+        config: The teachers.
+        run: The settings of the whole command.
+        validation: The val split.
+        allow_code: Whether code inside the files may run.
+
+    Raises:
+        InputError: A file is no Keras model, or its inputs or outputs have other shapes than the student's.
+    """
+    if not config.files:
+        yield Lesson(student=model)
+        return
+    from tfq.compression.distillation import distilled
+    from tfq.keras_bridge import return_weights, to_tf_keras
+
+    teachers, facts = load_teachers(config, run, validation, field="training.teacher", allow_code=allow_code)
+    bridged = to_tf_keras(model)
+    with distilled(bridged.model, teachers, distillation_of(config), "training") as student:
+        yield Lesson(student=student, teachers=facts)
+    if bridged.model is not model:
+        return_weights(bridged, bridged.model)
+
+
+def warn_of_worse_teachers(lesson: Lesson, model: Any, validation: data.AnySplit) -> None:
+    """Warn (TfqWarning) about teachers that are worse on the val split than the trained student."""
+    compared = [teacher for teacher in lesson.teachers if teacher["accuracy"] is not None]
+    if not compared:
+        return
+    scores = keras_scores(model, validation)
+    for teacher in compared:
+        drop = _how_much_worse(teacher, scores["test_accuracy"])
+        if teacher["metric"] == scores["test_metric"] and drop is not None and drop > 0:
+            shown, own = (
+                evaluation.score_text(teacher["unit"], value)
+                for value in (teacher["accuracy"], scores["test_accuracy"])
+            )
+            warn(
+                f"training.teacher: the teacher {teacher['file']} has {teacher['metric']} {shown} on the val split, "
+                f"worse than its student with {own}. A better teacher, or training without it, may give more"
+            )
+
+
+def _how_much_worse(teacher: dict[str, Any], accuracy: float | None) -> float | None:
+    metric = as_metric(teacher["metric"])
+    if accuracy is None or metric is None:
+        return None
+    return drop_of(metric, teacher["accuracy"], accuracy)
