@@ -10,7 +10,8 @@ from test_evaluation_outputs import FLOAT_LOGITS, FLOAT_TWO, TWO, X, Y, before_s
 from tfq import tflite
 from tfq.data import Split
 from tfq.errors import InputError
-from tfq.search.criterion import _within, choose_criterion, classes_of, labels_of
+from tfq.evaluation.metric import Metric, as_metric
+from tfq.search.criterion import _within, choose_criterion, classes_of, labels_of, metric_criterion
 
 FLOAT = golden("digits_float32")
 DATA = Split(name="val", inputs={"x": X}, labels=Y, source="arrays")
@@ -72,3 +73,25 @@ def test_one_hot_labels_are_the_same_classes():
     rows = Split(name="val", inputs={"x": X}, labels=np.eye(10, dtype=np.float32)[Y], source="arrays")
     parsed = tflite.read(FLOAT)
     assert labels_of(rows, parsed, 0).tolist() == labels_of(DATA, parsed, 0).tolist()
+
+
+def test_a_metric_compares_models_by_its_value_and_a_paired_interval():
+    criterion, by_labels = (
+        metric_criterion(as_metric("top1"), FLOAT, [DATA], 20.0),
+        choose_criterion(FLOAT, [DATA], 20.0),
+    )
+    assert (criterion.kind, criterion.title, by_labels.kind) == ("metric", "top-1", "accuracy")
+    int8 = golden("digits_int8")
+    assert criterion.value(int8, FLOAT, DATA) == by_labels.right(int8, FLOAT, DATA).mean()
+    chosen, other = (item.compare(int8, FLOAT, FLOAT, DATA) for item in (criterion, by_labels))
+    assert chosen.accuracy == other.accuracy
+    assert (chosen.difference.difference, chosen.difference.low) == (other.difference.difference, other.difference.low)
+
+
+def test_a_metric_that_cannot_rank_models_is_refused():
+    for metric in (as_metric("mae"), Metric.from_function(lambda outputs, labels: 0.5, name="half", unit="score")):
+        with refused(InputError, field="search.metric", got=metric.name):
+            metric_criterion(metric, FLOAT, [DATA], 20.0)
+    unlabeled = Split(name="val", inputs={"x": X}, labels=None, source="arrays")
+    with refused(InputError, field="search.metric", word="labels"):
+        metric_criterion(as_metric("top1"), FLOAT, [unlabeled], 20.0)

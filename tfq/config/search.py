@@ -35,6 +35,12 @@ class SearchConfig(Config):
     """Settings of the search for the cheapest int8 model within a budget, without training."""
 
     budget: BudgetConfig = section(BudgetConfig, "budget that the chosen model must stay within")
+    metric: str = setting(
+        "",
+        "metric that candidates are compared by, one in [0, 1] of which higher values are better; empty: top-1 if the "
+        "labels are classes, else agreement with the float model or SQNR",
+        choices_of="metric",
+    )
     methods: tuple[str, ...] = setting(
         ("percentile", "mse", "min_max"), "calibration methods to try, in this order", choices_of="calibration_method"
     )

@@ -260,7 +260,11 @@ PREFLIGHT = register(
 def _search_sections(record: Record) -> list[Section]:
     candidates = [item for item in record.get("candidates") or [] if isinstance(item, Mapping)]
     chosen, validation, test = record.get("chosen"), part(record, "validation"), part(record, "test")
-    title = plain(part(record, "criterion").get("title") or "accuracy")
+    criterion = part(record, "criterion")
+    title, agreement = (
+        plain(criterion.get("title") or "accuracy"),
+        plain(criterion.get("agreement_title") or "agreement"),
+    )
     rows = tuple(
         (
             plain(item.get("name", "?")),
@@ -276,7 +280,7 @@ def _search_sections(record: Record) -> list[Section]:
     )
     table = Table(
         key="candidates",
-        columns=("candidate", title, "minus float, points", "agreement", "bytes", "latency", "time", "result"),
+        columns=("candidate", title, "minus float, points", agreement, "bytes", "latency", "time", "result"),
         rows=rows,
         numeric=(*(False, True, True, True, True, True, True), False),
         notes=("latency: the time of an inference divided by that of the first candidate. time: of the conversion.",),

@@ -11,42 +11,69 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends import HOST, RunRequest, make_backend
 from tfq.data import AnySplit, labeled_outputs, labels_of_output
+from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, is_class_vector, predicted_classes, prepare_inputs, reference_outputs
+from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs
+from tfq.evaluation.metric_scores import Scored, score_metrics
 from tfq.evaluation.metrics import checked_labels
-from tfq.evaluation.scores import reconstructs
+from tfq.evaluation.paired import PairedDifference, paired_difference
+from tfq.evaluation.scores import Predictions, reconstructs
 
 # Examples that are run to see which output predicts a class.
 NUM_LOOKED_AT = 20
-ACCURACY, AGREEMENT, SQNR = "accuracy", "agreement", "sqnr"
+ACCURACY, AGREEMENT, SQNR, METRIC = "accuracy", "agreement", "sqnr", "metric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The result of a model, and its difference from another on the same examples.
+
+    Attributes:
+        accuracy: The fraction of examples that are right, or the metric.
+        difference: The paired difference from the other model.
+    """
+
+    accuracy: float
+    difference: PairedDifference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What makes an example right. All comparisons use the fraction of examples that are right.
+    """What models are compared by: the fraction of examples that are right, or a metric.
 
     Attributes:
         kind: "accuracy": the predicted class is the label. "agreement": it is the class that the float model predicts.
             "sqnr": the error of every output, against the float model's, is at most its variance over the examples
-            divided by 10^(min_sqnr_db / 10). By the last two, the float model is right on every example.
-        reason: Why labels are not used; "" for "accuracy".
-        output: The index of the output whose classes are compared; not used by "sqnr".
+            divided by 10^(min_sqnr_db / 10). By the last two, the float model is right on every example. "metric": no
+            example is right or wrong, and `metric` is computed.
+        reason: Why labels are not used; "" for "accuracy" and "metric".
+        output: The index of the output whose classes are compared; only used by "accuracy" and "agreement".
         min_sqnr_db: The bound of "sqnr".
+        metric: The metric of "metric".
     """
 
     kind: str
     reason: str = ""
     output: int = 0
     min_sqnr_db: float = 0.0
+    metric: Metric | None = None
 
     @property
     def title(self) -> str:
         """The name of the fraction in tables."""
+        if self.metric is not None:
+            return self.metric.title or self.metric.name
         return f"SQNR >= {self.min_sqnr_db:g} dB" if self.kind == SQNR else self.kind
+
+    @property
+    def agreement_title(self) -> str:
+        """The name of the fraction of examples that agree with the float model."""
+        return f"SQNR >= {self.min_sqnr_db:g} dB" if self.kind == METRIC else AGREEMENT
 
     @property
     def note(self) -> str:
         """A sentence that says what models were compared by; "" for labels."""
-        if self.kind == ACCURACY:
+        if self.kind in (ACCURACY, METRIC):
             return ""
         how = (
             "by the fraction of examples with the float model's class"
@@ -61,9 +88,56 @@ class Criterion:
         return {
             "kind": self.kind,
             "reason": self.reason or None,
-            "output": None if self.kind == SQNR else self.output,
+            "title": self.title,
+            "agreement_title": self.agreement_title,
+            "metric": None if self.metric is None else self.metric.name,
+            "output": self.output if self.kind in (ACCURACY, AGREEMENT) else None,
             "min_sqnr_db": self.min_sqnr_db if self.kind == SQNR else None,
         }
+
+    def value(self, content: bytes, floating: bytes, split: AnySplit) -> float:
+        """Return the fraction of examples on which the model `content` is right, or its metric."""
+        if self.metric is None:
+            return float(self.right(content, floating, split).mean())
+        return self.metric.compute(*self._scored(content, split))
+
+    def compare(self, content: bytes, base: bytes, floating: bytes, split: AnySplit) -> Comparison:
+        """Return the result of the model `content`, and its paired difference from the model `base`.
+
+        Raises:
+            InputError: There are too few examples for the interval of a metric.
+        """
+        if self.metric is None:
+            right = self.right(content, floating, split)
+            difference = paired_difference(right, self.right(base, floating, split))
+            return Comparison(accuracy=float(right.mean()), difference=difference)
+        outputs, labels = self._scored(content, split)
+        scored = Scored(metric=self.metric, outputs=outputs, labels=labels, reference=self._scored(base, split))
+        (score,) = score_metrics([scored])
+        if score.difference is None:
+            raise InputError(
+                f"the {split.name} split: {self.title} has no paired interval: {score.difference_reason}. Use more "
+                "examples, or another search.metric",
+                field="search.metric",
+                expected="a paired interval",
+                got=self.metric.name,
+            )
+        return Comparison(accuracy=score.value, difference=score.difference)
+
+    def _scored(self, content: bytes, split: AnySplit) -> tuple[Outputs, NDArray]:
+        """Return the outputs and labels that the metric scores."""
+        assert self.metric is not None
+        names = tflite.read(content).output_names
+        predictions = Predictions(outputs=_kept_outputs(content, split), labels=split.all_labels(), names=names)
+        outputs, labels = predictions.for_metric(self.metric)
+        if labels is None:
+            raise InputError(
+                f"the {split.name} split has no labels, which search.metric={self.metric.name} needs",
+                field="search.metric",
+                expected=self.metric.contract.labels,
+                got=None,
+            )
+        return outputs, labels
 
     def right(self, content: bytes, floating: bytes, split: AnySplit) -> NDArray[np.bool_]:
         """Return for each example whether the model `content` is right on it, (n,)."""
@@ -76,6 +150,26 @@ class Criterion:
 
 
 BY_LABELS = Criterion(kind=ACCURACY)
+
+
+def metric_criterion(metric: Metric, floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
+    """Return the criterion that a user chose.
+
+    Raises:
+        InputError: Models cannot be compared by this metric, or it does not fit the model or the labels.
+    """
+    if metric.direction != "higher" or metric.unit not in BOUNDED_UNITS or not (metric.resampled or metric.examples):
+        raise InputError(
+            f"search.metric={metric.name}: a search needs a metric in [0, 1] (unit fraction or score) whose "
+            "direction is higher, and which declares `examples` or `resampled` for paired intervals",
+            field="search.metric",
+            expected="a metric in [0, 1], higher is better",
+            got=metric.name,
+        )
+    criterion = Criterion(kind=METRIC, metric=metric, min_sqnr_db=min_sqnr_db)
+    for split in splits:
+        criterion.value(floating, floating, split)  # for its checks, before long work
+    return criterion
 
 
 def choose_criterion(floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
@@ -151,6 +245,12 @@ def outputs_of(content: bytes, split: AnySplit) -> list[NDArray]:
         outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
         pieces.append(decode_outputs(parsed, outputs))
     return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_outputs(content: bytes, split: AnySplit) -> tuple[NDArray, ...]:
+    """Return `outputs_of`, computed once for the models that are compared with several others."""
+    return tuple(outputs_of(content, split))
 
 
 @functools.lru_cache(maxsize=8)

@@ -62,8 +62,9 @@ class CandidateResult:
 
     Attributes:
         candidate: The settings.
-        accuracy: Top-1 on the validation split.
-        agreement: The fraction of validation examples with the class that the float model predicts.
+        accuracy: Top-1 on the validation split, or the metric.
+        agreement: The fraction of validation examples with the class that the float model predicts; for a metric, that
+            of examples whose outputs have an SQNR of at least search.budget.min_sqnr_db.
         against_float: The paired difference in accuracy to the float model on the same examples.
         model_bytes: The size of the flatbuffer.
         latency_ratio: The time of an inference on this machine divided by that of the first candidate; None if it was
@@ -134,7 +135,7 @@ class SearchResult(NotebookRecord):
         test_against_plain: Difference in accuracy between the chosen and the first candidate on the test split.
         advice: What to try next.
         criterion: What the models were compared by. Every accuracy here is the fraction of examples that are right by
-            it.
+            it, or its metric.
         content: The flatbuffer of the chosen candidate.
     """
 
@@ -186,7 +187,17 @@ class SearchResult(NotebookRecord):
 
     def _parts(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return the lines before the table of candidates, its heading with its rows, and the lines after it."""
-        head = ["", "candidate", self.criterion.title, "against float", "agreement", "bytes", "latency", "secs", ""]
+        head = [
+            "",
+            "candidate",
+            self.criterion.title,
+            "against float",
+            self.criterion.agreement_title,
+            "bytes",
+            "latency",
+            "secs",
+            "",
+        ]
         rows = [
             [
                 "*" if candidate is self.chosen else "",

@@ -16,17 +16,16 @@ from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, Sea
 from tfq.data import AnySplit, as_split, input_specs, representative_samples, stratified
 from tfq.errors import TfqError, warn
 from tfq.evaluation import benchmark_models
-from tfq.evaluation.paired import PairedDifference, paired_difference
+from tfq.evaluation.metric import as_metric
+from tfq.evaluation.paired import PairedDifference
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
-from tfq.search.criterion import ACCURACY, AGREEMENT, Criterion, choose_criterion
+from tfq.search.criterion import ACCURACY, AGREEMENT, METRIC, SQNR, Criterion, choose_criterion, metric_criterion
 from tfq.search.record import (
     Candidate,
     CandidateResult,
     SearchResult,
-    packed,
     points,
-    unpacked,
 )
 from tfq.store import StageStore
 from tfq.typing import Data, PathOrBytes
@@ -108,7 +107,8 @@ def find_int8(
         train: Examples for calibration, for the techniques and to rank layers, in any form that `evaluate` accepts.
         validation: Examples on which candidates are compared. Labels are class numbers or one-hot rows. If the model
             has several outputs, they belong to the one that predicts a class. Without such labels, candidates are
-            compared with the float model: by its class, or else by the SQNR of its outputs (see `Criterion`).
+            compared with the float model: by its class, or else by the SQNR of its outputs (see `Criterion`). With
+            `config.metric`, labels are those that the metric needs.
         test: Examples on which only the chosen candidate is evaluated.
         config: Budget and search space; None means `SearchConfig()`.
         conversion: Settings that all candidates share; None means `ConversionConfig()`.
@@ -119,7 +119,7 @@ def find_int8(
         The candidates in the order in which they were tried, and the chosen one with its flatbuffer.
 
     Raises:
-        InputError: The model is not a float flatbuffer, or the data has no class labels.
+        InputError: The model is not a float flatbuffer, or the labels do not fit the model or `config.metric`.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
@@ -129,7 +129,11 @@ def find_int8(
         for note in training.notes:
             warn(note)
         conversion = dataclasses.replace(conversion, sampling="first")
-    criterion = choose_criterion(floating, [choosing, testing], config.budget.min_sqnr_db)
+    metric, splits, min_sqnr_db = as_metric(config.metric), [choosing, testing], config.budget.min_sqnr_db
+    if metric is None:
+        criterion = choose_criterion(floating, splits, min_sqnr_db)
+    else:
+        criterion = metric_criterion(metric, floating, splits, min_sqnr_db)
     if criterion.note:
         warn(f"search: {criterion.note}")
     with contextlib.ExitStack() as stack:
@@ -169,7 +173,7 @@ class _Search:
             "conversion": conversion.to_dict(),
             "criterion": criterion.to_dict(),
         }
-        self._float_correct = criterion.right(floating, floating, validation)
+        self._float_accuracy = criterion.value(floating, floating, validation)
         self._contents: dict[str, bytes] = {}
         self.results: list[CandidateResult] = []
 
@@ -218,7 +222,9 @@ class _Search:
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
-                "correct": packed(self._criterion.right(content, self._floating, self._validation)),
+                "comparison": dataclasses.asdict(
+                    self._criterion.compare(content, self._floating, self._floating, self._validation)
+                ),
                 "agreement": self._agreement(content),
                 "latency_ratio": self._latency_ratio(content),
             }
@@ -230,12 +236,12 @@ class _Search:
             self._progress(f"{candidate.name}: not possible: {details['impossible']}")
             return
         content = (stored.directory / _MODEL).read_bytes()
-        correct = unpacked(details["correct"], self._float_correct.size)
+        comparison = details["comparison"]
         result = CandidateResult(
             candidate=candidate,
-            accuracy=float(correct.mean()),
+            accuracy=comparison["accuracy"],
             agreement=details["agreement"],
-            against_float=paired_difference(correct, self._float_correct),
+            against_float=PairedDifference(**comparison["difference"]),
             model_bytes=len(content),
             latency_ratio=details["latency_ratio"],
             secs=details["secs"],
@@ -257,36 +263,29 @@ class _Search:
         chosen = self.within_budget[0] if holds else self._best()
         for message in chosen.collapsed:
             warn(message)
-        correct = {
-            name: self._criterion.right(content, self._floating, test)
-            for name, content in {
-                "float": self._floating,
-                "plain": self._contents[self.results[0].name],
-                "chosen": self._contents[chosen.name],
-            }.items()
-        }
-        against_float = paired_difference(correct["chosen"], correct["float"])
+        content, plain = self._contents[chosen.name], self._contents[self.results[0].name]
+        comparison = self._criterion.compare(content, self._floating, self._floating, test)
+        against_float = comparison.difference
         return SearchResult(
             candidates=tuple(self.results),
             chosen=chosen,
             holds=holds,
-            validation=self._float_correct.size,
-            float_accuracy=float(self._float_correct.mean()),
-            test=correct["chosen"].size,
-            test_accuracy=float(correct["chosen"].mean()),
-            test_float_accuracy=float(correct["float"].mean()),
+            validation=self._validation.num_examples,
+            float_accuracy=self._float_accuracy,
+            test=test.num_examples,
+            test_accuracy=comparison.accuracy,
+            test_float_accuracy=self._criterion.value(self._floating, self._floating, test),
             test_against_float=against_float,
-            test_against_plain=paired_difference(correct["chosen"], correct["plain"]),
+            test_against_plain=self._criterion.compare(content, plain, self._floating, test).difference,
             advice=tuple(_advice(holds, chosen, against_float, self._config)),
             criterion=self._criterion,
-            content=self._contents[chosen.name],
+            content=content,
         )
 
     def _agreement(self, content: bytes) -> float:
-        """Return the fraction of examples with the float model's class, or that are right if no output has classes."""
-        other = self._criterion
-        if other.kind == ACCURACY:
-            other = dataclasses.replace(other, kind=AGREEMENT)
+        """Return the fraction of examples with the float model's class, or whose SQNR is within the bound."""
+        kinds = {ACCURACY: AGREEMENT, METRIC: SQNR}
+        other = dataclasses.replace(self._criterion, kind=kinds.get(self._criterion.kind, self._criterion.kind))
         return float(other.right(content, self._floating, self._validation).mean())
 
     def _best(self) -> CandidateResult:
