@@ -13,9 +13,12 @@ with the same flags.
 """
 
 import argparse
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -37,8 +40,10 @@ def arrays(arguments: argparse.Namespace, out: Path) -> tfq.DataConfig:
         train = tfq.load_split(source, "train", limit=arguments.train_examples)
         test = tfq.load_split(source, "test")
         parts = {"train": train, "test": test}
-        values = {f"x_{name}": split.inputs["x"].astype(np.uint8) for name, split in parts.items()}
-        np.savez(path, **values, **{f"y_{name}": split.labels for name, split in parts.items()})
+        values: dict[str, Any] = {f"y_{name}": split.all_labels() for name, split in parts.items()}
+        for name, split in parts.items():
+            values[f"x_{name}"] = np.concatenate([piece.inputs["x"] for piece in split.pieces()]).astype(np.uint8)
+        np.savez(path, **values)
     return tfq.DataConfig(source=f"npz:{path}", scale=1 / 255)
 
 
@@ -66,7 +71,7 @@ def train(arguments: argparse.Namespace, data: tfq.DataConfig, seed: int, teache
     }
 
 
-def kept(path: Path, settings: dict, make) -> dict:
+def kept(path: Path, settings: dict, make: Callable[[], dict]) -> dict:
     """Return the result in a file that was made with the same settings, else make it and write the file."""
     if path.exists():
         stored = json.loads(path.read_text())
@@ -97,7 +102,7 @@ def main() -> None:
         for name, files in (("alone", ()), ("taught", (arguments.teacher,))):
             settings = {**vars(arguments), "seed": seed, "name": name}
             pair.append(
-                kept(out / f"{name}_{seed}.json", settings, lambda s=seed, f=files: train(arguments, data, s, f))
+                kept(out / f"{name}_{seed}.json", settings, functools.partial(train, arguments, data, seed, files))
             )
         rows.append(pair)
     teacher = rows[0][1]["teachers"][0]

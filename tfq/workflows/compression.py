@@ -198,31 +198,8 @@ def compress(model: Any, config: RunConfig, *, allow_code: bool = False) -> Comp
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.cluster.enabled:
             compression.clustering_plan(result, settings.cluster)  # raises what it raises before any work
-        if settings.structured_pruning.enabled:
-            with progress.stage("structured pruning"):
-                filtered = compression.prune_structured(
-                    result,
-                    fit("structured_pruning"),
-                    settings.structured_pruning,
-                    data=training,
-                    teacher=teachers or None,
-                )
-            result, details["structured_pruning"] = filtered.model, filtered.to_dict()
-        if settings.prune.enabled:
-            teacher = teachers or (bridged.model if settings.prune.distillation.enabled else None)
-            with progress.stage("pruning"):
-                plan = compression.pruning_plan(result, settings.prune, training)
-                result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
-            details["pruning_plan"] = plan.to_dict()
-        if settings.cluster.enabled:
-            details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()
-            teacher = teachers or (bridged.model if settings.cluster.distillation.enabled else None)
-            with progress.stage("clustering weights"):
-                result = compression.cluster_model(result, fit("cluster"), settings.cluster, teacher=teacher)
-        if settings.qat.enabled:
-            teacher = teachers or (bridged.model if settings.qat.distillation.enabled else None)
-            with progress.stage("quantization-aware training"):
-                result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
+        result, steps = _compressed_in_steps(bridged.model, settings, fit, training, teachers)
+        details |= steps
     user_model = None
     if bridged.model is not model and not settings.structured_pruning.enabled:
         return_weights(bridged, result)
@@ -241,6 +218,49 @@ def compress(model: Any, config: RunConfig, *, allow_code: bool = False) -> Comp
             "sha256": hashes(config, train=training, val=validation),
         },
     )
+
+
+def _compressed_in_steps(
+    model: Any, settings: CompressionConfig, fit: Callable[[str], Any], training: data.AnySplit, teachers: list[Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Run the enabled steps in order; return the model and what the record says of each.
+
+    Args:
+        model: The float tf_keras model.
+        settings: The steps.
+        fit: Name of a step -> its training loop.
+        training: The train split.
+        teachers: Models that all steps learn from; [] lets a step learn from `model`, if it distills.
+    """
+    from tfq import compression
+
+    result, details = model, {}
+    if settings.structured_pruning.enabled:
+        with progress.stage("structured pruning"):
+            filtered = compression.prune_structured(
+                result,
+                fit("structured_pruning"),
+                settings.structured_pruning,
+                data=training,
+                teacher=teachers or None,
+            )
+        result, details["structured_pruning"] = filtered.model, filtered.to_dict()
+    if settings.prune.enabled:
+        teacher = teachers or (model if settings.prune.distillation.enabled else None)
+        with progress.stage("pruning"):
+            plan = compression.pruning_plan(result, settings.prune, training)
+            result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
+        details["pruning_plan"] = plan.to_dict()
+    if settings.cluster.enabled:
+        details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()
+        teacher = teachers or (model if settings.cluster.distillation.enabled else None)
+        with progress.stage("clustering weights"):
+            result = compression.cluster_model(result, fit("cluster"), settings.cluster, teacher=teacher)
+    if settings.qat.enabled:
+        teacher = teachers or (model if settings.qat.distillation.enabled else None)
+        with progress.stage("quantization-aware training"):
+            result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
+    return result, details
 
 
 def _with_teachers(settings: CompressionConfig) -> CompressionConfig:
