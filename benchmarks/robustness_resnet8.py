@@ -24,10 +24,12 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from compression_training import Phase, copied, exit_with, fit_for, kept_record, save_model
+from robustness_tables import tables_of
 
 import tfq
 from tfq.artifacts import make_out_dir, sha256_file, write_bytes, write_json
 
+MODELS = ("float", "ptq_int8", "qat_int8", "pruned80_int8", "int4")
 SPARSITY = 0.8
 INT4 = {"int4_layers": ("*",), "techniques": ("gptq", "bias_correction")}
 
@@ -92,6 +94,16 @@ def main() -> int:
     warnings.simplefilter("once", tfq.TfqWarning)
     out = make_out_dir(arguments.out)
     build(arguments, out)
+    models = {name: out / f"{name}.tflite" for name in MODELS}
+    path = out / "robustness.json"
+    settings = {"models": {name: sha256_file(file) for name, file in models.items()}, "limit": arguments.limit}
+    record = kept_record(path, settings)
+    if record is None:
+        data = tfq.load_split(tfq.DataConfig(source=arguments.data), "test", limit=arguments.limit)
+        asked = tfq.EvaluationConfig(robustness=tfq.RobustnessConfig(limit=arguments.limit, seed=arguments.seed))
+        record = {"settings": settings, **tfq.evaluate_robustness(models, data, asked, reference="float").to_dict()}
+        write_json(path, record)
+    print(tables_of(record))
     return 0
 
 

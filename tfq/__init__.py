@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.report import build_report as build_report
     from tfq.report import write_node_data as write_node_data
+    from tfq.robustness import evaluate_robustness as evaluate_robustness
     from tfq.search import find_int8 as find_int8
     from tfq.sweep import run_sweep as run_sweep
     from tfq.workflows.run import run_recipe
@@ -76,6 +77,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.metric import add_states as add_states
     from tfq.evaluation.metric import concatenate_states as concatenate_states
     from tfq.auditing import Target as Target
+    from tfq.robustness import Corruption as Corruption
     from tfq.data import DataSource as DataSource
     from tfq.executors import ExecutorKind as ExecutorKind
     from tfq.deploy import BundleContents as BundleContents
@@ -112,6 +114,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
     from tfq.config import RequireConfig as RequireConfig
+    from tfq.config import RobustnessConfig as RobustnessConfig
     from tfq.config import RunConfig as RunConfig
     from tfq.config import SearchConfig as SearchConfig
     from tfq.config import StructuredPruningConfig as StructuredPruningConfig
@@ -140,6 +143,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.executors import TaskResult as TaskResult
     from tfq.keras_bridge import BridgeResult as BridgeResult
     from tfq.keras_bridge import SavedModel as SavedModel
+    from tfq.robustness import RobustnessRecord as RobustnessRecord
     from tfq.search import SearchResult as SearchResult
     from tfq.sweep import SweepResult as SweepResult
 
