@@ -357,6 +357,36 @@ def clipped_inputs(measured: Measured) -> Iterator[tuple[str, Reading]]:
         yield "", Reading(value=value)
 
 
+def robustness(key: str) -> Read:
+    """Return a function that yields a mean over corrupted inputs: "mean" (the metric), "drop" or "extra_drop"."""
+
+    def read(measured: Measured) -> Iterator[tuple[str, Reading]]:
+        evaluation = measured.evaluation
+        values = evaluation.get("robustness") or {}
+        item = values.get(key) or {}
+        ends = (item.get("low"), item.get("high"))
+        facts = (evaluation.get("metrics") or {}).get(evaluation.get("metric")) or {}
+        direction = facts.get("direction") if key == "mean" else None
+        missing = values.get("reason") or f"the evaluation on corrupted inputs has no {key.replace('_', ' ')}"
+        if values or evaluation.get("robustness_reason"):
+            yield (
+                "",
+                Reading(
+                    value=item.get("value"),
+                    reason=None if item.get("value") is not None else (missing if values else _why_none(evaluation)),
+                    interval=None if None in ends else ends,
+                    direction=direction if direction in ("higher", "lower") else None,
+                    unit=facts.get("unit", ""),
+                ),
+            )
+
+    return read
+
+
+def _why_none(evaluation: Mapping[str, Any]) -> str:
+    return str(evaluation.get("robustness_reason"))
+
+
 NOT_SIDE_BY_SIDE = (
     "times of two sessions cannot be compared: the speed of a machine changes by more than a model does. Compare "
     "times side by side (comparison.baseline_model), or gate instructions"

@@ -76,6 +76,8 @@ class EvaluationRecord(NotebookRecord):
         differing_examples: Examples for which the model and the reference predict different classes, up to
             `evaluation.differing_examples`.
         differing_examples_reason: Why there are none.
+        robustness: The means over corrupted inputs (`tfq.robustness.record.ModelRobustness`).
+        robustness_reason: Why there are none.
         warnings: The warnings that were issued during the evaluation.
         machine: The machine and the versions of the software that ran the model.
     """
@@ -126,6 +128,8 @@ class EvaluationRecord(NotebookRecord):
     classes_reason: str | None = "listed only for evaluation.backend"
     differing_examples: dict[str, Any] | None = None
     differing_examples_reason: str | None = "listed only for evaluation.backend"
+    robustness: dict[str, Any] | None = None
+    robustness_reason: str | None = "evaluation.robustness is not enabled"
     warnings: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
 

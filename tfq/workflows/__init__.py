@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         why_no_layers,
     )
     from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
-    from tfq.workflows.evaluation import Evaluated, evaluate
+    from tfq.workflows.evaluation import Evaluated, corrupted, evaluate, robustness_fields
     from tfq.workflows.export import Exported, export
     from tfq.workflows.gate import Gated, compare_with_baseline, write_baseline
     from tfq.workflows.models import (
@@ -57,6 +57,7 @@ __all__ = [
     "compress",
     "compression_suffix",
     "convert",
+    "corrupted",
     "evaluate",
     "export",
     "is_compressed",
@@ -70,6 +71,7 @@ __all__ = [
     "preflight_with_flatbuffer",
     "read_flatbuffer",
     "read_tflite",
+    "robustness_fields",
     "save_keras",
     "search_on_data",
     "trace_once",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a flatbuffer on the test split, on one backend and in the portability table of others."""
+"""Evaluate a flatbuffer on the test split: on one backend, in the table of others, and on corrupted inputs."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from tfq.config import RunConfig
 from tfq.errors import InputError
 from tfq.evaluation import EvaluationRecord, PortabilityTable
 from tfq.evaluation.sharded import source_of
+from tfq.robustness import RobustnessRecord, evaluate_robustness
 from tfq.workflows.distribution import on_executor
 from tfq.workflows.models import load_flatbuffer, load_split
 
@@ -23,12 +26,14 @@ class Evaluated:
         portability: The table of evaluation.backends.
         sha256: The hashes of the model, the data and the reference.
         digest: The digest of the file and its layers; see `tfq.evaluation.layer_digest`.
+        robustness: The results on corrupted inputs; None if evaluation.robustness is not enabled.
     """
 
     evaluation: EvaluationRecord
     portability: PortabilityTable
     sha256: dict[str, Any]
     digest: dict[str, Any]
+    robustness: RobustnessRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -37,12 +42,14 @@ class Evaluated:
             "evaluation": self.evaluation.to_dict(),
             "portability": self.portability.to_dict(),
             "digest": self.digest,
+            "robustness": None if self.robustness is None else self.robustness.to_dict(),
         }
 
     def to_text(self) -> str:
         """Return the evaluation as text for the terminal, then the table."""
-        table = self.portability.to_text()
-        return f"{self.evaluation.to_text()}\n\n{table}" if table else self.evaluation.to_text()
+        texts = [self.evaluation.to_text(), self.portability.to_text()]
+        texts += [] if self.robustness is None else [self.robustness.to_text()]
+        return "\n\n".join(filter(None, texts))
 
 
 def _read_reference(config: RunConfig, *, allow_code: bool) -> bytes | None:
@@ -116,4 +123,43 @@ def evaluate(
     if named is not None:
         hashes["reference"] = artifacts.sha256(named)
     table = evaluation.assess_backends(model, test, settings, reference=reference, evaluated=record)
-    return Evaluated(evaluation=record, portability=table, sha256=hashes, digest=evaluation.digest_of(model))
+    robustness = None
+    if settings.robustness.enabled:
+        others = {REFERENCE: reference} if isinstance(reference, bytes) else {}
+        robustness = corrupted({MODEL: model, **others}, config, test, reference=REFERENCE if others else "")
+        record = dataclasses.replace(record, **robustness_fields(robustness.to_dict(), MODEL))
+    return Evaluated(
+        evaluation=record,
+        portability=table,
+        sha256=hashes,
+        digest=evaluation.digest_of(model),
+        robustness=robustness,
+    )
+
+
+# The names of the models in the record of an evaluation on corrupted inputs.
+MODEL, REFERENCE = "model", "reference"
+
+
+def corrupted(
+    models: Mapping[str, bytes], config: RunConfig, test: data.AnySplit, *, reference: str
+) -> RobustnessRecord:
+    """Evaluate flatbuffers on the same corrupted inputs, with the settings in evaluation.robustness.
+
+    Args:
+        models: The bytes of each flatbuffer by name.
+        config: The settings.
+        test: The examples.
+        reference: The name of the model that the others are compared with, or "".
+
+    Raises:
+        InputError: The data or the settings do not fit.
+        BackendError: A model cannot run.
+    """
+    return evaluate_robustness(models, test, config.evaluation, reference=reference)
+
+
+def robustness_fields(record: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return the fields of an EvaluationRecord about corrupted inputs, from the record of `corrupted`."""
+    values = next(item for item in record["models"] if item["model"] == model)
+    return {"robustness": {**values, "reason": record["accuracy_reason"]}, "robustness_reason": None}

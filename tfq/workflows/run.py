@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tfq import artifacts, auditing, data, deploy, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
-from tfq.config import BenchmarkRequireConfig, ConversionConfig, ExportConfig, RunConfig
+from tfq.config import BenchmarkRequireConfig, ConversionConfig, ExportConfig, RobustnessConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, TfqError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
@@ -292,9 +292,10 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
 def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
     built, sparsity = make_flatbuffers(run)
     results: list[dict[str, Any]] = []
-    benchmark, failure = None, cast(TfqError | None, None)
+    benchmark, robustness, failure = None, None, cast(TfqError | None, None)
     try:
         _examine(built, run, results)
+        robustness = _robustness(built, run, results)
         benchmark = _benchmark(built, run)
     except BackendError as error:  # the report contains the finished part
         failure = error
@@ -318,6 +319,7 @@ def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
         models=models,
         requirements=_requirements(models, run.config),
         benchmark=benchmark,
+        robustness=robustness,
         sparsity=sparsity,
         warnings=list(dict.fromkeys(messages)),
     )
@@ -465,6 +467,9 @@ def require(record: dict[str, Any]) -> None:
 def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> None:
     """Audit and evaluate every flatbuffer into `results`; the first one, in float, is the reference for all."""
     config = run.config
+    # All flatbuffers run on the same corrupted inputs, in a stage after this one.
+    settings = dataclasses.replace(config.evaluation, robustness=RobustnessConfig())
+    clean = dataclasses.replace(config, evaluation=settings)
 
     @functools.cache
     def reference() -> Any:
@@ -474,19 +479,42 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
 
         def make(directory: Path, result: Built = item) -> dict[str, Any]:
             audited = auditing.audit_model(result.content, config.audit.for_conversion(config.conversion))
-            evaluated = workflows.evaluate(result.content, config, reference=reference(), test=run.test)
+            evaluated = workflows.evaluate(result.content, clean, reference=reference(), test=run.test)
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
 
         inputs = {
             "model": artifacts.sha256(item.content),
             "reference": artifacts.sha256(built[0].content),
             "audit": config.audit.for_conversion(config.conversion).to_dict(),
-            "evaluation": {**config.evaluation.to_dict(), "require": None},
+            "evaluation": {**settings.to_dict(), "require": None},
             "plugins": [plugin.sha256 for plugin in registry.plugins()],
             "machine": _machine(config.evaluation.backend, *evaluation.chosen_backends(config.evaluation)[0]),
             **data_inputs(run),
         }
         results.append(run.details(f"evaluate {item.name}", inputs, make))
+
+
+def _robustness(built: list[Built], run: Run, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Evaluate all flatbuffers on the same corrupted inputs, and add the means to their evaluations in `results`."""
+    settings = run.config.evaluation
+    if not settings.robustness.enabled:
+        return None
+    models = {item.name: item.content for item in built}
+
+    def make(directory: Path) -> dict[str, Any]:
+        return workflows.corrupted(models, run.config, run.test, reference=built[0].name).to_dict()
+
+    inputs = {
+        "models": {name: artifacts.sha256(content) for name, content in models.items()},
+        "evaluation": {**settings.to_dict(), "require": None, "backends": None},
+        "plugins": [plugin.sha256 for plugin in registry.plugins()],
+        "machine": _machine(settings.backend),
+        **data_inputs(run),
+    }
+    record = run.details("evaluate on corrupted inputs", inputs, make)
+    for item, result in zip(built, results, strict=True):
+        result["evaluation"] = {**result["evaluation"], **workflows.robustness_fields(record, item.name)}
+    return record
 
 
 def _machine(*backends: str) -> dict[str, Any]:
