@@ -364,27 +364,24 @@ def robustness(key: str) -> Read:
         evaluation = measured.evaluation
         values = evaluation.get("robustness") or {}
         item = values.get(key) or {}
-        ends = (item.get("low"), item.get("high"))
+        low, high = item.get("low"), item.get("high")
         facts = (evaluation.get("metrics") or {}).get(evaluation.get("metric")) or {}
         direction = facts.get("direction") if key == "mean" else None
         missing = values.get("reason") or f"the evaluation on corrupted inputs has no {key.replace('_', ' ')}"
+        missing = missing if values else str(evaluation.get("robustness_reason"))
         if values or evaluation.get("robustness_reason"):
             yield (
                 "",
                 Reading(
                     value=item.get("value"),
-                    reason=None if item.get("value") is not None else (missing if values else _why_none(evaluation)),
-                    interval=None if None in ends else ends,
+                    reason=None if item.get("value") is not None else missing,
+                    interval=None if low is None or high is None else (low, high),
                     direction=direction if direction in ("higher", "lower") else None,
                     unit=facts.get("unit", ""),
                 ),
             )
 
     return read
-
-
-def _why_none(evaluation: Mapping[str, Any]) -> str:
-    return str(evaluation.get("robustness_reason"))
 
 
 NOT_SIDE_BY_SIDE = (

@@ -21,6 +21,7 @@ from tfq.report.kinds import RecordKind, register
 from tfq.report.latency_content import evaluated_latency_section, latency_section
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, part, stages_of
+from tfq.report.robustness_content import robustness_plots, robustness_section
 from tfq.report.tables import Section, Table
 from tfq.report.verdict import BAD, GOOD, Check, Verdict, verdict_of_requirements
 
@@ -54,6 +55,8 @@ def _stage_view(record: Record) -> Record:
 def _evaluate_sections(record: Record) -> Iterator[Section]:
     yield _opened(evaluation_section(record))
     yield from (_opened(section) for section in (classes_section(record), examples_section(record)) if section)
+    if robustness := robustness_section(record):
+        yield _opened(robustness)
     if costs := _costs_table(part(record, "evaluation"), plain(part(record, "evaluation").get("backend"))):
         yield Section(key="costs", title="Memory and other costs", tables=(costs,), folded=False)
     if latency := evaluated_latency_section(record):
@@ -80,6 +83,7 @@ EVALUATION = register(
         needs={"evaluation": dict},
         view=_model_view("evaluation", "portability"),
         sections=lambda record: list(_evaluate_sections(record)),
+        plots=robustness_plots,
         subtitle=subtitle_of,
     )
 )

@@ -39,6 +39,7 @@ from tfq.report.latency_content import instructions_section, kernels_text, laten
 from tfq.report.plots import plots_of
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, Reported, models_of, part, reference_of, stages_of
+from tfq.report.robustness_content import robustness_plots, robustness_section
 from tfq.report.summary import delegated_text, summary_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 from tfq.report.verdict import verdict_of_run
@@ -58,6 +59,7 @@ def sections_of(record: Record) -> list[Section]:
         evaluation_section(record),
         classes_section(record),
         examples_section(record),
+        robustness_section(record),
         latency_section(record),
         training_section(record),
         gain_section(record),
@@ -106,7 +108,7 @@ RUN = register(
         needs={"models": list, "stages": list},
         stem="report",
         sections=sections_of,
-        plots=plots_of,
+        plots=lambda record: {**plots_of(record), **robustness_plots(record)},
         verdict=verdict_of_run,
         subtitle=subtitle_of,
     )

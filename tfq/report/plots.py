@@ -104,10 +104,10 @@ def missing_matplotlib(error: ImportError) -> str:
     return f"not drawn: matplotlib cannot be imported ({plain(error)}): {install_hint('report')}"
 
 
-def figure_of(height: float, rows: int = 1, *, wide: bool = False) -> tuple[Any, Any]:
+def figure_of(height: float, rows: int = 1, *, wide: bool = False, columns: int = 1) -> tuple[Any, Any]:
     """Return an empty figure of `height` inches and its axes; an array of axes, one below the other, if rows > 1.
 
-    `wide`: for a plot that takes the whole width of a page.
+    `wide`: for a plot that takes the whole width of a page. `columns`: of axes, which then share both scales.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def figure_of(height: float, rows: int = 1, *, wide: bool = False) -> tuple[Any,
     # pyplot would choose a backend for the whole process.
     figure = Figure(figsize=(_WIDE if wide else _WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.subplots(rows, sharex=True)
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=columns > 1)
 
 
 def svg_of(figure: Any, title: str) -> str:

@@ -211,7 +211,9 @@ def _examples(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | No
             return DASH
         return _class_text(number, names[number] if 0 <= number < len(names) else None)
 
-    rows, pictures, wrong = [], [], set()
+    rows: list[tuple[str, ...]] = []
+    pictures: list[Any] = []
+    wrong: set[tuple[int, int]] = set()
     for item in examples:
         condition = f"{plain(item.get('corruption'))}, severity {plain(item.get('severity'))}"
         for what, key, picture in (("clean", "clean_classes", "clean"), (condition, "classes", "corrupted")):
@@ -258,11 +260,19 @@ def _draw(values: Record) -> tuple[str, str]:
             at = [severity for severity, _, _ in points]
             heights = [factor * value for _, value, _ in points]
             panel.plot(
-                at, heights, "-" + marker_of(place), color=color_of(place), linewidth=1.2, ms=3, label=model_label(model)
+                at,
+                heights,
+                "-" + marker_of(place),
+                color=color_of(place),
+                linewidth=1.2,
+                ms=3,
+                label=model_label(model),
             )
             for severity, _, ends in points:
                 if ends is not None:
-                    panel.plot([severity] * 2, [factor * end for end in ends], "-", color=color_of(place), linewidth=0.6)
+                    panel.plot(
+                        [severity] * 2, [factor * end for end in ends], "-", color=color_of(place), linewidth=0.6
+                    )
         panel.set_title(name.replace("_", " "), fontsize=9)
         panel.grid(True)
         panel.set_xticks(range(6))

@@ -126,7 +126,7 @@ def evaluate(
     robustness = None
     if settings.robustness.enabled:
         others = {REFERENCE: reference} if isinstance(reference, bytes) else {}
-        robustness = corrupted({MODEL: model, **others}, config, test, reference=REFERENCE if others else "")
+        robustness = corrupted({**others, MODEL: model}, config, test, reference=REFERENCE if others else "")
         record = dataclasses.replace(record, **robustness_fields(robustness.to_dict(), MODEL))
     return Evaluated(
         evaluation=record,
