@@ -83,3 +83,18 @@ def layer_name(directory, needs):
 
     tf_keras.layers.Dense(1)
     return {"name": tf_keras.layers.Dense(1).name}
+
+
+def slow_digest(directory, needs, seed, started, seconds):
+    """Write the digest after a while. A file in `started` tells that the task runs, and later that it has ended."""
+    running = Path(started) / f"{seed}-{os.getpid()}.running"
+    running.touch()
+    time.sleep(seconds)
+    running.rename(running.with_suffix(".ended"))
+    return write_digest(directory, needs, seed)
+
+
+def count_plugins(directory, needs):
+    from tfq import registry
+
+    return {"plugins": [plugin.source for plugin in registry.plugins()]}

@@ -11,6 +11,7 @@ Every node needs the same versions of Python, Ray, tfq and its packages. A worke
 import base64
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from tfq.typing import JSON
 # A node that disappears is not the task's fault.
 _MAX_LOST_NODES = 10
 _MAX_REASON = 300
+_CONNECT_SECS = 10.0
 # The worker process of this Ray worker: {number of threads: process}.
 _workers: dict[int, WorkerProcess] = {}
 
@@ -119,6 +121,7 @@ class RayExecutor:
         return self._payloads[key]
 
     def _connect(self, address: str, num_workers: int | None) -> None:
+        _check_reachable(address)
         options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": num_workers}
         try:
             self._ray.init(
@@ -127,8 +130,8 @@ class RayExecutor:
         except Exception as error:
             where = f"cannot connect to Ray at {address}" if address else "cannot start Ray"
             raise TfqError(
-                f"{where}: {_first_line(error)}. Start the head with `ray start --head`, with the same versions of "
-                "Python and Ray, and check the address and the port",
+                f"{where}: {_first_line(error)}. The head needs the same versions of Python and Ray, and the same "
+                "RAY_AUTH_MODE and token",
                 field="executor",
                 expected="the address of a running cluster",
                 got=address,
@@ -164,6 +167,27 @@ def run_on_node(request: JSON, keys: list[str], *payloads: dict[str, bytes]) -> 
             assert result is not None  # the child has just written it
             reply["files"] = _files_of(result.directory)
         return reply
+
+
+def _check_reachable(address: str) -> None:
+    """Check that something answers at HOST:PORT, because Ray tries for minutes.
+
+    Raises:
+        TfqError: Nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and others, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECS).close()
+    except (OSError, OverflowError) as error:
+        raise TfqError(
+            f"cannot connect to Ray at {address}: {getattr(error, 'strerror', None) or error}. Start the head with "
+            "`ray start --head`, and check the address and the port",
+            field="executor",
+            expected="the address of a running cluster",
+            got=address,
+        ) from error
 
 
 def _ask(request: JSON) -> JSON:
