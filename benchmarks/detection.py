@@ -135,8 +135,8 @@ def main() -> int:
     rows = evaluate(files, data)
     print_table(rows, flags.test_scenes)
     search_config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=MAX_DROP), metric="coco_map")
-    splits = [tfq.load_split(data, split) for split in ("train", "val", "test")]
-    result = tfq.find_int8(files["float32"], *splits, search_config, progress=print)
+    known, choosing, unseen = (tfq.load_split(data, split) for split in ("train", "val", "test"))
+    result = tfq.find_int8(files["float32"], known, choosing, unseen, search_config, progress=print)
     print(result.to_text())
     bundle = tfq.export_bundle(
         result.content, tfq.ExportConfig(platform=("linux",)), out=out, data=data, name="detector"

@@ -37,3 +37,15 @@ def class_precision(evaluation: COCOeval) -> dict[int, float]:
 def twelve(evaluation: COCOeval) -> np.ndarray:
     """Return COCO's twelve figures, NaN for those without boxes."""
     return np.where(evaluation.stats < 0, np.nan, evaluation.stats)
+
+
+def as_outputs(detections, labels):
+    """Return the outputs of TFLite's detection op for detections in pixels."""
+    rows = max(len(item) for item in detections) or 1
+    boxes, classes, scores = (np.zeros((len(labels), rows, *tail)) for tail in ((4,), (), ()))
+    for image, items in enumerate(detections):
+        height, width = labels[image, 0, -2:]
+        for row, (number, (x, y, w, h), score) in enumerate(items):
+            boxes[image, row] = y / height, x / width, (y + h) / height, (x + w) / width
+            classes[image, row], scores[image, row] = number, score
+    return boxes, classes, scores, np.asarray([len(item) for item in detections], float)

@@ -3,24 +3,12 @@
 
 import numpy as np
 import pytest
-from coco_oracle import class_precision, evaluate, twelve
+from coco_oracle import as_outputs, class_precision, evaluate, twelve
 from detection_scenes import digit_patches, make_scene, photo_patches, simulated_detections, varied_scenes, write_coco
 from PIL import Image
 
 import tfq
 from tfq.evaluation.detection.coco import FIGURES, figures
-
-
-def as_outputs(detections, labels):
-    """Return the outputs of TFLite's detection op for detections in pixels."""
-    rows = max(len(item) for item in detections) or 1
-    boxes, classes, scores = (np.zeros((len(labels), rows, *tail)) for tail in ((4,), (), ()))
-    for image, items in enumerate(detections):
-        height, width = labels[image, 0, -2:]
-        for row, (number, (x, y, w, h), score) in enumerate(items):
-            boxes[image, row] = y / height, x / width, (y + h) / height, (x + w) / width
-            classes[image, row], scores[image, row] = number, score
-    return boxes, classes, scores, np.asarray([len(item) for item in detections], float)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ precision is the mean of the interpolated precision at the recalls 0, 0.01 ... 1
 and the classes that have labeled boxes.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -225,14 +226,21 @@ def average_precision(right: NDArray, wrong: NDArray, num_boxes: int) -> NDArray
     Returns:
         (thresholds,), each the mean over the 101 recalls of the largest precision at this recall or a higher one.
     """
-    num_right, num_wrong = np.cumsum(right, axis=0, dtype=float), np.cumsum(wrong, axis=0, dtype=float)
-    recall = num_right / num_boxes
-    precision = num_right / (num_right + num_wrong + np.spacing(1))
-    envelope = np.zeros((len(right) + 1, right.shape[1]))
-    envelope[:-1] = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    return np.asarray(
-        [envelope[np.searchsorted(recall[:, index], RECALLS), index].mean() for index in range(right.shape[1])]
-    )
+    num_wrong = np.cumsum(wrong, axis=0)
+    # Precision is highest just after a right detection, so that only these count: rows of the n-th one, by threshold.
+    place, threshold = np.nonzero(right)
+    rank = np.cumsum(right, axis=0)[place, threshold]
+    precision = np.zeros((num_boxes, right.shape[1]))
+    precision[rank - 1, threshold] = rank / (rank + num_wrong[place, threshold] + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    values: NDArray[np.float64] = envelope[_rows_of_recalls(num_boxes)].mean(axis=0)
+    return values
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_of_recalls(num_boxes: int) -> NDArray[np.int64]:
+    """Return for each of the 101 recalls how many right detections reach it, minus 1."""
+    return np.maximum(np.searchsorted(np.arange(num_boxes + 1) / num_boxes, RECALLS), 1) - 1
 
 
 def figures(state: State) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
