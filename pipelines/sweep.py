@@ -16,9 +16,10 @@ Writes sweep.json, with the pages sweep.html and sweep.md, to --out: the points,
 --budget, chosen on val and reported on test, with the intervals of its differences from the others. A point that fails
 is a row with its reason. --dry_run prints the points and the stages, and runs nothing.
 
---executor runs the tasks on this machine or on a Ray cluster. Without Ray, --shard=I/N runs one part of the points on
-each of N machines that share --out, and writes sweep-I-of-N.json; `tfq sweep merge DIR` joins these records.
-The exit code is 1 if a bound of --budget is set and no point meets all of them.
+--executor runs the tasks on this machine (also if it is empty) or on a Ray cluster. Without Ray, --shard=I/N runs one
+part of the points on each of N machines that share --out, and writes sweep-I-of-N.json; `tfq sweep merge DIR` joins
+these records. The exit code is 1 if a bound of --budget is set and no point
+meets all of them.
 """
 
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ def test_the_script_fails_outside_of_an_array(variables, root, tmp_path):
 def test_the_manifests_use_flags_of_the_command(name, root):
     text = (root / "examples" / "cluster" / name).read_text()
     own = {setting.flag for setting in settings_of("sweep")}
-    used = set(re.findall(r"^\s*(?:- )?--(\w+)=/?\w", text, re.MULTILINE))
+    used = set(re.findall(r"^\s*(?:- )?--([\w.]+)=/?\w", text, re.MULTILINE))
     assert {"grid", "model", "data", "out", "num_threads"} <= used <= own
 
 

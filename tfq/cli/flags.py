@@ -71,7 +71,8 @@ COMMANDS: dict[str | None, CommandFlags] = {
     "sweep": CommandFlags(
         "sweep",
         f"{_KERAS_OR_TFLITE}; or the name of a model that tfq builds; empty if the grid names models",
-        ("data", "seed", "allow_code"),
+        ("data", "seed", "allow_code", "executor"),
+        ignores=("executor.num_shards",),
         arguments=("sweep.action", "out"),
     ),
     "analysis": CommandFlags(

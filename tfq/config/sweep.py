@@ -57,8 +57,6 @@ class SweepConfig(Config):
         "directory of the stored results, which several sweeps may share at the same time; empty is out",
         path_of="directory",
     )
-    executor: str = setting("local", "where the tasks run", choices_of="executor")
-    num_workers: int = setting(1, "tasks that run at the same time", minimum=1)
     num_threads: int = setting(
         1, "threads of TensorFlow, of BLAS and of each interpreter in every task; results depend on it", minimum=1
     )

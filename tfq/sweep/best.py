@@ -118,7 +118,7 @@ def _sentence(
     start = f"{_budget_text(bounds)}, {name} is best on {chosen_on}"
     start += f", with {value} on {reported_on} (mean of {seeds})." if value else f" ({seeds})."
     if not others:
-        return f"{start} No other group meets the bounds."
+        return f"{start} No other group {'meets the bounds' if bounds else 'has a result'}."
     signed = {name: best.direction * item.difference for name, item in against.items() if item is not None}
     ahead = [name for name in signed if name not in same and signed[name] < 0]
     if ahead:

@@ -13,7 +13,7 @@ from tfq.text_table import aligned
 TRAININGS = ("train", "compress")
 
 
-def estimate_text(plan: Plan, settings: SweepConfig, store: StageStore | None) -> str:
+def estimate_text(plan: Plan, settings: SweepConfig, store: StageStore | None, num_workers: int = 1) -> str:
     """Return the points in the order in which they run, the stages, and an estimate of the time, as text.
 
     The estimate is made from the stages that the store has: the mean time of an epoch of training, and the mean time of
@@ -23,6 +23,7 @@ def estimate_text(plan: Plan, settings: SweepConfig, store: StageStore | None) -
         plan: The plan of the sweep.
         settings: Its settings.
         store: The store of the sweep; with None, no time is known.
+        num_workers: Tasks that run at the same time.
     """
     ordered = cheapest_first(plan.chains)
     limit = settings.budget.max_points or len(ordered)
@@ -45,7 +46,7 @@ def estimate_text(plan: Plan, settings: SweepConfig, store: StageStore | None) -
             f"{len(plan.chains):,} points in the order in which they start: the fewest epochs of training first",
             f"{distinct:,} epochs of training; {used:,} without shared stages",
             *missing,
-            _time_text(plan, ordered[:limit], settings, store),
+            _time_text(plan, ordered[:limit], store, num_workers),
         ]
     )
 
@@ -54,7 +55,7 @@ def _not_measured(chain: Chain) -> list[str]:
     return [f"{stage.removeprefix('costs ')} is not used: {reason}" for stage, reason in chain.not_measured.items()]
 
 
-def _time_text(plan: Plan, chains: list[Chain], settings: SweepConfig, store: StageStore | None) -> str:
+def _time_text(plan: Plan, chains: list[Chain], store: StageStore | None, num_workers: int) -> str:
     epochs: dict[str, int] = {}
     tasks: dict[str, Task] = {}
     for chain in (*plan.references, *chains):
@@ -74,10 +75,8 @@ def _time_text(plan: Plan, chains: list[Chain], settings: SweepConfig, store: St
             "get an estimate"
         )
     seconds = _left(tasks, epochs, stored, {kind: statistics.fmean(each) for kind, each in rates.items()})
-    hours = seconds / 3600 / settings.num_workers
-    return (
-        f"{start}; the others take about {hours:.2g} hours with num_workers={settings.num_workers}, as measured so far"
-    )
+    hours = seconds / 3600 / num_workers
+    return f"{start}; the others take about {hours:.2g} hours with {num_workers} at the same time, as measured so far"
 
 
 def _left(

@@ -34,13 +34,13 @@ SECTIONS = ("model", "data", "training", "compression", "conversion", "evaluatio
 # What a value of an axis may set of `sweep`: the other fields are about the whole sweep.
 OF_POINTS = ("fine_tune",)
 # What is about the command and not about the study.
-OF_COMMAND = ("action", "grid", "store", "shard", "dry_run", "executor", "num_workers")
+OF_COMMAND = ("action", "grid", "store", "shard", "dry_run")
 _NOT_USED = {
     "evaluation.reference": "name the reference in the grid's own key `reference`",
     "evaluation.backends": "set sweep.cost_backends, or make evaluation.backend an axis",
     "evaluation.require": "set bounds in sweep.budget",
     "evaluation.num_threads": "set sweep.num_threads, which every stage uses",
-    "evaluation.num_workers": "set sweep.num_workers",
+    "evaluation.num_workers": "set executor.num_workers for the command",
     "conversion.strict": "a collapsed output is reported in the row of its point",
 }
 _NAME = re.compile(r"[\w.+-]+")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfq import artifacts, data, workflows
 from tfq.backends import kind_of, make_backend
-from tfq.config import ConversionConfig, DataConfig, EvaluationConfig, RunConfig
+from tfq.config import ConversionConfig, DataConfig, EvaluationConfig, ExecutorConfig, RobustnessConfig, RunConfig
 from tfq.config.base import Config
 from tfq.errors import InputError
 from tfq.executors import Task
@@ -170,6 +170,14 @@ class _Planner:
                 continue
             inputs = {"backend": backend, "fingerprint": make_backend(backend).fingerprint(), **self._data(config)}
             tasks[f"costs {backend}"] = self._task("costs", config, inputs, needs, backend=backend)
+        if point.config.evaluation.robustness.enabled:
+            corrupted = dataclasses.replace(config.evaluation, robustness=point.config.evaluation.robustness)
+            tasks["robustness"] = self._task(
+                "robustness",
+                dataclasses.replace(config, evaluation=corrupted),
+                {"evaluation": content_of(corrupted), **self._data(config)},
+                needs,
+            )
         if self._sweep.latency:
             from tfq.provenance import cpu
 
@@ -186,8 +194,10 @@ class _Planner:
             num_workers=1,
             num_runs=config.evaluation.num_runs if self._sweep.latency else 0,
             differing_examples=0,
+            robustness=RobustnessConfig(),
         )
-        return dataclasses.replace(config, evaluation=evaluation)
+        # A task is not divided further.
+        return dataclasses.replace(config, evaluation=evaluation, executor=ExecutorConfig())
 
     def _model_task(self, config: RunConfig, tasks: dict[str, Task]) -> Task | None:
         """Add the tasks that make the model to convert, and return the last one; None if it is a file unchanged."""

@@ -79,8 +79,19 @@ def point_record(chain: Chain, reference: Chain | None, outcomes: Outcomes) -> P
             "scores": {split: _score(chain, reference, split, outcomes) for split in splits},
             "costs": _costs(chain, results, outcomes),
             "warnings": tuple(dict.fromkeys(warnings)),
+            **_robustness(chain, outcomes),
         }
     )
+
+
+def _robustness(chain: Chain, outcomes: Outcomes) -> dict[str, Any]:
+    """Return the fields of a point about corrupted examples."""
+    if "robustness" not in chain.tasks:
+        return {}
+    details = _details(chain, "robustness", outcomes)
+    if "models" not in details:
+        return {"robustness_reason": details.get("reason")}
+    return {"robustness": details, "robustness_reason": None}
 
 
 def _is_needed(stage: str) -> bool:
@@ -170,6 +181,11 @@ def _costs(chain: Chain, results: Mapping[str, StageResult], outcomes: Outcomes)
     costs["arena_bytes"] = arena or Cost(reason="no backend in sweep.cost_backends reports it")
     costs["instructions"] = instructions or Cost(reason="no backend in sweep.cost_backends counts them")
     costs["latency_ms"] = Cost(reason="sweep.latency is off")
+    if "robustness" in chain.tasks:
+        details = _details(chain, "robustness", outcomes)
+        drop = details["models"][0]["drop"]["value"] if "models" in details else None
+        reason = details.get("reason") or details.get("accuracy_reason")
+        costs["corruption_drop"] = Cost(value=drop, how=None if drop is None else "measured", reason=reason)
     if "latency" in chain.tasks:
         details = _details(chain, "latency", outcomes)
         costs["latency_ms"] = Cost(

@@ -82,10 +82,11 @@ class PointRecord:
         sha256: The SHA-256 of the flatbuffer; None if there is none.
         scores: Split -> the evaluation on it.
         costs: Name -> the cost: model_bytes, gzip_bytes, arena_bytes, instructions (of the first backend that counts
-            them), instructions of each such backend as "instructions BACKEND", latency_ms.
+            them), instructions of each such backend as "instructions BACKEND", latency_ms,
+            and corruption_drop: the loss of the metric on corrupted test examples, if evaluation.robustness is enabled.
         training_epochs: The epochs that the stages of the point train, shared ones included.
         warnings: The warnings of its stages.
-        robustness: The record of the robustness evaluation, or None.
+        robustness: The results on corrupted test examples (`RobustnessRecord` of one model, without examples); or None.
         robustness_reason: Why there is none.
     """
 
@@ -104,7 +105,7 @@ class PointRecord:
     training_epochs: int = 0
     warnings: tuple[str, ...] = ()
     robustness: Mapping[str, Any] | None = None
-    robustness_reason: str | None = "sweep.robustness is not set"
+    robustness_reason: str | None = "evaluation.robustness is not enabled"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PointRecord":

@@ -76,7 +76,8 @@ def dry_run(config: RunConfig, *, allow_code: bool = False) -> str:
     grid = Grid.load(config.sweep.grid)
     plan = plan_of(grid, config, allow_code=allow_code)
     settings = grid.base_config(config).sweep
-    return estimate_text(plan, settings, _store(settings.store or config.out) if config.out else None)
+    store = _store(settings.store or config.out) if config.out else None
+    return estimate_text(plan, settings, store, config.executor.num_workers or 1)
 
 
 def run_sweep(config: RunConfig, *, allow_code: bool = False) -> SweepResult:
@@ -113,7 +114,7 @@ def run_sweep(config: RunConfig, *, allow_code: bool = False) -> SweepResult:
     own = plan.chains if shard is None else shards_of(plan.chains, shard[1])[shard[0] - 1]
     to_run = [chain for chain in selected if any(chain is each for each in own)]
     outcomes, start = Outcomes(), time.monotonic()
-    with open_executor(settings.executor, num_workers=settings.num_workers) as executor:
+    with open_executor(config.executor.name or "local", num_workers=config.executor.num_workers or None) as executor:
         budget = _Budget(start, settings.budget.max_hours)
         if shard is not None:
             _run_shared(plan, shard, to_run, executor, store, outcomes, budget)

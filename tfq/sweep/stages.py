@@ -107,6 +107,18 @@ def latency(directory: Path, needs: Mapping[str, Path], config: Mapping[str, Any
     return {"latency_ms": record.latency_p50_ms, "how": record.how, "reason": record.latency_reason}
 
 
+def robustness(directory: Path, needs: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate a flatbuffer on corrupted test examples."""
+    from tfq.robustness import evaluate_robustness
+
+    settings = _config(config, needs)
+    examples = workflows.load_split(settings.data, "test", limit=settings.evaluation.robustness.limit)
+    content = (needs[CONVERTED] / FLATBUFFER).read_bytes()
+    record = evaluate_robustness({"model": content}, examples, settings.evaluation).to_dict()
+    # The same example may degrade most in many points; times differ from run to run.
+    return {name: value for name, value in record.items() if name not in ("degraded", "secs", "estimated_secs")}
+
+
 def _first_example(config: RunConfig) -> data.AnySplit:
     """Return the first example of the split that every source has: test, else train."""
     try:
