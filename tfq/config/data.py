@@ -40,6 +40,15 @@ class DataConfig(Config):
         "key of the integer label in a TFRecord Example, or the column of the labels in a CSV table; empty if there "
         "are no labels",
     )
+    sample_rate: int = setting(
+        0, "samples per second that recordings are resampled to; 0 keeps their rate, which must be the same", minimum=0
+    )
+    window_secs: float = setting(
+        0.0, "seconds of a recording that one example has; 0 takes whole recordings, of one length", minimum=0
+    )
+    hop_secs: float = setting(
+        0.0, "seconds between the starts of two windows of a recording; 0 is window_secs, without overlap", minimum=0
+    )
     max_memory_mb: int = setting(
         2048, "megabytes that a split may use in memory; a larger split is streamed", minimum=1
     )

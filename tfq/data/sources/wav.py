@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source `wav:PATH`: recordings in class folders or in a manifest, resampled and cut into windows."""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tfq.artifacts import read_bytes, shown
+from tfq.config import DataConfig
+from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
+from tfq.data.split import UNNAMED, MissingSplitError
+from tfq.data.waveforms import WavFormat, read_format, read_waveform, resample, resampled_length
+from tfq.errors import InputError
+from tfq.registry import register
+
+_SPLITS = ("train", "val", "test")
+# The lists of the Speech Commands data set; all other files are train.
+_LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
+_LAYOUT = (
+    "expected PATH/{train,val,test}/CLASS/*.wav, PATH/CLASS/*.wav, or a manifest (.csv or .jsonl) with path, label, "
+    "split (and start, end in seconds)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One recording of a split.
+
+    Attributes:
+        path: The file.
+        label: Its label as text; None if it has none.
+        start: Where it starts in the file, in seconds.
+        end: Where it ends; None for the end of the file.
+        where: Where it is described, for messages.
+    """
+
+    path: Path
+    label: str | None
+    start: float = 0.0
+    end: float | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The recordings of a source by split, with the files that describe them and notes about others."""
+
+    root: Path
+    splits: Mapping[str, Sequence[Recording]]
+    described_by: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_recordings(address: str) -> Listing:
+    """Return the recordings of a folder or a manifest.
+
+    Raises:
+        InputError: There is nothing at this path, or a manifest is damaged.
+    """
+    if not address:
+        raise _error(f"data.source=wav has no path: {_LAYOUT}", "wav")
+    path = Path(os.path.expanduser(address))
+    if path.is_dir():
+        return _of_folder(path)
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise _error(f"{shown(address)} is neither a folder nor a manifest: {_LAYOUT}", address)
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    splits: dict[str, list[Recording]] = {}
+    for number, row in rows:
+        split, recording = _of_row(row, path, number)
+        splits.setdefault(split, []).append(recording)
+    if not splits:
+        raise _error(f"{shown(address)} lists no recording: {_LAYOUT}", address)
+    return Listing(root=path.parent, splits=splits, described_by=(path,))
+
+
+def _error(message: str, got: object) -> InputError:
+    return InputError(message, field="data.source", expected=_LAYOUT, got=got, limit="wav-layout")
+
+
+def _text(path: Path) -> str:
+    content = read_bytes(path, "a manifest of WAV files", field="data.source")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _error(f"{shown(str(path))} is not UTF-8 (byte {error.start}): {_LAYOUT}", str(path)) from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise _error(
+                    f"{shown(str(path))}, line {reader.line_num}: the row and the header differ in length", path
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise _error(f"{shown(str(path))}, line {reader.line_num}: the line is no CSV ({error})", str(path)) from error
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _error(f"{shown(str(path))}, line {number}: the line is no JSON ({error})", str(path)) from error
+        if not isinstance(row, dict):
+            raise _error(f"{shown(str(path))}, line {number}: expected a JSON object with path and label", str(path))
+        yield number, row
+
+
+def _of_row(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Recording]:
+    """Return (split, recording) of a row of a manifest."""
+    where = f"{shown(str(path))}, line {number}"
+    name, split = str(row.get("path") or ""), str(row.get("split") or "test").strip().lower()
+    if not name or "\0" in name:
+        raise _error(f"{where}: there is no path. The columns are path, label, split, start, end", tuple(row))
+    if split not in _SPLITS:
+        raise _error(f"{where}: the split is {shown(split)[:40]!r}, expected train, val or test", split)
+    times: list[float | None] = []
+    for key in ("start", "end"):
+        text = str(row.get(key) if row.get(key) is not None else "").strip()
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = math.nan
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise _error(f"{where}: {key} is {shown(text)[:40]!r}, expected seconds >= 0", text)
+        times.append(value)
+    label = row.get("label")
+    recording = Recording(
+        path=path.parent / name,
+        label=None if label is None or str(label).strip() == "" else str(label).strip(),
+        start=times[0] or 0.0,
+        end=times[1],
+        where=where,
+    )
+    return split, recording
+
+
+def _of_folder(root: Path) -> Listing:
+    folders = _subfolders(root)
+    named = {name: folder for folder in folders if (name := folder.name.lower()) in _SPLITS and _subfolders(folder)}
+    if named:
+        return Listing(
+            root=root, splits={name: _of_classes(_subfolders(folder), root) for name, folder in named.items()}
+        )
+    recordings = _of_classes(folders, root)
+    if not recordings:
+        raise _error(f"{shown(str(root))} has no WAV file in its folders: {_LAYOUT}", str(root))
+    lists = {split: root / name for split, name in _LISTS.items() if (root / name).is_file()}
+    if not lists:
+        note = f"wav:{root}: there is no folder train, val or test, so all recordings are the test split"
+        return Listing(root=root, splits={"test": recordings}, notes=(note,))
+    of_file = {
+        line.strip(): split for split, path in lists.items() for line in _text(path).splitlines() if line.strip()
+    }
+    splits: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        split = of_file.get(recording.path.relative_to(root).as_posix(), "train")
+        splits.setdefault(split, []).append(recording)
+    return Listing(root=root, splits=splits, described_by=tuple(lists.values()))
+
+
+def _subfolders(path: Path) -> list[Path]:
+    # Speech Commands has noise in a folder _background_noise_, which is no class.
+    return sorted(item for item in path.iterdir() if item.is_dir() and item.name[0] not in "._")
+
+
+def _of_classes(folders: Iterable[Path], root: Path) -> list[Recording]:
+    """Return the recordings in class folders, in an order that mixes the classes and depends on the paths only."""
+    found = [
+        Recording(path=path, label=folder.name)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".wav" and path.is_file() and not path.name.startswith(".")
+    ]
+    return sorted(found, key=lambda item: hashlib.sha256(os.fsencode(item.path.relative_to(root))).digest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The windows of a recording: consecutive examples of one label.
+
+    Attributes:
+        recording: The recording.
+        wav: The header of its file.
+        first: Its first frame in the file.
+        frames: Its number of frames in the file.
+        rate: The sample rate of the examples in Hz.
+        length: The number of samples of an example.
+        hop: Samples between the starts of two windows.
+        count: The number of windows.
+    """
+
+    recording: Recording
+    wav: WavFormat
+    first: int
+    frames: int
+    rate: int
+    length: int
+    hop: int
+    count: int
+
+    def samples(self, first: int, stop: int) -> NDArray[np.float32]:
+        """Return the windows first..stop-1, (windows, samples); what lies after the recording is 0."""
+        values = _resampled(self.wav, self.first, self.frames, self.rate)
+        padded = np.zeros((self.count - 1) * self.hop + self.length, np.float32)
+        padded[: len(values)] = values[: len(padded)]
+        starts = np.arange(first, stop) * self.hop
+        return padded[starts[:, None] + np.arange(self.length)]
+
+
+@functools.lru_cache(maxsize=1)
+def _resampled(wav: WavFormat, first: int, frames: int, rate: int) -> NDArray[np.float32]:
+    return resample(read_waveform(wav, first, first + frames), wav.rate, rate)
+
+
+def windows_of(recording: Recording, config: DataConfig) -> Windows:
+    """Return the windows of a recording.
+
+    Windows start every `data.hop_secs` as long as they lie within the recording; a recording that is shorter than a
+    window is one window, filled with zeros at its end.
+
+    Raises:
+        InputError: The file cannot be read, or start and end do not lie in it.
+    """
+    wav = read_format(recording.path)
+    first = round(recording.start * wav.rate)
+    stop = wav.frames if recording.end is None else round(recording.end * wav.rate)
+    if not first < stop <= wav.frames:
+        raise _error(
+            f"{recording.where}: start {recording.start:g} and end {recording.end} do not lie in "
+            f"{shown(str(recording.path))}, which has {wav.frames / wav.rate:.3f} seconds",
+            (recording.start, recording.end),
+        )
+    rate = config.sample_rate or wav.rate
+    total = resampled_length(stop - first, wav.rate, rate)
+    length = round(config.window_secs * rate) if config.window_secs else total
+    if not length:
+        raise InputError(
+            f"data.window_secs={config.window_secs:g} has no sample at {rate} Hz. Use a longer window",
+            field="data.window_secs",
+            expected=f"at least {1 / rate:g}",
+            got=config.window_secs,
+        )
+    hop = max(1, round(config.hop_secs * rate)) if config.hop_secs else length
+    count = 1 + max(0, (total - length) // hop)
+    return Windows(
+        recording=recording, wav=wav, first=first, frames=stop - first, rate=rate, length=length, hop=hop, count=count
+    )
+
+
+def read_wav(address: str, config: DataConfig, split: str) -> Examples:
+    """Return the windows of recordings as {"x": float32 (n, samples)} in [-1, 1), with the labels of the recordings.
+
+    The channels of a file are averaged. Without val, the last tenth of train is val.
+
+    Raises:
+        MissingSplitError: There is no recording of the split.
+        InputError: A file or the manifest is damaged, or examples have different lengths or rates.
+    """
+    listing = find_recordings(address)
+    stored_in = "train" if split == "val" and "val" not in listing.splits else split
+    recordings = listing.splits.get(stored_in)
+    if not recordings:
+        raise MissingSplitError(
+            f"wav:{shown(address)} has no {split} split: it has {', '.join(sorted(listing.splits))}",
+            field="split",
+            expected=tuple(sorted(listing.splits)),
+            got=split,
+        )
+    every = [recording for part in listing.splits.values() for recording in part]
+    label_of, dtype, names = _labels(every, recordings)
+    windows = [windows_of(recording, config) for recording in recordings]
+    _check_alike(windows)
+    examples = _examples(windows, label_of, dtype)
+    examples = dataclasses.replace(
+        examples,
+        class_names=names,
+        notes=(*listing.notes, *_notes(windows, stored_in)),
+        information=_information(windows),
+    )
+    is_held_out = stored_in == "train" and "val" not in listing.splits
+    return hold_out_val(examples, split, f"wav:{address}") if is_held_out else examples
+
+
+def _labels(
+    every: Sequence[Recording], recordings: Sequence[Recording]
+) -> tuple[Callable[[str], float] | None, DTypeLike, tuple[str, ...]]:
+    """Return how labels are written in all splits: text -> number, the type of the numbers, and the class names."""
+    missing = [recording for recording in recordings if recording.label is None]
+    if missing and len(missing) < len(recordings):
+        raise _error(f"{missing[0].where}: the recording has no label, but others have. Give all one, or none", None)
+    texts = sorted({recording.label for recording in every if recording.label is not None})
+    if missing or not texts:
+        return None, np.int64, ()
+    is_folder = not recordings[0].where
+    if not is_folder and all(text.isdecimal() and len(text) <= 18 for text in texts):
+        return int, np.int64, ()
+    if not is_folder and all(map(_is_finite, texts)):
+        return float, np.float32, ()
+    return {text: number for number, text in enumerate(texts)}.__getitem__, np.int64, tuple(texts)
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _check_alike(windows: Sequence[Windows]) -> None:
+    """Raise InputError unless all examples have one length and one rate."""
+    first = windows[0]
+    for item in windows:
+        paths = f"{shown(str(first.recording.path))} and {shown(str(item.recording.path))}"
+        if item.rate != first.rate:
+            raise InputError(
+                f"{paths} have {first.rate} and {item.rate} samples per second. Set data.sample_rate to what the model "
+                "was trained on",
+                field="data.sample_rate",
+                expected=first.rate,
+                got=item.rate,
+            )
+        if item.length != first.length:
+            raise InputError(
+                f"{paths} have {first.length:,} and {item.length:,} samples. Set data.window_secs to what the model "
+                "reads: shorter recordings are filled with zeros, longer ones give several examples",
+                field="data.window_secs",
+                expected=first.length,
+                got=item.length,
+            )
+
+
+def _examples(windows: Sequence[Windows], label_of: Callable[[str], float] | None, dtype: DTypeLike) -> Examples:
+    ends = np.cumsum([item.count for item in windows])
+    step = examples_per_piece(4 * windows[0].length)
+
+    def read(start: int, stop: int) -> Iterator[Piece]:
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            pieces, labels = [], []
+            position = first
+            while position < last:
+                index = int(np.searchsorted(ends, position, side="right"))
+                item, begin = windows[index], int(ends[index]) - windows[index].count
+                end = min(last, int(ends[index]))
+                pieces.append(item.samples(position - begin, end - begin))
+                labels += [item.recording.label] * (end - position)
+                position = end
+            numbers = None if label_of is None else np.array([label_of(str(label)) for label in labels], dtype)
+            yield Piece(inputs={UNNAMED: np.concatenate(pieces)}, labels=numbers)
+
+    return Examples(num_examples=int(ends[-1]), read=read)
+
+
+def _notes(windows: Sequence[Windows], split: str) -> Iterator[str]:
+    short = [item for item in windows if resampled_length(item.frames, item.wav.rate, item.rate) < item.length]
+    if short:
+        yield (
+            f"{len(short):,} of {len(windows):,} recordings ({split}) are shorter than a window and end with zeros, "
+            f"such as {shown(str(short[0].recording.path))}"
+        )
+
+
+def _information(windows: Sequence[Windows]) -> tuple[str, ...]:
+    several = sum(item.count > 1 for item in windows)
+    resampled = {item.wav.rate for item in windows if item.wav.rate != item.rate}
+    stereo = sum(item.wav.channels > 1 for item in windows)
+    total = sum(item.count for item in windows)
+    return tuple(
+        message
+        for message, holds in (
+            (f"{len(windows):,} recordings give {total:,} windows: each window is an example with its label", several),
+            (
+                f"recordings of {', '.join(map(str, sorted(resampled)))} Hz are resampled to {windows[0].rate} Hz",
+                resampled,
+            ),
+            (f"the channels of {stereo:,} recordings are averaged", stereo),
+        )
+        if holds
+    )
+
+
+def _check(address: str, split: str) -> None:
+    listing = find_recordings(address)
+    read_format(next(iter(next(iter(listing.splits.values())))).path)
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    listing = find_recordings(address)
+    recordings = {name: [_facts(item, listing.root) for item in part] for name, part in listing.splits.items()}
+    paths = sorted({item.path for part in listing.splits.values() for item in part})
+    hashes = [line for path in paths for line in file_fingerprint([path], path.parent)]
+    return [config.sample_rate, config.window_secs, config.hop_secs, recordings, hashes]
+
+
+def _facts(recording: Recording, root: Path) -> list[object]:
+    return [os.path.relpath(recording.path, root), recording.label, recording.start, recording.end]
+
+
+register(
+    DataSource(
+        name="wav",
+        help="WAV files in PATH/{train,val,test}/CLASS or PATH/CLASS (also Speech Commands), or a manifest PATH (.csv, "
+        ".jsonl) with path, label, split, start, end; see data.sample_rate and data.window_secs",
+        address="PATH",
+        read=read_wav,
+        fingerprint=_fingerprint,
+        check=_check,
+    )
+)
