@@ -39,7 +39,8 @@ def train(directory: Path, needs: Mapping[str, Path], *, seed: int, epochs: int)
     import tf_keras
 
     data = tfq.load_split(tfq.DataConfig(source="digits"), "train")
-    images, labels = next(iter(data.inputs.values())), data.all_labels()
+    (images,) = next(iter(data.pieces())).inputs.values()
+    labels = data.all_labels()
     tf_keras.utils.set_random_seed(seed)
     model = tf_keras.Sequential(
         [
@@ -154,7 +155,7 @@ def main() -> None:
     out = artifacts.make_out_dir(options.out)
     file = out / "scaling.json"
     settings = {"stages": options.stages, "epochs": options.epochs, "python": platform.python_version()}
-    state = json.loads(file.read_text()) if file.exists() else {"settings": settings, "pairs": []}
+    state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings, "pairs": []}
     if state["settings"] != settings:
         sys.exit(f"{file} has other settings: {state['settings']}. Delete it, or choose another --out")
     tasks = tasks_of(options.stages, options.epochs)

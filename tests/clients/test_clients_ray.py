@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from executor_contract import each_rule, named, store_in
 from executor_tasks import expected_digest
+from loopback_ray import Nodes
 from messages import refused, warned
-from ray_nodes import Nodes
 
 from tfq import registry
 from tfq.config import EvaluationConfig

@@ -21,7 +21,7 @@ from tfq import executors
 
 
 class Commands:
-    """Runs each task by a command of its own: ADDRESS is put before it, such as "srun --ntasks=1"."""
+    """Runs each task by a separate command: ADDRESS is put before it, such as "srun --ntasks=1"."""
 
     def __init__(self, address, num_workers):
         self.prefix, self.num_workers, self.running = address.split(), num_workers or 1, {}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tfq import progress, tflite
 from tfq.backends.child import Child, Launch, run_child
 from tfq.backends.forks import start_fork
-from tfq.backends.limits import choose_deadline, memory_limit
+from tfq.backends.limits import choose_deadline, memory_limit, usable_cores
 from tfq.backends.local import LocalBackend
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.backends.worker import Arrays, module_path
@@ -64,7 +64,7 @@ def map_in_children(
         ModelError: The model crashes, does not finish or needs more memory than there is.
         BackendError: Anything else went wrong.
     """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     LocalBackend().check_available()
     parsed = tflite.read(model)
     memory_bytes = memory_limit(parsed)

@@ -40,9 +40,15 @@ class Resources:
     memory_bytes: int
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: in a task of an executor, the number of threads of the task."""
+    cores, most = len(os.sched_getaffinity(0)), os.environ.get("TFQ_NUM_CORES", "")
+    return min(cores, int(most)) if most.isdigit() and int(most) else cores
+
+
 def local_resources() -> Resources:
     """Return the resources of this machine."""
-    return Resources(cores=len(os.sched_getaffinity(0)), memory_bytes=_memory())
+    return Resources(cores=usable_cores(), memory_bytes=_memory())
 
 
 def choose_deadline(model: Model, timeout_secs: float, num_workers: int, *, emulated: bool) -> Deadline:

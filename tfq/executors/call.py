@@ -50,12 +50,16 @@ def plugin_files() -> list[str]:
 
 
 def environment(num_threads: int) -> dict[str, str]:
-    """Return the environment variables of a process for tasks: they fix the threads, before libraries start theirs."""
+    """Return the environment variables of a process for tasks.
+
+    They fix the threads before libraries start theirs, and how many children calibrations and evaluations start.
+    """
     libraries = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
     return {
         **{f"{library}_NUM_THREADS": str(num_threads) for library in libraries},
         "TF_NUM_INTRAOP_THREADS": str(num_threads),
         "TF_NUM_INTEROP_THREADS": str(num_threads),
+        "TFQ_NUM_CORES": str(num_threads),
         "PYTHONHASHSEED": "0",
         "TFQ_PROGRESS": "0",
         "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry),

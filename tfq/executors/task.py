@@ -66,7 +66,7 @@ class Task:
 
     @property
     def basis(self) -> JSON:
-        """What the key covers, apart from the name and the software."""
+        """The values that the key covers, apart from the name and the software."""
         return {
             "function": self.function,
             "inputs": self.inputs,

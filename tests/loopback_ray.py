@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray cluster of two nodes on this machine, each with a loopback address and a CPU of its own.
+"""A Ray cluster of two nodes on this machine, each with a loopback address and one CPU.
 
 `benchmarks/ray_nodes.py` uses it too.
 """
@@ -66,7 +66,7 @@ class Nodes:
 
 
 def _kill(process):
-    """Kill a process and all of its descendants: Ray's workers have process groups of their own."""
+    """Kill a process and all of its descendants: Ray's workers have other process groups."""
     pids = [process.pid]
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
