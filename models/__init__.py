@@ -17,6 +17,7 @@ from tfq.models.fc_autoencoder import build_fc_autoencoder
 from tfq.models.grid_detector import build_grid_detector
 from tfq.models.mobilenet_v1_025 import build_mobilenet_v1_025
 from tfq.models.resnet8 import build_resnet8
+from tfq.models.small_unet import build_small_unet
 from tfq.typing import KerasModel
 
 # Called as (keras, input_shape, classes). The defaults of the last two are those of the published model.
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., KerasModel]] = {
     "grid_detector": build_grid_detector,
     "mobilenet_v1_025": build_mobilenet_v1_025,
     "resnet8": build_resnet8,
+    "small_unet": build_small_unet,
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "build_grid_detector",
     "build_mobilenet_v1_025",
     "build_resnet8",
+    "build_small_unet",
     "file_stem",
 ]
 

@@ -216,7 +216,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     """
     root = _root(address)
     splits, notes = _splits(root)
-    results = {name: _find_files(folders) for name, folders in splits.items()}
+    results = {name: find_files(folders) for name, folders in splits.items()}
     classes = sorted({name for item in results.values() for name, images in item.images.items() if images})
     stored_in = "train" if split == "val" and "val" not in splits else split
     if stored_in not in splits:
@@ -234,7 +234,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
             expected=_LAYOUT,
             got=f"folder:{address}",
         )
-    notes += _notes(results[stored_in], classes, f"folder:{address}", stored_in)
+    notes += find_notes(results[stored_in], classes, f"folder:{address}", stored_in)
     examples = _examples(root, results[stored_in], classes, config, tuple(notes))
     return examples if split == "test" or "val" in splits else hold_out_val(examples, split, f"folder:{address}")
 
@@ -318,7 +318,7 @@ def _check(address: str, split: str) -> None:
         return
     # Calibration uses the first split that there is.
     stored_in = next(name for name in (split, "train", "val", "test") if name in splits)
-    _check_formats([path for path, _ in _in_order(root, _find_files(splits[stored_in]))[:_CHECKED_FILES]])
+    check_formats([path for path, _ in _in_order(root, find_files(splits[stored_in]))[:_CHECKED_FILES]])
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -348,7 +348,7 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _HIDDEN
 
 
-def _find_files(folders: Sequence[Path]) -> _Files:
+def find_files(folders: Sequence[Path]) -> _Files:
     """Return all files in the class folders and their subfolders."""
     result = _Files()
     for folder in folders:
@@ -372,7 +372,7 @@ def _find_files(folders: Sequence[Path]) -> _Files:
     return result
 
 
-def _notes(result: _Files, classes: Sequence[str], where: str, split: str) -> list[str]:
+def find_notes(result: _Files, classes: Sequence[str], where: str, split: str) -> list[str]:
     notes = []
     missing = [name for name in classes if not result.images.get(name)]
     if missing:
@@ -399,7 +399,7 @@ def _examples(
     labels = [number[name] for _, name in pairs]
 
     def read(start: int, stop: int) -> Iterator[Piece]:
-        _check_formats([path for path, _ in pairs[start:stop]])
+        check_formats([path for path, _ in pairs[start:stop]])
         for piece in image_pieces(
             partial(_encoded, paths, labels),
             start,
@@ -420,7 +420,7 @@ def _in_order(root: Path, result: _Files) -> list[tuple[Path, str]]:
     return sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[0].relative_to(root))).digest())
 
 
-def _check_formats(paths: Sequence[Path]) -> None:
+def check_formats(paths: Sequence[Path]) -> None:
     """Check by their first bytes that files are JPEG or PNG. TensorFlow would also decode BMP and GIF.
 
     Raises:
@@ -484,7 +484,7 @@ def _explained(path: Path, image_format: str = "", *, too_large: bool = False) -
 def _fingerprint(address: str, config: DataConfig) -> object:
     root = _root(address)
     splits, _ = _splits(root)
-    found = [_find_files(folders) for folders in splits.values()]
+    found = [find_files(folders) for folders in splits.values()]
     images = [path for item in found for paths in item.images.values() for path in paths]
     return [sorted(splits), *file_fingerprint(sorted(images), root)]
 
