@@ -86,7 +86,9 @@ def evaluate(files: dict[str, bytes], data: tfq.DataConfig) -> list[dict[str, An
 
 
 def print_tables(rows: list[dict[str, Any]], num_scenes: int) -> None:
-    print(f"\n{num_scenes:,} test scenes\n\n| file | bytes | mean IoU | difference | Dice | pixel accuracy | agreement |")
+    print(
+        f"\n{num_scenes:,} test scenes\n\n| file | bytes | mean IoU | difference | Dice | pixel accuracy | agreement |"
+    )
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         values, difference = row["metrics"], row["metrics"]["mean_iou"]["difference"]
@@ -116,8 +118,8 @@ def main() -> int:
     rows = evaluate(files, data)
     print_tables(rows, flags.test_scenes)
     search_config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=MAX_DROP), metric="mean_iou")
-    splits = [tfq.load_split(data, split) for split in ("train", "val", "test")]
-    result = tfq.find_int8(files["float32"], *splits, search_config, progress=print)
+    train_split, val_split, test_split = (tfq.load_split(data, split) for split in ("train", "val", "test"))
+    result = tfq.find_int8(files["float32"], train_split, val_split, test_split, search_config, progress=print)
     print(result.to_text())
     export_config = tfq.ExportConfig(platform=("linux",))
     bundle = tfq.export_bundle(result.content, export_config, out=out, data=data, name="segmenter")

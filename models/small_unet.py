@@ -13,7 +13,8 @@ def build_small_unet(keras: ModuleType, input_shape: tuple[int, ...] = (32, 32, 
 
     Input "image": (n, 32, 32, 1) float32. Output "class_maps": (n, 32, 32, 11), softmax over the last axis. Each level
     has two convolutions with batch normalization and ReLU. The way down uses max pooling; the way up repeats pixels,
-    and joins them with the features of the same size. All of its ops exist in int8 on every target.
+    and joins them with the features of the same size. It has 119,115 parameters, of which
+    640 are moving statistics.
 
     Source: Ronneberger et al. 2015, "U-Net: convolutional networks for biomedical image segmentation", with fewer
     levels and filters, same padding, batch normalization, and nearest upsampling instead of transposed convolutions.

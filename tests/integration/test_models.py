@@ -29,7 +29,7 @@ PUBLISHED = [
     ("fc_autoencoder", (640,), (640,), AUTOENCODER),
 ]
 # Models with several outputs, or one for each position.
-OWN_TESTS = {"grid_detector"}
+OWN_TESTS = {"grid_detector", "small_unet"}
 
 
 @pytest.mark.parametrize(("name", "shape", "output", "parameters"), PUBLISHED)

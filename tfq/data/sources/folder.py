@@ -373,6 +373,7 @@ def find_files(folders: Sequence[Path]) -> _Files:
 
 
 def find_notes(result: _Files, classes: Sequence[str], where: str, split: str) -> list[str]:
+    """Return sentences about classes without images, and about files that are not used."""
     notes = []
     missing = [name for name in classes if not result.images.get(name)]
     if missing:

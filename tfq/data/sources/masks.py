@@ -251,8 +251,8 @@ def _decoder() -> Any:
 
 def _damaged(path: Path, problem: str) -> InputError:
     return InputError(
-        f"{shown(path)} cannot be decoded ({problem}): it is damaged or too large. Replace it, or remove it and the file "
-        "that belongs to it",
+        f"{shown(path)} cannot be decoded ({problem}): it is damaged or too large. Replace it, or remove it and the "
+        "file that belongs to it",
         field="data.source",
         expected=("JPEG", "PNG"),
         got=str(path),
@@ -306,8 +306,8 @@ def _check_classes(path: Path, mask: NDArray, names: tuple[str, ...], config: Da
     if is_unnamed.any():
         value = int(mask[is_unnamed][0])
         raise InputError(
-            f"{shown(path)} contains class {value} ({int(is_unnamed.sum()):,} pixels), but {CLASS_FILE} has the names of "
-            f"{len(names)} classes, 0 to {len(names) - 1}. If {value} marks pixels without a label, set "
+            f"{shown(path)} contains class {value} ({int(is_unnamed.sum()):,} pixels), but {CLASS_FILE} has the names "
+            f"of {len(names)} classes, 0 to {len(names) - 1}. If {value} marks pixels without a label, set "
             f"data.ignore_label={value}; else add names, or renumber the classes",
             field="data.source",
             expected=f"0 to {len(names) - 1}",
@@ -341,8 +341,8 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="masks",
-        help="images in DIR/{train,val,test}/images and their classes per pixel in .../masks, 8-bit grayscale or palette "
-        "PNG files of the same names; without such folders, DIR/images and DIR/masks are test",
+        help="images in DIR/{train,val,test}/images, and the class of each pixel in .../masks, 8-bit grayscale or "
+        "palette PNG files of the same names; without such folders, DIR/images and DIR/masks are test",
         address="DIR",
         read=read_masks,
         fingerprint=_fingerprint,
