@@ -38,7 +38,8 @@ class RobustnessConfig(Config):
     input_range: tuple[float, ...] = setting(
         (),
         "lowest,highest value of the inputs, which are black and white of an image; empty is the narrowest of 0,1, "
-        "-1,1 and 0,255 that holds all examples; for signals outside of these, their lowest and highest value",
+        "-1,1 and 0,255 that holds all examples if they use half of it; else an error for images, and for signals "
+        "their lowest and highest value",
     )
     degraded_examples: int = setting(
         8,

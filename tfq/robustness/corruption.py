@@ -88,6 +88,14 @@ class Corruption:
                     got=len(values),
                 )
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The further cells of its row in the documentation."""
+        texts = [f"{name.replace('_', '-')}: {_listed(values)}" for name, values in self.parameters.items() if name]
+        texts += [_listed(values) for name, values in self.parameters.items() if not name]
+        kind = "mistake" if self.is_mistake else self.kind
+        return {"for": kind, "parameter": self.unit, "severities 1 to 5": "; ".join(texts), "source": self.source}
+
     def values(self, parameter_set: str) -> tuple[Any, ...]:
         """Return the parameters of the set; of the only set if the corruption has one."""
         return self.parameters[parameter_set] if parameter_set in self.parameters else self.parameters[""]
@@ -95,6 +103,18 @@ class Corruption:
     def severities(self, parameter_set: str) -> tuple[int, ...]:
         """Return the severities that it has: 1 to 5, or only 1."""
         return SEVERITIES[: len(self.values(parameter_set))]
+
+
+def parameter_text(parameter: Any) -> str:
+    """Return a parameter as text; "" for None."""
+    if parameter is None:
+        return ""
+    return ", ".join(f"{value:g}" for value in (parameter if isinstance(parameter, tuple) else (parameter,)))
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    texts = [f"({parameter_text(item)})" if isinstance(item, tuple) else parameter_text(item) for item in values]
+    return ", ".join(texts)
 
 
 def draws_of(name: str, severity: int, index: int, seed: int) -> np.random.Generator:

@@ -15,7 +15,7 @@ from tfq.data import AnySplit, as_split, class_labels
 from tfq.errors import InputError, warn
 from tfq.evaluation.metric import Metric
 from tfq.evaluation.paired import paired_difference
-from tfq.robustness.corruption import Corruption, corrupt
+from tfq.robustness.corruption import Corruption, corrupt, parameter_text
 from tfq.robustness.degraded import degraded_examples
 from tfq.robustness.inputs import Inputs, chosen_corruptions, inputs_of, severities_of
 from tfq.robustness.record import (
@@ -265,7 +265,7 @@ class _Session:
         return ConditionScore(
             corruption=corruption.name,
             severity=severity,
-            parameter=_text(parameter),
+            parameter=parameter_text(parameter),
             model=model,
             accuracy=_with_interval(answers[model]),
             agreement=answers[model].agreement,
@@ -321,12 +321,6 @@ def _difference(one: Answers, other: Answers | None) -> Estimate:
         paired = paired_difference(one.examples, other.examples)
         return Estimate(value=paired.difference, low=paired.low, high=paired.high)
     return mean_of(one.examples.astype(np.float64) - other.examples)
-
-
-def _text(parameter: Any) -> str:
-    if parameter is None:
-        return ""
-    return ", ".join(f"{value:g}" for value in (parameter if isinstance(parameter, tuple) else (parameter,)))
 
 
 def _duration(secs: float) -> str:

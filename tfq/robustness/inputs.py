@@ -17,6 +17,8 @@ from tfq.robustness.corruption import Corruption, InputKind, Limits
 _RANGES: tuple[Limits, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 # Rounding of preprocessing may leave a range by this fraction of its width.
 _TOLERANCE = 1e-3
+# Images that use less of a range, such as values up to 16 of 255, probably have another white.
+_LEAST_USED = 0.5
 LARGEST_CIFAR_SIDE = 64
 
 
@@ -107,7 +109,7 @@ def _limits(data: AnySplit, name: str, kind: InputKind, config: RobustnessConfig
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     for start, stop in _RANGES:
         close = _TOLERANCE * (stop - start)
-        if start - close <= low and high <= stop + close:
+        if start - close <= low and high <= stop + close and high - low >= _LEAST_USED * (stop - start):
             return (start, stop), f"the narrowest usual range of values from {low:.4g} to {high:.4g}"
     if kind == "image" or low == high:
         raise InputError(
