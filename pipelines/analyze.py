@@ -22,6 +22,12 @@ Reads both files, and examples of --data without their labels. Prints one line p
 are not counted. With --out it writes analyze.json, and the pages analyze.html, with plots, and analyze.md.
 model_explorer_sqnr.json and model_explorer_sensitivity.json color the ops in Model Explorer (--node_data_paths).
 
+    tfq analyze --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --explain --out=out
+
+Also hides one part of an input at a time (occlusion saliency), and compares how much the score of the predicted class
+falls in both models: the rank correlation of the two maps for each example, the examples where they disagree, and how
+many parts change the score by less than one step of the int8 output. analyze.html shows the maps as pictures.
+
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
 Simulates the accuracy of the float model (--reference, or --model without --reference) with weights and activations of
@@ -50,6 +56,13 @@ def main(invocation: flags.Invocation) -> None:
             ".tflite that the model was converted from",
             field="analysis.require.min_layer_sqnr_db",
             expected="analysis.reference",
+        )
+    if config.analysis.explain.enabled and not with_layers:
+        raise InputError(
+            "analysis.explain needs a model to compare with: set analysis.reference to the float .tflite that the "
+            "model was converted from",
+            field="analysis.reference",
+            expected="a float .tflite",
         )
     if not with_layers and not with_bit_widths:
         raise InputError(
@@ -80,6 +93,11 @@ def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
         asked = analysis.requirements_of(analyzed, config.analysis.require)
         results.update(analyzed.to_dict(), requirements=[item.to_dict() for item in asked])
         texts.append(analyzed.to_text())
+        if config.analysis.explain.enabled:
+            examples = workflows.load_split(config.data, "test", limit=config.analysis.explain.limit)
+            explanation = analysis.explain(content, floating, examples, config.analysis.explain)
+            results["explain"] = explanation.to_dict()
+            texts.append(explanation.to_text())
     if with_bit_widths and out is not None:
         model = floating or workflows.load(config, allow_code=invocation.allow_code)
         measured = workflows.bit_widths_on_data(model, config, out)

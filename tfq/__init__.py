@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # isort: off
     # Functions.
     from tfq.analysis.analyze import analyze as analyze
+    from tfq.analysis.explain import explain as explain
     from tfq.comparison import compare_models as compare_models
     from tfq.comparison import gate_records as gate_records
     from tfq.compression import cluster_model
@@ -109,6 +110,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import DataConfig as DataConfig
     from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
+    from tfq.config import ExplainConfig as ExplainConfig
     from tfq.config import ExecutorConfig as ExecutorConfig
     from tfq.config import ExportConfig as ExportConfig
     from tfq.config import PruneConfig as PruneConfig
@@ -124,6 +126,7 @@ if TYPE_CHECKING:  # isort: off
 
     # Results, and what can be passed on from one function to the next.
     from tfq.analysis import Analysis as Analysis
+    from tfq.analysis import Explanation as Explanation
     from tfq.auditing import AuditReport as AuditReport
     from tfq.comparison import ComparisonRecord as ComparisonRecord
     from tfq.comparison import Gate as Gate

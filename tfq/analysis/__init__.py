@@ -2,6 +2,7 @@
 """Why an int8 flatbuffer computes something else than its float flatbuffer, op by op."""
 
 from tfq.analysis.analyze import Analysis, analyze, check_requirements, requirements_of
+from tfq.analysis.explain import ExampleMaps, Explanation, explain
 from tfq.analysis.findings import Finding
 from tfq.analysis.histograms import Bars, OpHistogram, op_histograms
 from tfq.analysis.joins import Join, joins
@@ -15,6 +16,8 @@ __all__ = [
     "GRIDS",
     "Analysis",
     "Bars",
+    "ExampleMaps",
+    "Explanation",
     "Finding",
     "Join",
     "OpError",
@@ -23,6 +26,7 @@ __all__ = [
     "WeightError",
     "analyze",
     "check_requirements",
+    "explain",
     "joins",
     "op_errors",
     "op_histograms",

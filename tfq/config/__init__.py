@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
-from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, AnalysisRequireConfig, BitWidthsConfig
+from tfq.config.analysis import (
+    FLOAT_BITS,
+    GRIDS,
+    AnalysisConfig,
+    AnalysisRequireConfig,
+    BitWidthsConfig,
+    ExplainConfig,
+)
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.comparison import ComparisonConfig, ComparisonRequireConfig
 from tfq.config.compression import (
@@ -70,6 +77,7 @@ __all__ = [
     "DistillationConfig",
     "EvaluationConfig",
     "ExecutorConfig",
+    "ExplainConfig",
     "ExportConfig",
     "PruneConfig",
     "QATConfig",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the analysis of a flatbuffer: errors per op, and accuracy by bit width."""
+"""Settings of the analysis of a flatbuffer: errors per op, occlusion saliency, and accuracy by bit width."""
 
 from dataclasses import dataclass
 
@@ -33,6 +33,40 @@ class BitWidthsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainConfig(Config):
+    """Settings of occlusion saliency: which parts of an input the float and the int8 model depend on."""
+
+    enabled: bool = setting(
+        False,
+        "also compare which parts of the inputs the two models depend on (occlusion saliency)",
+        names_section=True,
+    )
+    limit: int = setting(32, "number of examples", minimum=1)
+    input: str = setting("", "input that is occluded; empty: the only one")
+    output: str = setting("", "output whose score is observed; empty: the first")
+    target: int | None = setting(
+        None,
+        "class, or index in the flattened output, whose score is observed; None: the largest value of the float model",
+        minimum=0,
+    )
+    patch: int = setting(
+        0, "size of the occluded patch along each axis; 0: an eighth of the axis, or one feature of a table", minimum=0
+    )
+    stride: int = setting(0, "distance between patches; 0: half the patch", minimum=0)
+    fill: float | None = setting(
+        None,
+        "value of the occluded patch, in the units of the preprocessed input; None: the mean of the examples, for each "
+        "channel, or for each feature of a table",
+    )
+    top_fraction: float = setting(
+        0.1, "fraction of the patches that count as the most important", minimum=0.001, maximum=1
+    )
+    pictures: int = setting(
+        12, "number of examples whose maps are stored, those with the lowest correlation", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnalysisRequireConfig(Config):
     """Bounds that an analysis must meet; the command exits with code 1 if one is missed."""
 
@@ -53,5 +87,6 @@ class AnalysisConfig(Config):
     limit: int = setting(64, "number of examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "also measure how much quantizing each op alone changes the outputs")
     histograms: bool = setting(True, "store the distribution of each op's output and weights, for the HTML page")
+    explain: ExplainConfig = section(ExplainConfig, "occlusion saliency of the float and the int8 model")
     bit_widths: BitWidthsConfig = section(BitWidthsConfig, "accuracy by bit width, simulated without training")
     require: AnalysisRequireConfig = section(AnalysisRequireConfig, "bounds that must be met")

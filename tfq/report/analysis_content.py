@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `tfq analyze`: findings, error by op, sensitivity, values and ranges; accuracy by bit width."""
+"""The page of `tfq analyze`: findings, error by op, sensitivity, values and ranges; maps; accuracy by bit width."""
 
 import functools
 import re
@@ -8,6 +8,7 @@ from typing import Any
 
 from tfq.config import FLOAT_BITS
 from tfq.report.content import provenance_sections
+from tfq.report.explain_content import explain_section
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, points
 from tfq.report.kinds import RecordKind, register
 from tfq.report.plots import (
@@ -42,6 +43,7 @@ def _subtitle(record: Record) -> str:
 def _sections(record: Record) -> list[Section]:
     """Return the analysis of ops, of bit widths, or of both."""
     sections = _op_sections(record) if "ops" in record else []
+    sections += [explain_section(record["explain"])] if "explain" in record else []
     sections += _bit_width_sections(record["bit_widths"]) if "bit_widths" in record else []
     return [*sections, *provenance_sections(record)]
 
@@ -68,7 +70,7 @@ def _plots(record: Record) -> dict[str, Plot]:
 ANALYSIS = register(
     RecordKind(
         command="analyze",
-        help="error and sensitivity of each op of an int8 model; accuracy by bit width",
+        help="error and sensitivity of each op of an int8 model; occlusion saliency; accuracy by bit width",
         needs={"ops": list, "bit_widths": dict},
         sections=_sections,
         plots=_plots,
