@@ -24,9 +24,8 @@ model_explorer_sqnr.json and model_explorer_sensitivity.json color the ops in Mo
 
     tfq analyze --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --explain --out=out
 
-Also hides one part of an input at a time (occlusion saliency), and compares how much the score of the predicted class
-falls in both models: the rank correlation of the two maps for each example, the examples where they disagree, and how
-many parts change the score by less than one step of the int8 output. analyze.html shows the maps as pictures.
+Also hides one part of an input at a time (occlusion saliency), and compares how the score of the predicted class falls
+in both models: the rank correlation of the maps of each example. analyze.html shows the maps that disagree most.
 
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
@@ -59,8 +58,7 @@ def main(invocation: flags.Invocation) -> None:
         )
     if config.analysis.explain.enabled and not with_layers:
         raise InputError(
-            "analysis.explain needs a model to compare with: set analysis.reference to the float .tflite that the "
-            "model was converted from",
+            "analysis.explain needs a model to compare with: set analysis.reference to the float .tflite",
             field="analysis.reference",
             expected="a float .tflite",
         )
