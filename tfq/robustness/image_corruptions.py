@@ -163,8 +163,8 @@ def _plasma(size: int, decay: float, draws: Draws) -> NDArray[np.float64]:
         middles, corners = heights[half::step, half::step], heights[::step, ::step]
         above = corners + np.roll(corners, -1, axis=1)
         heights[::step, half::step] = mean_of(middles + np.roll(middles, 1, axis=0) + above)
-        beside = corners + np.roll(corners, -1, axis=0)
-        heights[half::step, ::step] = mean_of(middles + np.roll(middles, 1, axis=1) + beside)
+        left_sums = corners + np.roll(corners, -1, axis=0)
+        heights[half::step, ::step] = mean_of(middles + np.roll(middles, 1, axis=1) + left_sums)
         step, wobble = half, wobble / decay
     heights -= heights.min()
     return np.asarray(heights / heights.max())

@@ -38,7 +38,7 @@ def mean_of(values: NDArray[Any]) -> Estimate:
     """Return the mean of values of independent examples, (n,), with Student's t interval.
 
     An example that is corrupted in many ways counts once: pass its mean. With less than `MIN_EXAMPLES` examples, or
-    with values that are all the same, there is no interval.
+    with values that are all equal, there is no interval.
     """
     values = np.asarray(values, np.float64)
     mean = float(values.mean())
