@@ -25,7 +25,7 @@ def build_small_unet(keras: ModuleType, input_shape: tuple[int, ...] = (32, 32, 
         classes: The number of classes, including the background.
 
     Raises:
-        ValueError: Height or width is no multiple of 4.
+        ValueError: Height or width is not a multiple of 4.
     """
     layers = keras.layers
     step = 2 ** (len(_FILTERS) - 1)

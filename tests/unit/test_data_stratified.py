@@ -24,7 +24,7 @@ def split_of(labels, **facts):
 
 
 def by_hand(labels, n):
-    """Take the first unused example of each class in turn, written as a loop."""
+    """Take the first unused example of one class after the other, written as a loop."""
     queues = {label: [i for i, other in enumerate(labels) if other == label] for label in sorted(set(labels))}
     chosen = []
     while any(queues.values()) and len(chosen) < n:

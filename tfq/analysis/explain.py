@@ -153,7 +153,7 @@ class Explanation(NotebookRecord):
             f"For comparison: {_number(self.rounded_correlation)} with only the output rounded to int8's steps, and "
             f"{_number(self.control_correlation)} between a float map and the int8 map of another example."
         )
-        lines.append(f"Of the {self.num_top} most important parts, {self.top_overlap:.1%} are the same.")
+        lines.append(f"{self.top_overlap:.1%} of the {self.num_top} most important parts are the same.")
         lines.append(f"{self.unchanged:.1%} of the parts leave the int8 score exactly as it is" + self._below_step())
         return [*lines, NOT_SAID]
 

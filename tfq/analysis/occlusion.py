@@ -78,7 +78,7 @@ def grid_of(shape: tuple[int, ...], config: ExplainConfig) -> Grid:
     """Return the parts of an input of this shape, without the batch dimension.
 
     Raises:
-        InputError: The input is no image, signal or vector, or a setting does not fit it.
+        InputError: The input is not an image, signal or vector, or a setting does not fit it.
     """
     kinds: dict[int, Kind] = {
         1: "signal" if shape and shape[0] > MOST_FEATURES else "features",
@@ -87,7 +87,7 @@ def grid_of(shape: tuple[int, ...], config: ExplainConfig) -> Grid:
     }
     if len(shape) not in kinds or 0 in shape:
         raise InputError(
-            f"analysis.explain: examples of shape {list(shape)} are no images (height, width, channels), signals "
+            f"analysis.explain: examples of shape {list(shape)} are not images (height, width, channels), signals "
             "(time, channels) or vectors, and occlusion is not defined for them",
             field="analysis.explain",
             expected="examples with 1 to 3 dimensions",

@@ -3,7 +3,7 @@
 
 A usual decoder returns the colors of a palette, and stretches grayscale of fewer than 8 bits to 0..255. Neither are the
 stored numbers. `stored_numbers` rewrites a file to 8-bit or smaller grayscale with the same pixel data, which any
-decoder returns unchanged but for a known factor.
+decoder returns unchanged, except for a known factor.
 Source: Portable Network Graphics specification, W3C 2003.
 """
 

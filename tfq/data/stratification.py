@@ -31,7 +31,7 @@ def stratified(split: AnySplit, num_examples: int) -> Split:
         The examples in memory. Its `notes` say which classes have fewer examples than others, or none.
 
     Raises:
-        InputError: `num_examples` < 1, or the labels are no class labels.
+        InputError: `num_examples` < 1, or the labels are not class labels.
     """
     where = f"data {split.source} ({split.name})"
     if num_examples < 1:
@@ -115,7 +115,7 @@ def _select(split: AnySplit, indices: NDArray[np.int64]) -> Split:
 
 
 def class_counts(split: AnySplit) -> dict[str, int] | None:
-    """Return {class: its number of examples} in order of the classes; None if the labels are no class labels.
+    """Return {class: its number of examples} in order of the classes; None if the labels are not class labels.
 
     A class has the source's name if there is one, else its number. All labels of a stream are read.
     """

@@ -66,7 +66,7 @@ def read_format(path: Path) -> WavFormat:
     """Return what the header of a WAV file says, checked against the size of the file.
 
     Raises:
-        InputError: The file is no WAV file, is truncated or has another encoding. The message names it.
+        InputError: The file is not a WAV file, is truncated or has another encoding. The message names it.
     """
     size = os.path.getsize(path) if path.is_file() else 0
     with open_file(path, _EXPECTED, field="data.source") as file:

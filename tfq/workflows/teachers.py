@@ -50,7 +50,7 @@ def load_teachers(
         allow_code: Whether code inside the files may run.
 
     Raises:
-        InputError: A file is no Keras model.
+        InputError: A file is not a Keras model.
     """
     models, facts = [], []
     for path in config.files:
@@ -135,7 +135,7 @@ def taught(
         allow_code: Whether code inside the files may run.
 
     Raises:
-        InputError: A file is no Keras model, or its inputs or outputs have other shapes than the student's.
+        InputError: A file is not a Keras model, or its inputs or outputs have other shapes than the student's.
     """
     if not config.files:
         yield Lesson(student=model)

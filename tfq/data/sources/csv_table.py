@@ -142,9 +142,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 
 def _error(path: Path, line: int, problem: str, *, expected: str, column: str = "") -> InputError:
     where = f"{shown(str(path))}, line {line}" + (f", column {shown(column)}" if column else "")
-    return InputError(
-        f"{where}: {problem}. Expected {expected}", field="data.source", expected=expected, got=problem, limit="table"
-    )
+    return InputError(f"{where}: {problem}. Expected {expected}", field="data.source", expected=expected, got=problem)
 
 
 def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
@@ -156,7 +154,7 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
         line: The number of the line before it.
 
     Raises:
-        InputError: A row has another number of fields, or is no CSV.
+        InputError: A row has another number of fields, or is not a CSV.
     """
     path = header.path
     with open_file(path, _EXPECTED, field="data.source") as file:
@@ -174,7 +172,7 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                raise _error(path, place[1], f"the line is no CSV ({error})", expected=_EXPECTED) from error
+                raise _error(path, place[1], f"the line is not a CSV ({error})", expected=_EXPECTED) from error
             if fields is None:
                 return
             if not fields:
@@ -190,7 +188,7 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
 
 
 def _number(text: str) -> float | None:
-    """Return the finite number in a field, or None. Python's underscores between digits are no numbers here."""
+    """Return the finite number in a field, or None. Python's underscores between digits are not numbers here."""
     try:
         value = float(text)
     except ValueError:
@@ -223,7 +221,7 @@ def _field_error(header: Header, row: Row, index: int) -> InputError:
     advice = "a number: encode categories as numbers, or name the column of the labels in data.label_key"
     if _number(text.replace(",", ".")) is not None:
         advice = "a number with a decimal point, not a comma"
-    return _error(header.path, row.line, f"{shown(text)[:40]!r} is no finite number", expected=advice, column=column)
+    return _error(header.path, row.line, f"{shown(text)[:40]!r} is not a finite number", expected=advice, column=column)
 
 
 def scan(header: Header) -> Table:
@@ -274,7 +272,7 @@ def _class_names(headers: Iterable[Header]) -> tuple[str, ...]:
                 raise _error(
                     header.path,
                     row.line,
-                    f"there are more than {_MOST_CLASSES:,} different labels that are no numbers",
+                    f"there are more than {_MOST_CLASSES:,} different labels that are not numbers",
                     expected="numbers, or the names of classes",
                     column=header.names[header.label],
                 )

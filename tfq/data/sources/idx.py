@@ -51,7 +51,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """Return the array of an IDX file of bytes.
 
     Raises:
-        InputError: The file cannot be read, is no IDX file of bytes, is truncated, or unpacks to more than
+        InputError: The file cannot be read, is not an IDX file of bytes, is truncated, or unpacks to more than
             `MAX_UNPACKED_BYTES`.
     """
     content = _content(path)

@@ -58,7 +58,7 @@ def read_masks(address: str, config: DataConfig, split: str) -> Examples:
 
     Raises:
         MissingSplitError: There are no folders for the split.
-        InputError: DIR has another layout, an image has no mask or the reverse, or a file is no image, no mask of
+        InputError: DIR has another layout, an image has no mask or the reverse, or a file is not an image, no mask of
             numbers, or has another size than its image.
     """
     root = _root(address)

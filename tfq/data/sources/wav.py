@@ -87,7 +87,7 @@ def find_recordings(address: str) -> Listing:
 
 
 def _error(message: str, got: object) -> InputError:
-    return InputError(message, field="data.source", expected=_LAYOUT, got=got, limit="wav-layout")
+    return InputError(message, field="data.source", expected=_LAYOUT, got=got)
 
 
 def _text(path: Path) -> str:
@@ -108,7 +108,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise _error(f"{shown(str(path))}, line {reader.line_num}: the line is no CSV ({error})", str(path)) from error
+        raise _error(
+            f"{shown(str(path))}, line {reader.line_num}: the line is not a CSV ({error})", str(path)
+        ) from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -118,7 +120,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _error(f"{shown(str(path))}, line {number}: the line is no JSON ({error})", str(path)) from error
+            raise _error(f"{shown(str(path))}, line {number}: the line is not a JSON ({error})", str(path)) from error
         if not isinstance(row, dict):
             raise _error(f"{shown(str(path))}, line {number}: expected a JSON object with path and label", str(path))
         yield number, row
@@ -178,7 +180,7 @@ def _of_folder(root: Path) -> Listing:
 
 
 def _subfolders(path: Path) -> list[Path]:
-    # Speech Commands has noise in a folder _background_noise_, which is no class.
+    # Speech Commands has noise in a folder _background_noise_, which is not a class.
     return sorted(item for item in path.iterdir() if item.is_dir() and item.name[0] not in "._")
 
 
