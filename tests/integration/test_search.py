@@ -19,6 +19,7 @@ from tfq.conversion import convert_with_record
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
+from tfq.search.criterion import BY_LABELS
 from tfq.search.search import _judged
 from tfq.store import StageStore
 
@@ -203,7 +204,7 @@ def test_a_collapsed_candidate_never_keeps_the_budget():
     assert row.endswith("collapsed")
     # Even with an accuracy within the budget, its verification alone excludes it.
     kept = dataclasses.replace(first, against_float=result.chosen.against_float)
-    judged = _judged(kept, budget(max_accuracy_drop=0.5))
+    judged = _judged(kept, budget(max_accuracy_drop=0.5), BY_LABELS)
     assert all(requirement.holds for requirement in judged.requirements)
     assert judged.missed == tuple(f"collapsed: {message}" for message in first.collapsed)
 
@@ -217,3 +218,34 @@ def test_the_problems_of_a_chosen_collapsed_candidate_are_warnings(monkeypatch):
     assert not result.holds and result.chosen.collapsed
     messages = [str(item.message) for item in caught]
     assert all(messages.count(message) == 1 for message in result.chosen.collapsed)
+
+
+def test_a_search_by_a_metric_uses_its_unit_and_direction():
+    """The budget bounds the increase of the likelihood's loss, which top-1 does not show."""
+    config = tfq.SearchConfig(
+        budget=tfq.BudgetConfig(max_accuracy_drop=1.5), metric="nll", max_mixed_layers=0, methods=("min_max",)
+    )
+    result = find_int8(FLOATING, *SPLITS, config, conversion=FEW_SAMPLES)
+    assert result.holds and result.criterion.metric.name == "nll"
+    chosen = tfq.evaluate(
+        result.content, SPLITS[2], tfq.EvaluationConfig(metric=("nll",), num_runs=0), reference=FLOATING
+    )
+    assert result.test_accuracy == pytest.approx(chosen.accuracy)
+    assert result.test_against_float.difference == pytest.approx(chosen.accuracy_drop)
+    assert result.to_dict()["criterion"]["direction"] == "lower" and "NLL" in result.to_text()
+    none = find_int8(FLOATING, *SPLITS, config, conversion=FEW_SAMPLES, metric=wrong_ones)
+    assert none.chosen.accuracy == min(item.accuracy for item in none.candidates)
+    assert none.test_against_float.low is None and "no interval" in none.to_text()
+
+
+def wrong_ones(outputs, labels):
+    """Return the number of wrong examples."""
+    return float((outputs.argmax(axis=1) != labels).sum())
+
+
+wrong_ones.direction = "lower"
+
+
+def test_a_search_by_a_metric_without_direction_is_refused():
+    with refused(InputError, field="search.metric", expected=("higher", "lower")):
+        find_int8(FLOATING, *SPLITS, metric=lambda outputs, labels: 1.0)

@@ -7,7 +7,7 @@ import json
 import pytest
 from messages import refused
 
-from tfq.config import BudgetConfig, DataConfig, PruneConfig, RunConfig, TrainConfig
+from tfq.config import BudgetConfig, DataConfig, PruneConfig, RunConfig, SearchConfig, TrainConfig
 from tfq.data import load_split
 from tfq.errors import InputError
 
@@ -59,7 +59,8 @@ def test_bounds_hold_in_python_too():
 
 def test_a_budget_in_percentage_points_is_refused():
     with refused(InputError, field="search.budget.max_accuracy_drop", expected=0.5, got=1.0, word="0.01"):
-        BudgetConfig(max_accuracy_drop=1)
+        SearchConfig(budget=BudgetConfig(max_accuracy_drop=1))
+    assert SearchConfig(budget=BudgetConfig(max_accuracy_drop=1), metric="mae").metric == "mae"
     assert BudgetConfig().max_accuracy_drop == 0.005
 
 

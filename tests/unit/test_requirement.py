@@ -8,6 +8,7 @@ from tfq.config import BudgetConfig, RequireConfig, SearchConfig
 from tfq.evaluation.paired import paired_difference
 from tfq.evaluation.requirements import missed_requirements, requirements_of
 from tfq.requirement import Requirement, at_least, at_most
+from tfq.search.criterion import BY_LABELS
 from tfq.search.record import Candidate, CandidateResult
 from tfq.search.search import NOT_TIMED, _judged
 
@@ -59,7 +60,7 @@ def test_a_search_records_fractions_and_says_points():
         missed=(),
     )
     budget = BudgetConfig(max_accuracy_drop=0.005, max_bytes=1000, max_latency_ratio=1.5)
-    judged = _judged(candidate, SearchConfig(budget=budget))
+    judged = _judged(candidate, SearchConfig(budget=budget), BY_LABELS)
     assert judged.missed == (
         "2.00 points below float, at most 0.5 allowed",
         "2,000 bytes, at most 1,000 allowed",

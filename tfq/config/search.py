@@ -12,8 +12,9 @@ class BudgetConfig(Config):
 
     max_accuracy_drop: float = setting(
         0.005,
-        "largest loss of accuracy against the float model, as a fraction: 0.005 is half a percentage point; without "
-        "labels, the largest fraction of examples with another class, or with a lower SQNR than min_sqnr_db",
+        "largest loss of accuracy against the float model, as a fraction: 0.005 is half a percentage point; for "
+        "another search.metric in its unit; without labels, the largest fraction of examples with another class, or "
+        "with a lower SQNR than min_sqnr_db",
         minimum=0,
     )
     min_sqnr_db: float = setting(
@@ -24,11 +25,6 @@ class BudgetConfig(Config):
         0, "largest latency on this machine, relative to the first int8 candidate; 0 is unlimited", minimum=0
     )
 
-    def __post_init__(self) -> None:
-        """Check that the bound on the accuracy is a fraction."""
-        super().__post_init__()
-        check_fraction("search.budget.max_accuracy_drop", self.max_accuracy_drop)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
@@ -37,8 +33,8 @@ class SearchConfig(Config):
     budget: BudgetConfig = section(BudgetConfig, "budget that the chosen model must stay within")
     metric: str = setting(
         "",
-        "metric that candidates are compared by, one in [0, 1] of which higher values are better; empty: top-1 if the "
-        "labels are classes, else agreement with the float model or SQNR",
+        "metric by which candidates are compared with the float model; empty is top1 if there are class labels, else "
+        "agreement with the float model",
         choices_of="metric",
     )
     methods: tuple[str, ...] = setting(
@@ -52,3 +48,9 @@ class SearchConfig(Config):
     )
     sensitivity_examples: int = setting(128, "training examples used to rank layers by sensitivity", minimum=1)
     full: bool = setting(False, "try all candidates, instead of stopping at the first one within the budget")
+
+    def __post_init__(self) -> None:
+        """Check that the bound on the default metric is a fraction."""
+        super().__post_init__()
+        if not self.metric:
+            check_fraction("search.budget.max_accuracy_drop", self.budget.max_accuracy_drop)

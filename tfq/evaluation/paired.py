@@ -167,19 +167,19 @@ class PairedDifference:
 
     Args:
         difference: The difference, in the metric's unit.
-        low: The lower end of the interval.
-        high: The upper end of the interval.
+        low: The lower end of the interval; None without one.
+        high: The upper end of the interval; None without one.
         num_examples: The number of examples.
         method: How the interval was computed: "score" (of two paired fractions), "student_t" (of a mean of paired
-            differences) or "bootstrap" (percentiles of resampled examples).
+            differences) or "bootstrap" (percentiles of resampled examples); "none" without one.
         wins: Examples that only the first model gets right; None if examples are not right or wrong.
         losses: Examples that only the second model gets right; None as for `wins`.
         num_draws: The number of resamples of a bootstrap that are defined for both models; None for another method.
     """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_examples: int
     method: str = "score"
     wins: int | None = None
@@ -188,8 +188,8 @@ class PairedDifference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval contains 0."""
-        return self.low <= 0 <= self.high
+        """Whether there is an interval and it contains 0."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -11,10 +11,10 @@ from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import warn
-from tfq.evaluation.paired import PairedDifference, paired_difference
+from tfq.evaluation.paired import PairedDifference
 from tfq.ptq.calibration import observe
 from tfq.search.criterion import BY_LABELS, Criterion, choose_criterion
-from tfq.search.record import packed, unpacked
+from tfq.search.sample import Sample
 from tfq.store import StageStore
 from tfq.text_table import aligned
 
@@ -124,7 +124,7 @@ def accuracy_by_bit_widths(
     criterion = choose_criterion(floating, [test], config.min_sqnr_db)
     if criterion.note:
         warn(f"analysis.bit_widths: {criterion.note}")
-    float_correct = criterion.right(floating, floating, test)
+    float_sample = criterion.sample(floating, floating, test)
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
     basis = {
@@ -146,25 +146,25 @@ def accuracy_by_bit_widths(
                 grid=bits[2],
                 keep=config.keep,
             )
-            return {"correct": packed(criterion.right(content, floating, test))}
+            return {"sample": criterion.sample(content, floating, test).to_dict()}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bit widths: {grid} {weight_bits} {activation_bits}"
-        correct = unpacked(store.run(name, inputs, make).details["correct"], float_correct.size)
+        sample = Sample.from_dict(store.run(name, inputs, make).details["sample"])
         way = BitWidthResult(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             grid=grid,
             runs_as=_runs_as(weight_bits, activation_bits, grid),
-            accuracy=float(correct.mean()),
-            against_float=paired_difference(correct, float_correct),
+            accuracy=sample.value,
+            against_float=sample.minus(float_sample),
         )
         ways.append(way)
         progress(f"[{number}/{len(combinations)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
     return BitWidthsResult(
         ways=tuple(ways),
-        float_accuracy=float(float_correct.mean()),
-        num_examples=float_correct.size,
+        float_accuracy=float_sample.value,
+        num_examples=float_sample.num_examples,
         criterion=criterion,
     )
 

@@ -2,7 +2,7 @@
 """Decide by what models are compared on data: by labels, or by the float model if there are none."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from tfq.backends import HOST, RunRequest, make_backend
 from tfq.data import AnySplit, labeled_outputs, labels_of_output
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, is_class_vector, predicted_classes, prepare_inputs, reference_outputs
-from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs
+from tfq.evaluation.metric import Metric
 from tfq.evaluation.metric_scores import Scored, score_metrics
 from tfq.evaluation.metrics import checked_labels
-from tfq.evaluation.paired import PairedDifference, paired_difference
-from tfq.evaluation.scores import Predictions, reconstructs
+from tfq.evaluation.output_scores import choose_for_labels
+from tfq.evaluation.scores import choose_metrics, predictions_of, reconstructs
+from tfq.search.sample import Sample
 
 # Examples that are run to see which output predicts a class.
 NUM_LOOKED_AT = 20
@@ -25,31 +26,19 @@ ACCURACY, AGREEMENT, SQNR, METRIC = "accuracy", "agreement", "sqnr", "metric"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The result of a model, and its difference from another on the same examples.
-
-    Attributes:
-        accuracy: The fraction of examples that are right, or the metric.
-        difference: The paired difference from the other model.
-    """
-
-    accuracy: float
-    difference: PairedDifference
-
-
-@dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What models are compared by: the fraction of examples that are right, or a metric.
+    """What models are compared by: a metric, or the fraction of examples that are right.
 
     Attributes:
-        kind: "accuracy": the predicted class is the label. "agreement": it is the class that the float model predicts.
+        kind: "metric": the metric that the user chose. Otherwise it says what makes an example right.
+            "accuracy": the predicted class is the label. "agreement": it is the class that the float model predicts.
             "sqnr": the error of every output, against the float model's, is at most its variance over the examples
-            divided by 10^(min_sqnr_db / 10). By the last two, the float model is right on every example. "metric": no
-            example is right or wrong, and `metric` is computed.
-        reason: Why labels are not used; "" for "accuracy" and "metric".
-        output: The index of the output whose classes are compared; only used by "accuracy" and "agreement".
+            divided by 10^(min_sqnr_db / 10). By the last two, the float model is right on every example.
+        reason: Why labels are not used; "" for "accuracy".
+        output: The index of the output whose classes are compared; not used by "sqnr".
         min_sqnr_db: The bound of "sqnr".
         metric: The metric of "metric".
+        closeness: For "metric", how the similarity to the float model is measured: "agreement" or "sqnr".
     """
 
     kind: str
@@ -57,10 +46,26 @@ class Criterion:
     output: int = 0
     min_sqnr_db: float = 0.0
     metric: Metric | None = None
+    closeness: str = SQNR
+
+    @property
+    def unit(self) -> str:
+        """The unit of the scores, see `tfq.evaluation.metric.UNITS`."""
+        return "fraction" if self.metric is None else self.metric.unit
+
+    @property
+    def sign(self) -> int:
+        """1 if higher scores are better, else -1."""
+        return -1 if self.metric is not None and self.metric.direction == "lower" else 1
+
+    def similarity(self) -> "Criterion":
+        """Return the criterion of the similarity to the float model, which ranks candidates with equal scores."""
+        kind = {ACCURACY: AGREEMENT, METRIC: self.closeness}.get(self.kind, self.kind)
+        return replace(self, kind=kind, metric=None)
 
     @property
     def title(self) -> str:
-        """The name of the fraction in tables."""
+        """The name of the scores in tables."""
         if self.metric is not None:
             return self.metric.title or self.metric.name
         return f"SQNR >= {self.min_sqnr_db:g} dB" if self.kind == SQNR else self.kind
@@ -68,7 +73,8 @@ class Criterion:
     @property
     def agreement_title(self) -> str:
         """The name of the fraction of examples that agree with the float model."""
-        return f"SQNR >= {self.min_sqnr_db:g} dB" if self.kind == METRIC else AGREEMENT
+        is_sqnr = self.kind == METRIC and self.closeness == SQNR
+        return f"SQNR >= {self.min_sqnr_db:g} dB" if is_sqnr else AGREEMENT
 
     @property
     def note(self) -> str:
@@ -87,57 +93,38 @@ class Criterion:
         """Return JSON values."""
         return {
             "kind": self.kind,
-            "reason": self.reason or None,
             "title": self.title,
             "agreement_title": self.agreement_title,
             "metric": None if self.metric is None else self.metric.name,
-            "output": self.output if self.kind in (ACCURACY, AGREEMENT) else None,
+            "unit": self.unit,
+            "direction": "lower" if self.sign < 0 else "higher",
+            "reason": self.reason or None,
+            "output": None if self.kind in (SQNR, METRIC) else self.output,
             "min_sqnr_db": self.min_sqnr_db if self.kind == SQNR else None,
         }
 
-    def value(self, content: bytes, floating: bytes, split: AnySplit) -> float:
-        """Return the fraction of examples on which the model `content` is right, or its metric."""
-        if self.metric is None:
-            return float(self.right(content, floating, split).mean())
-        return self.metric.compute(*self._scored(content, split))
-
-    def compare(self, content: bytes, base: bytes, floating: bytes, split: AnySplit) -> Comparison:
-        """Return the result of the model `content`, and its paired difference from the model `base`.
+    def sample(self, content: bytes, floating: bytes, split: AnySplit) -> Sample:
+        """Return the score of the model `content` on a split.
 
         Raises:
-            InputError: There are too few examples for the interval of a metric.
+            InputError: The metric does not fit the outputs or labels.
         """
         if self.metric is None:
-            right = self.right(content, floating, split)
-            difference = paired_difference(right, self.right(base, floating, split))
-            return Comparison(accuracy=float(right.mean()), difference=difference)
-        outputs, labels = self._scored(content, split)
-        scored = Scored(metric=self.metric, outputs=outputs, labels=labels, reference=self._scored(base, split))
-        (score,) = score_metrics([scored])
-        if score.difference is None:
-            raise InputError(
-                f"the {split.name} split: {self.title} has no paired interval: {score.difference_reason}. Use more "
-                "examples, or another search.metric",
-                field="search.metric",
-                expected="a paired interval",
-                got=self.metric.name,
-            )
-        return Comparison(accuracy=score.value, difference=score.difference)
-
-    def _scored(self, content: bytes, split: AnySplit) -> tuple[Outputs, NDArray]:
-        """Return the outputs and labels that the metric scores."""
-        assert self.metric is not None
-        names = tflite.read(content).output_names
-        predictions = Predictions(outputs=_kept_outputs(content, split), labels=split.all_labels(), names=names)
-        outputs, labels = predictions.for_metric(self.metric)
-        if labels is None:
-            raise InputError(
-                f"the {split.name} split has no labels, which search.metric={self.metric.name} needs",
-                field="search.metric",
-                expected=self.metric.contract.labels,
-                got=None,
-            )
-        return outputs, labels
+            return Sample.of_examples(self.right(content, floating, split))
+        parsed, outputs, labels = tflite.read(content), tuple(outputs_of(content, split)), split.all_labels()
+        names = parsed.output_names
+        if labels is not None and labeled_outputs(labels) and self.metric.outputs is not None:
+            metric = choose_for_labels(labels, names, outputs, {}, [self.metric], "")[0].metric
+        else:
+            metric = choose_metrics([self.metric], names, (), reconstructs=reconstructs(parsed), output="").metric
+        predictions = predictions_of(outputs, split, reconstructs=reconstructs(parsed), metrics=[metric], names=names)
+        own, truth = predictions.for_metric(metric)
+        if truth is None:
+            raise _no_labels(metric, split)
+        (score,) = score_metrics([Scored(metric=metric, outputs=own, labels=truth)])
+        return Sample(
+            value=score.value, num_examples=split.num_examples, scores=score.scores, replicates=score.replicates
+        )
 
     def right(self, content: bytes, floating: bytes, split: AnySplit) -> NDArray[np.bool_]:
         """Return for each example whether the model `content` is right on it, (n,)."""
@@ -150,26 +137,6 @@ class Criterion:
 
 
 BY_LABELS = Criterion(kind=ACCURACY)
-
-
-def metric_criterion(metric: Metric, floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
-    """Return the criterion that a user chose.
-
-    Raises:
-        InputError: Models cannot be compared by this metric, or it does not fit the model or the labels.
-    """
-    if metric.direction != "higher" or metric.unit not in BOUNDED_UNITS or not (metric.resampled or metric.examples):
-        raise InputError(
-            f"search.metric={metric.name}: a search needs a metric in [0, 1] (unit fraction or score) whose "
-            "direction is higher, and which declares `examples` or `resampled` for paired intervals",
-            field="search.metric",
-            expected="a metric in [0, 1], higher is better",
-            got=metric.name,
-        )
-    criterion = Criterion(kind=METRIC, metric=metric, min_sqnr_db=min_sqnr_db)
-    for split in splits:
-        criterion.value(floating, floating, split)  # for its checks, before long work
-    return criterion
 
 
 def choose_criterion(floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
@@ -206,6 +173,58 @@ def choose_criterion(floating: bytes, splits: list[AnySplit], min_sqnr_db: float
     if not matches:
         reason += ", and no output is known to predict a class"
     return Criterion(kind=SQNR, reason=reason, min_sqnr_db=min_sqnr_db)
+
+
+def _no_labels(metric: Metric, split: AnySplit) -> InputError:
+    return InputError(
+        f"the {split.name} split has no labels, which search.metric={metric.name} needs. Add labels, or leave the "
+        "metric empty to compare with the float model",
+        field="search.metric",
+        expected=metric.contract.labels,
+        got=None,
+    )
+
+
+def _check_has_labels(metric: Metric, split: AnySplit) -> None:
+    """Raise InputError if the metric needs labels and there are none."""
+    if split.all_labels() is None and (metric.reconstruction is None or metric.reconstruction.against == "labels"):
+        raise _no_labels(metric, split)
+
+
+def metric_criterion(metric: Metric, floating: bytes, splits: list[AnySplit], min_sqnr_db: float) -> Criterion:
+    """Return the criterion for a metric that the user chose.
+
+    Args:
+        metric: The metric.
+        floating: The float flatbuffer.
+        splits: The splits on which it is computed. The first examples show which output predicts a class.
+        min_sqnr_db: As in `choose_criterion`.
+
+    Raises:
+        InputError: The metric does not declare whether higher or lower values are better, or a split has no labels.
+    """
+    if metric.direction is None:
+        raise InputError(
+            f"search.metric={metric.name} does not declare whether higher or lower values are better, so no candidate "
+            "can be chosen by it. Pass a tfq.Metric with a direction",
+            field="search.metric",
+            expected=("higher", "lower"),
+            got=None,
+        )
+    parsed = tflite.read(floating)
+    for split in splits:
+        _check_has_labels(metric, split)
+    outputs = reference_outputs(floating, splits[0].take(NUM_LOOKED_AT)).outputs
+    pairs = zip(parsed.main_subgraph.outputs, outputs, strict=True)
+    matches = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
+    has_one = len(matches) == 1 and outputs[matches[0]].size <= len(outputs[matches[0]]) * outputs[matches[0]].shape[-1]
+    return Criterion(
+        kind=METRIC,
+        metric=metric,
+        output=matches[0] if has_one else 0,
+        closeness=AGREEMENT if has_one else SQNR,
+        min_sqnr_db=min_sqnr_db,
+    )
 
 
 def _is_of_values(labels: NDArray | None) -> bool:
@@ -245,12 +264,6 @@ def outputs_of(content: bytes, split: AnySplit) -> list[NDArray]:
         outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
         pieces.append(decode_outputs(parsed, outputs))
     return [np.concatenate(values) for values in zip(*pieces, strict=True)]
-
-
-@functools.lru_cache(maxsize=4)
-def _kept_outputs(content: bytes, split: AnySplit) -> tuple[NDArray, ...]:
-    """Return `outputs_of`, computed once for the models that are compared with several others."""
-    return tuple(outputs_of(content, split))
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,11 +5,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tfq.config import ConversionConfig
 from tfq.evaluation.paired import PairedDifference
+from tfq.evaluation.record import score_text
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.search.criterion import BY_LABELS, Criterion
@@ -45,27 +43,16 @@ class Candidate:
         return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
 
 
-def packed(correct: NDArray[np.bool_]) -> list[int]:
-    """Return an array of booleans for JSON: eight in a byte, the first in the highest bit."""
-    results: list[int] = np.packbits(correct).tolist()
-    return results
-
-
-def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
-    """Return the first `count` booleans of what `packed` returned."""
-    return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CandidateResult:
     """The measurements of a candidate.
 
     Attributes:
         candidate: The settings.
-        accuracy: Top-1 on the validation split, or the metric.
-        agreement: The fraction of validation examples with the class that the float model predicts; for a metric, that
-            of examples whose outputs have an SQNR of at least search.budget.min_sqnr_db.
-        against_float: The paired difference in accuracy to the float model on the same examples.
+        accuracy: The score on the validation split: top-1, or the search's metric, see `Criterion`.
+        agreement: The fraction of validation examples with the class that the float model predicts; for outputs without
+            a class, whose SQNR against the float model is high enough.
+        against_float: The paired difference of the score from the float model's on the same examples.
         model_bytes: The size of the flatbuffer.
         latency_ratio: The time of an inference on this machine divided by that of the first candidate; None if it was
             not measured.
@@ -134,8 +121,8 @@ class SearchResult(NotebookRecord):
         test_against_float: Difference in accuracy between the chosen candidate and the float model on the test split.
         test_against_plain: Difference in accuracy between the chosen and the first candidate on the test split.
         advice: What to try next.
-        criterion: What the models were compared by. Every accuracy here is the fraction of examples that are right by
-            it, or its metric.
+        criterion: What the models were compared by. Every accuracy here is the score by it: a metric, or the fraction
+            of examples that are right.
         content: The flatbuffer of the chosen candidate.
     """
 
@@ -187,6 +174,7 @@ class SearchResult(NotebookRecord):
 
     def _parts(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return the lines before the table of candidates, its heading with its rows, and the lines after it."""
+        unit = self.criterion.unit
         head = [
             "",
             "candidate",
@@ -202,8 +190,8 @@ class SearchResult(NotebookRecord):
             [
                 "*" if candidate is self.chosen else "",
                 candidate.name,
-                f"{candidate.accuracy:.2%}",
-                f"{100 * candidate.against_float.difference:+.2f}",
+                score_text(unit, candidate.accuracy) or "",
+                change_text(candidate.against_float.difference, unit),
                 f"{candidate.agreement:.2%}",
                 f"{candidate.model_bytes:,}",
                 "" if candidate.latency_ratio is None else f"{candidate.latency_ratio:.2f}x",
@@ -213,20 +201,32 @@ class SearchResult(NotebookRecord):
             for candidate in self.candidates
         ]
         lines = [self.criterion.note] if self.criterion.note else []
-        lines += [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
+        lines += [f"float: {score_text(unit, self.float_accuracy)} of {self.validation:,} validation examples"]
         gain = self.test_against_plain
         message = "within what chance explains" if gain.is_noise else "more than chance explains"
+        message = "without an interval" if gain.low is None else message
         if self.chosen is self.candidates[0]:
             message = "because it is the chosen model"
         results = [
-            f"chosen: {self.chosen.name}; on {self.test:,} test examples {self.test_accuracy:.2%}, float "
-            f"{self.test_float_accuracy:.2%}: {points(self.test_against_float)}",
-            f"against the plain int8 model: {points(gain)}, {message}",
+            f"chosen: {self.chosen.name}; on {self.test:,} test examples {score_text(unit, self.test_accuracy)}, "
+            f"float {score_text(unit, self.test_float_accuracy)}: {difference_text(self.test_against_float, unit)}",
+            f"against the plain int8 model: {difference_text(gain, unit)}, {message}",
             *self.advice,
         ]
         return lines, [head, *rows], results
 
 
-def points(difference: PairedDifference) -> str:
-    """Return a difference in percentage points with its interval, as text."""
-    return f"{100 * difference.difference:+.2f} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+def change_text(value: float, unit: str) -> str:
+    """Return a signed difference as text: percentage points of a fraction, else in the unit."""
+    if unit == "fraction":
+        return f"{100 * value:+.2f}"
+    return f"{value:+.4f}" if unit == "score" else f"{value:+.4g}"
+
+
+def difference_text(difference: PairedDifference, unit: str) -> str:
+    """Return a difference with its interval as text: in percentage points of a fraction, else in the unit."""
+    word = " points" if unit == "fraction" else ""
+    text = f"{change_text(difference.difference, unit)}{word}"
+    if difference.low is None or difference.high is None:
+        return f"{text} (no interval)"
+    return f"{text} ({change_text(difference.low, unit)} to {change_text(difference.high, unit)})"

@@ -8,27 +8,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing
+from tfq import artifacts, auditing, registry
 from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.backends.scratch import scratch_directory
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
+from tfq.config.base import check_fraction
 from tfq.data import AnySplit, as_split, input_specs, representative_samples, stratified
 from tfq.errors import TfqError, warn
 from tfq.evaluation import benchmark_models
-from tfq.evaluation.metric import as_metric
-from tfq.evaluation.paired import PairedDifference
+from tfq.evaluation.metric import BOUNDED_UNITS, Metric, as_metric
+from tfq.evaluation.record import score_text
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
-from tfq.search.criterion import ACCURACY, AGREEMENT, METRIC, SQNR, Criterion, choose_criterion, metric_criterion
+from tfq.search.criterion import Criterion, choose_criterion, metric_criterion
 from tfq.search.record import (
     Candidate,
     CandidateResult,
     SearchResult,
-    points,
+    difference_text,
 )
+from tfq.search.sample import Sample
 from tfq.store import StageStore
-from tfq.typing import Data, PathOrBytes
+from tfq.typing import Data, MetricFunction, PathOrBytes
 
 TECHNIQUES = (
     ("bias_correction",),
@@ -88,6 +90,7 @@ def find_int8(
     config: SearchConfig | None = None,
     *,
     conversion: ConversionConfig | None = None,
+    metric: str | Metric | MetricFunction | None = None,
     store: StageStore | None = None,
     progress: Callable[[str], object] = lambda line: None,
 ) -> SearchResult:
@@ -107,19 +110,22 @@ def find_int8(
         train: Examples for calibration, for the techniques and to rank layers, in any form that `evaluate` accepts.
         validation: Examples on which candidates are compared. Labels are class numbers or one-hot rows. If the model
             has several outputs, they belong to the one that predicts a class. Without such labels, candidates are
-            compared with the float model: by its class, or else by the SQNR of its outputs (see `Criterion`). With
-            `config.metric`, labels are those that the metric needs.
+            compared with the float model: by its class, or else by the SQNR of its outputs (see `Criterion`).
         test: Examples on which only the chosen candidate is evaluated.
         config: Budget and search space; None means `SearchConfig()`.
         conversion: Settings that all candidates share; None means `ConversionConfig()`.
-        store: Keeps the result of each candidate, so that an interrupted search resumes. None keeps nothing.
+        metric: Replaces `config.metric`: a name, a `Metric` or a function(outputs, labels), with a direction. The bound
+            `config.budget.max_accuracy_drop` is in its unit; for a metric where lower is better, it is the largest
+            increase.
+        store: Keeps the result of each candidate, so that an interrupted search resumes. None keeps nothing. The
+            results of a metric that is not registered are not kept, because its code may change.
         progress: Called with one line of text after each candidate.
 
     Returns:
         The candidates in the order in which they were tried, and the chosen one with its flatbuffer.
 
     Raises:
-        InputError: The model is not a float flatbuffer, or the labels do not fit the model or `config.metric`.
+        InputError: The model is not a float flatbuffer, or the data has no class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
@@ -129,15 +135,18 @@ def find_int8(
         for note in training.notes:
             warn(note)
         conversion = dataclasses.replace(conversion, sampling="first")
-    metric, splits, min_sqnr_db = as_metric(config.metric), [choosing, testing], config.budget.min_sqnr_db
-    if metric is None:
-        criterion = choose_criterion(floating, splits, min_sqnr_db)
+    chosen = as_metric(config.metric if metric is None else metric)
+    if chosen is None:
+        criterion = choose_criterion(floating, [choosing, testing], config.budget.min_sqnr_db)
     else:
-        criterion = metric_criterion(metric, floating, splits, min_sqnr_db)
+        criterion = metric_criterion(chosen, floating, [choosing, testing], config.budget.min_sqnr_db)
+    if criterion.unit in BOUNDED_UNITS:
+        check_fraction("search.budget.max_accuracy_drop", config.budget.max_accuracy_drop)
     if criterion.note:
         warn(f"search: {criterion.note}")
+    is_registered = chosen is None or registry.entries(Metric).get(chosen.name) is chosen
     with contextlib.ExitStack() as stack:
-        if store is None:
+        if store is None or not is_registered:
             store = StageStore(stack.enter_context(scratch_directory()))
         search = _Search(floating, criterion, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
@@ -173,7 +182,7 @@ class _Search:
             "conversion": conversion.to_dict(),
             "criterion": criterion.to_dict(),
         }
-        self._float_accuracy = criterion.value(floating, floating, validation)
+        self._float_sample = criterion.sample(floating, floating, validation)
         self._contents: dict[str, bytes] = {}
         self.results: list[CandidateResult] = []
 
@@ -222,9 +231,7 @@ class _Search:
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
-                "comparison": dataclasses.asdict(
-                    self._criterion.compare(content, self._floating, self._floating, self._validation)
-                ),
+                "sample": self._criterion.sample(content, self._floating, self._validation).to_dict(),
                 "agreement": self._agreement(content),
                 "latency_ratio": self._latency_ratio(content),
             }
@@ -236,12 +243,12 @@ class _Search:
             self._progress(f"{candidate.name}: not possible: {details['impossible']}")
             return
         content = (stored.directory / _MODEL).read_bytes()
-        comparison = details["comparison"]
+        sample = Sample.from_dict(details["sample"])
         result = CandidateResult(
             candidate=candidate,
-            accuracy=comparison["accuracy"],
+            accuracy=sample.value,
             agreement=details["agreement"],
-            against_float=PairedDifference(**comparison["difference"]),
+            against_float=sample.minus(self._float_sample),
             model_bytes=len(content),
             latency_ratio=details["latency_ratio"],
             secs=details["secs"],
@@ -250,11 +257,11 @@ class _Search:
             collapsed=tuple(details["collapsed"]),
         )
         self._contents[candidate.name] = content
-        self.results.append(_judged(result, self._config))
-        last = self.results[-1]
+        self.results.append(_judged(result, self._config, self._criterion))
+        last, unit = self.results[-1], self._criterion.unit
         self._progress(
-            f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
-            + (f": {'; '.join(last.short_missed)}" if last.missed else ": within the budget")
+            f"{candidate.name}: {score_text(unit, last.accuracy)}, {difference_text(last.against_float, unit)} against "
+            "float" + (f": {'; '.join(last.short_missed)}" if last.missed else ": within the budget")
         )
 
     def result(self, test: AnySplit) -> SearchResult:
@@ -263,34 +270,38 @@ class _Search:
         chosen = self.within_budget[0] if holds else self._best()
         for message in chosen.collapsed:
             warn(message)
-        content, plain = self._contents[chosen.name], self._contents[self.results[0].name]
-        comparison = self._criterion.compare(content, self._floating, self._floating, test)
-        against_float = comparison.difference
+        samples = {
+            name: self._criterion.sample(content, self._floating, test)
+            for name, content in {
+                "float": self._floating,
+                "plain": self._contents[self.results[0].name],
+                "chosen": self._contents[chosen.name],
+            }.items()
+        }
+        against_float = samples["chosen"].minus(samples["float"])
         return SearchResult(
             candidates=tuple(self.results),
             chosen=chosen,
             holds=holds,
-            validation=self._validation.num_examples,
-            float_accuracy=self._float_accuracy,
-            test=test.num_examples,
-            test_accuracy=comparison.accuracy,
-            test_float_accuracy=self._criterion.value(self._floating, self._floating, test),
+            validation=self._float_sample.num_examples,
+            float_accuracy=self._float_sample.value,
+            test=samples["chosen"].num_examples,
+            test_accuracy=samples["chosen"].value,
+            test_float_accuracy=samples["float"].value,
             test_against_float=against_float,
-            test_against_plain=self._criterion.compare(content, plain, self._floating, test).difference,
-            advice=tuple(_advice(holds, chosen, against_float, self._config)),
+            test_against_plain=samples["chosen"].minus(samples["plain"]),
+            advice=tuple(_advice(holds, chosen, -self._criterion.sign * against_float.difference, self._config)),
             criterion=self._criterion,
-            content=content,
+            content=self._contents[chosen.name],
         )
 
     def _agreement(self, content: bytes) -> float:
-        """Return the fraction of examples with the float model's class, or whose SQNR is within the bound."""
-        kinds = {ACCURACY: AGREEMENT, METRIC: SQNR}
-        other = dataclasses.replace(self._criterion, kind=kinds.get(self._criterion.kind, self._criterion.kind))
-        return float(other.right(content, self._floating, self._validation).mean())
+        """Return the fraction of examples with the float model's class, or that are right if no output has classes."""
+        return float(self._criterion.similarity().right(content, self._floating, self._validation).mean())
 
     def _best(self) -> CandidateResult:
         """Return the most accurate candidate; among equals the one that agrees more with float, then the first."""
-        return max(self.results, key=lambda item: (item.accuracy, item.agreement))
+        return max(self.results, key=lambda item: (self._criterion.sign * item.accuracy, item.agreement))
 
     def _ranked(self) -> list[str]:
         """Return the layers with weights, the most sensitive first."""
@@ -313,13 +324,14 @@ class _Search:
         return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
 
 
-def _judged(result: CandidateResult, config: SearchConfig) -> CandidateResult:
-    budget, drop, latency = config.budget, 0.0 - result.against_float.difference, result.latency_ratio
-    requirements = {
-        f"{100 * drop:.2f} points below float, at most {100 * budget.max_accuracy_drop:g} allowed": at_most(
-            "max_accuracy_drop", budget.max_accuracy_drop, drop
-        )
-    }
+def _judged(result: CandidateResult, config: SearchConfig, criterion: Criterion) -> CandidateResult:
+    budget, latency = config.budget, result.latency_ratio
+    drop = 0.0 - criterion.sign * result.against_float.difference
+    bound = budget.max_accuracy_drop
+    sentence = f"{drop:.4g} worse than float, at most {bound:g} allowed"
+    if criterion.unit == "fraction":
+        sentence = f"{100 * drop:.2f} points below float, at most {100 * bound:g} allowed"
+    requirements = {sentence: at_most("max_accuracy_drop", bound, drop)}
     if budget.max_bytes:
         sentence = f"{result.model_bytes:,} bytes, at most {budget.max_bytes:,} allowed"
         requirements[sentence] = at_most("max_bytes", budget.max_bytes, result.model_bytes)
@@ -334,15 +346,13 @@ def _judged(result: CandidateResult, config: SearchConfig) -> CandidateResult:
     return dataclasses.replace(result, missed=missed, requirements=tuple(requirements.values()))
 
 
-def _advice(
-    holds: bool, chosen: CandidateResult, against_float: PairedDifference, config: SearchConfig
-) -> Iterator[str]:
+def _advice(holds: bool, chosen: CandidateResult, drop: float, config: SearchConfig) -> Iterator[str]:
     if not holds:
         yield (
             f"no candidate is within the budget; the best one has {'; '.join(chosen.short_missed)}. Train the model "
             "quantization-aware (tfq compress) to regain accuracy"
         )
-    elif -against_float.difference > config.budget.max_accuracy_drop + ROUNDING:
+    elif drop > config.budget.max_accuracy_drop + ROUNDING:
         yield (
             "on the test split the accuracy drops by more than the budget allows, although it did not on the "
             "validation split: use a larger validation split or a tighter budget"
