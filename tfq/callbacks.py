@@ -242,7 +242,8 @@ class _Int8EvaluationLogic(_ExportLogic):
     It adds these keys to `logs`. An epoch without evaluation adds none, and a metric that cannot be computed is a
     warning:
 
-    - `val_int8_<metric>`, such as `val_int8_mae`; top-1 is `val_int8_accuracy`, its name in Keras.
+    - `val_int8_<metric>` of each metric, such as `val_int8_mae`; top-1 is `val_int8_accuracy`, its name in Keras, if
+      it is the main metric.
     - `val_int8_agreement`: the fraction of examples with the training model's class, for a classifier.
     - `val_int8_sqnr_db`: the SQNR of the worst output, compared with the training model's.
     - `val_int8_bytes`: the size of the flatbuffer.
@@ -296,6 +297,10 @@ class _Int8EvaluationLogic(_ExportLogic):
         self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
         self._every = every
         self._metric = metric
+        from tfq.evaluation import as_metrics
+
+        chosen = as_metrics(self._evaluation.metric if metric is None else metric)
+        self._other_metrics = tuple(item.name for item in chosen[1:])
         self._has_warned = False
         self._collapsed: int | None = None
         self.flatbuffer: bytes | None = None
@@ -307,6 +312,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         record = self._evaluated(epoch)
         if logs is not None:
             values = {
+                **{name: record.scores.get(name) for name in self._other_metrics},
                 "accuracy" if record.metric == "top1" else record.metric: record.accuracy,
                 "agreement": record.agreement,
                 "sqnr_db": record.output_sqnr_db,

@@ -43,6 +43,7 @@ def images():
 def test_the_figures_of_a_class_are_counts_of_its_examples():
     figures, reason = class_figures(MODEL, REFERENCE, LABELS, ("a", "b"))
     assert reason is None
+    assert figures.pop("confusion")["classes"] == [0, 1, 2]
     assert figures == {
         "class": [0, 1, 2], "name": ["a", "b", None], "examples": [2, 1, 3], "correct": [1, 1, 2],
         "reference_correct": [2, 1, 2],

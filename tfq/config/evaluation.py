@@ -69,6 +69,11 @@ class RequireConfig(CostRequireConfig):
         "where lower is better, the largest increase",
         minimum=0,
     )
+    metrics: tuple[str, ...] = setting(
+        (),
+        "bounds on metrics of evaluation.metric, in their units: f1>=0.8, ece<=0.05; or drop:f1<=0.01 for the largest "
+        "loss against the reference",
+    )
     min_agreement: float | None = setting(
         None,
         "lowest fraction of examples with the reference's class, for outputs that predict a class",

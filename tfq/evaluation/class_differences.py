@@ -39,7 +39,8 @@ def class_figures(
     """Return the figures of each class that occurs in the labels; or None and the reason.
 
     The result has lists of one length: `class`, `name` (null without names), `examples`, `correct` and
-    `reference_correct` (null without a reference), which are numbers of examples.
+    `reference_correct` (null without a reference), which are numbers of examples. `confusion` is the confusion matrix,
+    see `confusion_of`.
 
     Args:
         values: The model's real values, (n, ...).
@@ -63,7 +64,53 @@ def class_figures(
         "examples": examples.tolist(),
         "correct": correct[0],
         "reference_correct": correct[1] if len(correct) > 1 else None,
+        "confusion": confusion_of(truth, *answers),
     }, None
+
+
+# More classes have no whole matrix: a picture of it would show nothing, and a record would grow with its square.
+MAX_CONFUSED = 50
+_MOST_PAIRS = 30
+
+
+def confusion_of(
+    truth: NDArray[np.int64], answer: NDArray[np.int64], reference: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
+    """Return a confusion matrix as JSON values.
+
+    `classes` are those that occur, `matrix` has a row for each label and a column for each prediction, in numbers of
+    examples, and `reference_matrix` is that of the reference (null without one). For more than `MAX_CONFUSED` classes
+    both are null for a `reason`. `pairs` are the most frequent confusions, by the examples of the model: `label`,
+    `class`, `count` and `reference_count`.
+
+    Args:
+        truth: (n,) the labels.
+        answer: (n,) the classes that the model predicts.
+        reference: (n,) those of the reference.
+    """
+    answers = [answer, *([] if reference is None else [reference])]
+    classes = np.unique(np.concatenate([truth, *answers]))
+    size = len(classes)
+    cells = [np.searchsorted(classes, truth) * size + np.searchsorted(classes, item) for item in answers]
+    is_small = size <= MAX_CONFUSED
+    matrices = [np.bincount(item, minlength=size**2).reshape(size, size).tolist() for item in cells if is_small]
+    wrong, counts = np.unique(cells[0][truth != answer], return_counts=True)
+    order = np.lexsort((wrong, -counts))[:_MOST_PAIRS]
+    return {
+        "classes": classes.tolist(),
+        "matrix": matrices[0] if matrices else None,
+        "reference_matrix": matrices[1] if len(matrices) > 1 else None,
+        "reason": None if is_small else f"{size:,} classes; a matrix is kept for up to {MAX_CONFUSED}",
+        "pairs": [
+            {
+                "label": int(classes[wrong[index] // size]),
+                "class": int(classes[wrong[index] % size]),
+                "count": int(counts[index]),
+                "reference_count": None if reference is None else int((cells[1] == wrong[index]).sum()),
+            }
+            for index in order
+        ],
+    }
 
 
 def differing_examples(

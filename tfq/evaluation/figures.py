@@ -157,6 +157,7 @@ FIGURES = (
         read=readers.other_scores,
         depends_on="values",
         difference=_difference_of_metric,
+        other_bounds=("metrics",),
     ),
     Figure(
         name="output_accuracy",

@@ -23,6 +23,8 @@ from tfq.evaluation.paired import MIN_PAIRS, PairedDifference, mean_difference, 
 _BITS = "bits"
 _DTYPES = ("uint8", "uint16", "uint32", "float16", "float32")
 _MOST_EXAMPLES = 1 << 26
+# The size of the packed results of a record that `ExampleResults.to_dict` keeps to.
+MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,20 +75,38 @@ class ExampleResults:
         replicates: For each other metric, its values for the draws of a bootstrap (`tfq.evaluation.paired`), float32.
             All evaluations of n examples use the same draws, so that the differences of their replicates are paired.
         outputs: The results of each output, by name.
+        left_out: Why arrays of outputs are missing in a record: all together were larger than `MAX_BYTES`.
     """
 
     num_examples: int
     scores: Mapping[str, NDArray] = field(default_factory=dict)
     replicates: Mapping[str, NDArray] = field(default_factory=dict)
     outputs: Mapping[str, OutputResults] = field(default_factory=dict)
+    left_out: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: each array is compressed (zlib) and in base64."""
+        """Return plain JSON values: each array is compressed (zlib) and in base64, at most `MAX_BYTES` in all.
+
+        If they would be larger, the arrays of outputs are left out, the largest first, and `left_out` says so. A later
+        comparison then has the agreement and the SQNR of these outputs without paired intervals. Those of metrics stay:
+        their scores take a bit or four bytes for each example, their replicates about 6 kB.
+        """
+        scores = {name: packed(values) for name, values in self.scores.items()}
+        draws = {name: packed(values.astype(np.float32)) for name, values in self.replicates.items()}
+        outputs = {name: results.to_dict() for name, results in self.outputs.items()}
+        left_out, sizes = self.left_out, _sizes(outputs)
+        budget = MAX_BYTES - sum(len(item["zlib"]) for item in (*scores.values(), *draws.values()))
+        while sizes and sum(sizes.values()) > budget:
+            name, key = max(sizes, key=lambda place: sizes[place])
+            outputs[name][key] = None
+            del sizes[name, key]
+            left_out = f"the results of all {self.num_examples:,} examples are larger than {MAX_BYTES:,} bytes"
         return {
             "num_examples": self.num_examples,
-            "scores": {name: packed(values) for name, values in self.scores.items()},
-            "replicates": {name: packed(values.astype(np.float32)) for name, values in self.replicates.items()},
-            "outputs": {name: results.to_dict() for name, results in self.outputs.items()},
+            "scores": scores,
+            "replicates": draws,
+            "outputs": outputs,
+            "left_out": left_out,
         }
 
     @classmethod
@@ -115,6 +135,16 @@ class ExampleResults:
                 if isinstance(item, Mapping)
             },
         )
+
+
+def _sizes(outputs: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], int]:
+    """Return the size of each array of the outputs in bytes, by (output, name)."""
+    return {
+        (name, key): len(value["zlib"])
+        for name, arrays in outputs.items()
+        for key, value in arrays.items()
+        if value is not None
+    }
 
 
 def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 """The results of an evaluation, and checks of them against requirements."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class EvaluationRecord(NotebookRecord):
         reference_accuracy: The accuracy of the reference.
         accuracy_drop: How much worse the model is than the reference, in the metric's unit; positive if it is worse.
         accuracy_difference: The accuracy minus the reference's, with a paired 95% interval (`PairedDifference`).
-        accuracy_difference_reason: Why there is none: the metric does not decide for each example whether it is right.
+        accuracy_difference_reason: Why there is none.
         num_examples: Number of evaluated examples.
         compared: Number of examples compared with the reference.
         missing: Number of examples that were requested but are not in the data.
@@ -59,9 +60,11 @@ class EvaluationRecord(NotebookRecord):
         op_figures: Costs of single ops: title of the op -> {name: value}.
         unaccelerated: Ops that the backend's accelerator leaves to the CPU: title of the op -> reason, or "".
         caveats: What the figures of this backend leave out or assume, for every model.
-        metrics: Metric -> facts, of `metric` and the metrics reported with it, such as top5: `word` (its name in
-            reports), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see
-            `tfq.evaluation.metric`) and `interval` ([low, high] of 95% confidence, or None).
+        metrics: Metric -> facts, of `metric`, the other metrics that the user chose, and those reported with them, such
+            as top5: `title`, `direction` ("higher" or "lower" is better, None if not declared), `unit` (see
+            `tfq.evaluation.metric`), `value`, `interval` ([low, high] of 95% confidence, or None), `reference`, `drop`,
+            `difference` (`PairedDifference`, or None for `difference_reason`), `note` (how it was computed), and
+            `table` and `reference_table` (`MetricTable`).
         scores: Metric -> value, of the metrics that could be computed.
         latency_mean_ms: Mean of the timed inferences.
         latency_std_ms: Sample standard deviation of the timed inferences.
@@ -152,7 +155,7 @@ class EvaluationRecord(NotebookRecord):
             (self.metric or "accuracy", self._score(self.metric, self.accuracy) or self.accuracy_reason),
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
             ("difference", self._difference()),
-            *((name, self._score(name, value)) for name, value in self.scores.items() if name != self.metric),
+            *self._other_metrics(),
             *self._outputs(),
             ("agreement", score_text("fraction", self.agreement) or _shown_reason(self.agreement_reason)),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or _shown_reason(self.output_sqnr_db_reason)),
@@ -176,6 +179,18 @@ class EvaluationRecord(NotebookRecord):
                 rows.append((f"output {output['name']}", text))
         return rows
 
+    def _other_metrics(self) -> list[tuple[str, str | None]]:
+        """Return a row for each metric but the main one, and the notes of all."""
+        rows = []
+        for name, value in self.scores.items():
+            if name != self.metric:
+                difference = paired_text(self.metrics.get(name, {}).get("difference"), self._unit(name))
+                rows.append(
+                    (name, (self._score(name, value) or "") + (f", difference {difference}" if difference else ""))
+                )
+        notes = [(name, facts["note"]) for name, facts in self.metrics.items() if facts.get("note")]
+        return [*rows, *(("note", f"{name}: {note}") for name, note in notes)]
+
     def _score(self, metric: str, value: float | None) -> str | None:
         """Return a value with its 95% interval, or with "no interval"; None if there is no value."""
         unit = self._unit(metric)
@@ -185,11 +200,8 @@ class EvaluationRecord(NotebookRecord):
         return None if value is None else f"{score_text(unit, value)} ({suffix})"
 
     def _difference(self) -> str | None:
-        """Return the accuracy minus the reference's, with its interval, in percentage points."""
-        if self.accuracy_difference is None:
-            return None
-        value, low, high = (100 * self.accuracy_difference[key] for key in ("difference", "low", "high"))
-        return f"{value:+.2f} points (95% interval {low:+.2f} to {high:+.2f})"
+        """Return the accuracy minus the reference's, with its interval; a fraction in percentage points."""
+        return paired_text(self.accuracy_difference, self._unit(self.metric))
 
     def _unit(self, metric: str) -> str:
         return str(self.metrics.get(metric, {}).get("unit", "none"))
@@ -216,6 +228,20 @@ class EvaluationRecord(NotebookRecord):
         return (
             f"{self.clipped_input_fraction:.2%} of values clipped, {self.unused_range_fraction:.0%} of the range unused"
         )
+
+
+def paired_text(difference: Mapping[str, Any] | None, unit: str) -> str | None:
+    """Return a `PairedDifference` as text; a fraction in percentage points. None for None."""
+    if difference is None:
+        return None
+    scale, word, form = (
+        (100, " points", "+.2f") if unit == "fraction" else (1, "", "+.4f" if unit == "score" else "+.4g")
+    )
+    text = f"{scale * difference['difference']:{form}}{word}"
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return f"{text} (no interval)"
+    return f"{text} (95% interval {scale * low:{form}} to {scale * high:{form}})"
 
 
 def score_text(unit: str, value: float | None) -> str | None:

@@ -10,6 +10,7 @@ from tfq.errors import RequirementError
 from tfq.evaluation.costs import cost_requirements
 from tfq.evaluation.figure_readers import Measured
 from tfq.evaluation.figures import FIGURES
+from tfq.evaluation.metric_bounds import metric_bounds
 from tfq.evaluation.portability_record import PortabilityTable
 from tfq.evaluation.record import IDENTICAL, EvaluationRecord
 from tfq.requirement import Requirement, at_least, at_most
@@ -84,6 +85,7 @@ def _own_requirements(values: Mapping[str, Any], require: RequireConfig) -> tupl
     if require.max_accuracy_drop is not None:
         reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
         requirements.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
+    requirements += [bound.check(values) for bound in metric_bounds(require.metrics)]
     return (*requirements, *cost_requirements(values, values.get("backend", "the backend"), require))
 
 

@@ -16,6 +16,7 @@ from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.classes import agreement, num_classes, predicted
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, as_metrics
+from tfq.evaluation.metric_bounds import metric_bounds
 from tfq.evaluation.metric_scores import MetricScore, Scored, missing_facts, score_metrics
 from tfq.evaluation.metrics import checked_labels, has_classes, why_no_single_class
 from tfq.evaluation.per_example import ExampleResults, OutputResults, noise_db, smallest_classes
@@ -67,6 +68,7 @@ def check_metric(config: EvaluationConfig) -> None:
 
 def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
     """Raise InputError if `config.require` has a bound that does not apply to `metric` (None: the default one)."""
+    metric_bounds(config.require.metrics)  # for its checks
     lowest, drop = config.require.min_accuracy, config.require.max_accuracy_drop
     if metric is not None and metric.direction is None and (lowest is not None or drop is not None):
         raise InputError(

@@ -15,10 +15,23 @@ from tfq.report.class_content import classes_section, examples_section
 from tfq.report.compression_content import compression_tables, training_section, verification_section
 from tfq.report.content import evaluation_section, provenance_sections, subtitle_of
 from tfq.report.data_content import data_section
-from tfq.report.formatting import DASH, count, number_of, percent, plain, points, ratio, seconds
+from tfq.report.formatting import (
+    DASH,
+    count,
+    difference_text,
+    difference_with_interval,
+    number_of,
+    percent,
+    plain,
+    ratio,
+    seconds,
+    value_text,
+)
 from tfq.report.io_content import io_section
 from tfq.report.kinds import RecordKind, register
 from tfq.report.latency_content import evaluated_latency_section, latency_section
+from tfq.report.metric_content import confusion_section, metrics_section
+from tfq.report.plots import confusion_plots
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, part, stages_of
 from tfq.report.robustness_content import robustness_plots, robustness_section
@@ -54,7 +67,8 @@ def _stage_view(record: Record) -> Record:
 
 def _evaluate_sections(record: Record) -> Iterator[Section]:
     yield _opened(evaluation_section(record))
-    yield from (_opened(section) for section in (classes_section(record), examples_section(record)) if section)
+    details = (metrics_section, classes_section, confusion_section, examples_section)
+    yield from (_opened(section) for function in details if (section := function(record)))
     if robustness := robustness_section(record):
         yield _opened(robustness)
     if costs := _costs_table(part(record, "evaluation"), plain(part(record, "evaluation").get("backend"))):
@@ -83,7 +97,7 @@ EVALUATION = register(
         needs={"evaluation": dict},
         view=_model_view("evaluation", "portability"),
         sections=lambda record: list(_evaluate_sections(record)),
-        plots=robustness_plots,
+        plots=lambda record: {**confusion_plots(record), **robustness_plots(record)},
         subtitle=subtitle_of,
     )
 )
@@ -265,15 +279,14 @@ def _search_sections(record: Record) -> list[Section]:
     candidates = [item for item in record.get("candidates") or [] if isinstance(item, Mapping)]
     chosen, validation, test = record.get("chosen"), part(record, "validation"), part(record, "test")
     criterion = part(record, "criterion")
-    title, agreement = (
-        plain(criterion.get("title") or "accuracy"),
-        plain(criterion.get("agreement_title") or "agreement"),
-    )
+    title = plain(criterion.get("title") or "accuracy")
+    agreement = plain(criterion.get("agreement_title") or "agreement")
+    unit = plain(criterion.get("unit") or "fraction")
     rows = tuple(
         (
             plain(item.get("name", "?")),
-            percent(item.get("accuracy")),
-            points(part(item, "against_float").get("difference")),
+            value_text(item.get("accuracy"), unit),
+            difference_text(part(item, "against_float").get("difference"), unit),
             percent(item.get("agreement")),
             count(item.get("bytes")),
             ratio(item.get("latency_ratio")),
@@ -284,7 +297,16 @@ def _search_sections(record: Record) -> list[Section]:
     )
     table = Table(
         key="candidates",
-        columns=("candidate", title, "minus float, points", agreement, "bytes", "latency", "time", "result"),
+        columns=(
+            "candidate",
+            title,
+            "minus float" + (", points" if unit == "fraction" else ""),
+            agreement,
+            "bytes",
+            "latency",
+            "time",
+            "result",
+        ),
         rows=rows,
         numeric=(*(False, True, True, True, True, True, True), False),
         notes=("latency: the time of an inference divided by that of the first candidate. time: of the conversion.",),
@@ -292,14 +314,13 @@ def _search_sections(record: Record) -> list[Section]:
     about = (
         "Candidates in the order in which they were tried, on "
         f"{number_of(validation.get('examples'), 'validation example')}; float model "
-        f"{percent(validation.get('float_accuracy'))}."
+        f"{value_text(validation.get('float_accuracy'), unit)}."
     )
     lines = [
-        f"chosen: {percent(test.get('accuracy'))} of {number_of(test.get('examples'), 'test example')}, float model "
-        f"{percent(test.get('float_accuracy'))}",
+        f"chosen: {value_text(test.get('accuracy'), unit)} of {number_of(test.get('examples'), 'test example')}, float "
+        f"model {value_text(test.get('float_accuracy'), unit)}",
         *(
-            f"{title}: {points(difference.get('difference'))} points (95% interval {points(difference.get('low'))} to "
-            f"{points(difference.get('high'))})"
+            f"{title}: {difference_with_interval(difference, unit)}"
             for title, difference in (
                 ("minus the float model", part(test, "against_float")),
                 ("minus the first candidate", part(test, "against_plain")),

@@ -36,6 +36,7 @@ from tfq.report.formatting import (
 from tfq.report.io_content import io_section
 from tfq.report.kinds import RecordKind, kind_of, register
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
+from tfq.report.metric_content import confusion_section, metrics_section
 from tfq.report.plots import plots_of
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, Reported, models_of, part, reference_of, stages_of
@@ -57,7 +58,9 @@ def sections_of(record: Record) -> list[Section]:
     sections: list[Section | None] = [
         result_section(record),
         evaluation_section(record),
+        metrics_section(record),
         classes_section(record),
+        confusion_section(record),
         examples_section(record),
         robustness_section(record),
         latency_section(record),

@@ -40,12 +40,35 @@ def better(evaluation: Mapping[str, Any]) -> str | None:
 
 def score_text(evaluation: Mapping[str, Any], value: Any, name: Any = None) -> str:
     """Return a metric's value in its unit: a fraction as "97.22%", a score with 4 decimals, else 4 digits."""
-    unit = metric_facts(evaluation, name).get("unit")
+    return value_text(value, str(metric_facts(evaluation, name).get("unit")))
+
+
+def value_text(value: Any, unit: str) -> str:
+    """Return a number in a unit of `tfq.evaluation.metric`: a fraction as "97.22%", a score with 4 decimals."""
     if unit == "fraction":
         return percent(value)
     if not is_number(value):
         return DASH
     return f"{value:.4f}" if unit == "score" else f"{value:.4g}"
+
+
+def difference_text(value: Any, unit: str) -> str:
+    """Return a signed difference: of a fraction in percentage points, without the word."""
+    if unit == "fraction":
+        return points(value)
+    if not is_number(value):
+        return DASH
+    return f"{value:+.4f}".replace("-", "−") if unit == "score" else f"{value:+.3g}".replace("-", "−")
+
+
+def difference_with_interval(difference: Mapping[str, Any], unit: str) -> str:
+    """Return a paired difference with its 95% interval, as its record has it."""
+    word = " points" if unit == "fraction" else ""
+    text = difference_text(difference.get("difference"), unit)
+    ends = [difference.get(key) for key in ("low", "high")]
+    if text == DASH or not all(map(is_number, ends)):
+        return text if text == DASH else f"{text}{word} ({NO_INTERVAL})"
+    return f"{text}{word} (95% interval {difference_text(ends[0], unit)} to {difference_text(ends[1], unit)})"
 
 
 def accuracy_text(evaluation: Mapping[str, Any]) -> str:
@@ -82,10 +105,12 @@ def is_within_noise(evaluation: Mapping[str, Any]) -> bool:
 
 
 def paired_interval_text(evaluation: Mapping[str, Any]) -> str:
-    """Return the paired 95% interval of the difference from the float model in percentage points, or `NO_INTERVAL`."""
+    """Return the paired 95% interval of the difference from the float model in its unit, or `NO_INTERVAL`."""
     difference = evaluation.get("accuracy_difference") or {}
     ends = [difference.get(key) for key in ("low", "high")]
-    return f"{points(ends[0])} to {points(ends[1])}" if all(map(is_number, ends)) else NO_INTERVAL
+    unit = str(metric_facts(evaluation).get("unit") or "fraction")
+    ends_text = [difference_text(end, unit) for end in ends]
+    return f"{ends_text[0]} to {ends_text[1]}" if all(map(is_number, ends)) else NO_INTERVAL
 
 
 def change_text(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plots of a report as inline SVG: accuracy by size, sizes, latency, training curves, instructions."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import kernels_word
+from tfq.report.metric_content import confusion_key
 from tfq.report.record import (
     Record,
     Reported,
@@ -208,7 +210,52 @@ def plots_of(record: Record) -> dict[str, Plot]:
         "training": ("Training", lambda: _training(record)),
         "instructions": ("Instructions per inference", lambda: _instructions(models)),
     }
-    return {key: drawn(title, draw) for key, (title, draw) in drawings.items()}
+    results = {key: drawn(title, draw) for key, (title, draw) in drawings.items()}
+    return {**results, **confusion_plots(record)}
+
+
+def confusion_plots(record: Record) -> dict[str, Plot]:
+    """Return the confusion matrices of each model by the keys of their plots."""
+    results = {}
+    for model in models_of(record):
+        confusion = part(part(model.evaluation, "classes"), "confusion")
+        if confusion.get("matrix"):
+            draw = functools.partial(_confusion, confusion, model.label)
+            results[confusion_key(model)] = drawn(f"Confusion matrix, {model.label}", draw, wide=True)
+    return results
+
+
+def _confusion(confusion: Record, label: str) -> tuple[str, str]:
+    """Draw the matrix of the float model, that of the model, and their difference, as heat maps."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ours, theirs = confusion["matrix"], confusion.get("reference_matrix")
+    panels = [("float", theirs), (label, ours)] if theirs else [(label, ours)]
+    if theirs:
+        pairs = zip(ours, theirs, strict=True)
+        panels.append(("minus float", [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]))
+    figure = Figure(figsize=(_WIDE, _WIDE / len(panels) + 0.5), layout="constrained")
+    FigureCanvasSVG(figure)
+    classes = [plain(name) for name in confusion["classes"]]
+    largest = max(1, *(value for _, matrix in panels[:2] for row in matrix for value in row))
+    step = max(1, len(classes) // 10)
+    for axes, (title, matrix) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        change = max(1, *(abs(value) for row in matrix for value in row))
+        limits = (-change, change) if title == "minus float" else (0, largest)
+        colors = "RdBu" if title == "minus float" else "viridis"
+        axes.pcolormesh(matrix, cmap=colors, vmin=limits[0], vmax=limits[1])
+        axes.set_title(title, fontsize=10)
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([index + 0.5 for index in range(0, len(classes), step)], classes[::step], fontsize=7)
+        if len(classes) <= 12:
+            for row, values in enumerate(matrix):
+                for column, value in enumerate(values):
+                    if value:
+                        axes.text(column + 0.5, row + 0.5, f"{value:g}", ha="center", va="center", fontsize=5)
+    return svg_of(figure, f"Confusion matrix, {label}"), "Rows: labels. Columns: predicted classes. In examples."
 
 
 def _accuracy_by_size(models: Sequence[Reported], quantity: str) -> tuple[str, str]:
