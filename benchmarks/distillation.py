@@ -80,8 +80,8 @@ def kept(path: Path, settings: dict, make: Callable[[], dict]) -> dict:
     return json.loads(write_json(path, {"settings": settings, **make()}).read_text())
 
 
-def points(value: float) -> str:
-    return f"{100 * value:+.2f}"
+def points(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:+.2f}"
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
         cells = " | ".join(f"{item[key]:.2%}" for item in (alone, taught) for key in ("float", "int8"))
         print(f"| {seed} | {cells} | {points(change.difference)} ({points(change.low)} to {points(change.high)}) |")
     mean = seed_difference([new for _, new in scores], [base for base, _ in scores])
-    print(f"mean: {points(mean.difference)} points ({points(mean.low or 0)} to {points(mean.high or 0)})")
+    print(f"mean: {points(mean.difference)} points ({points(mean.low)} to {points(mean.high)})")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tfq.artifacts import make_out_dir, sha256_file, write_bytes, write_json
 
 MODELS = ("float", "ptq_int8", "qat_int8", "pruned80_int8", "int4")
 SPARSITY = 0.8
-INT4 = {"int4_layers": ("*",), "techniques": ("gptq", "bias_correction")}
+INT4 = tfq.ConversionConfig(int4_layers=("*",), techniques=("gptq", "bias_correction"))
 
 
 def train(name: str, model: Any, splits: dict[str, Any], phase: Phase, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -63,7 +63,7 @@ def flatbuffers(name: str, model: Any, splits: dict[str, Any]) -> dict[str, byte
     return {
         "float": tfq.convert(model, config=tfq.ConversionConfig(scheme="float32")),
         "ptq_int8": tfq.convert(model, samples),
-        "int4": tfq.convert(model, samples, tfq.ConversionConfig(**INT4)),
+        "int4": tfq.convert(model, samples, INT4),
     }
 
 

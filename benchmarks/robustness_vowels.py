@@ -96,7 +96,7 @@ def build(arguments: argparse.Namespace, train: tuple[np.ndarray, np.ndarray], o
     contents = {
         "float": tfq.convert(trained, config=tfq.ConversionConfig(scheme="float32")),
         "ptq_int8": tfq.convert(trained, samples),
-        "int4": tfq.convert(trained, samples, tfq.ConversionConfig(**INT4)),
+        "int4": tfq.convert(trained, samples, INT4),
         "pruned80_int8": tfq.convert(pruned, samples),
         "qat_int8": tfq.convert(qat, samples),
     }
