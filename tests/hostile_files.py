@@ -503,6 +503,26 @@ def _flatbuffers() -> dict[str, bytes]:
 
 
 # Format -> (suffix, kind of content -> a function that writes it).
+_TABLES: Mapping[str, bytes] = {
+    "empty": b"",
+    "zeros": bytes(1 << 20),
+    "one line of 20 MB": b"a," * 10_000_000,
+    "not UTF-8": b"a,label\n\xff,1\n",
+    "quote without end": b'a,label\n"' + b"1" * 100_000,
+    "many columns": b",".join(b"c%d" % index for index in range(100_000)) + b"\n1",
+    "huge number": b"a,label\n1e999,1\n",
+    "huge label": b"a,label\n1," + b"9" * 5000 + b"\n",
+}
+_MANIFESTS: Mapping[str, str] = {
+    "empty": "",
+    "no JSON": "{",
+    "deep JSON": "[" * 100_000,
+    "a device": '{"path": "/dev/zero", "label": "a"}',
+    "a folder": '{"path": "/", "label": "a"}',
+    "path of 100,000 characters": '{"path": "' + "a" * 100_000 + '", "label": "a"}',
+    "null in a path": '{"path": "a\\u0000b", "label": "a"}',
+    "endless seconds": '{"path": "a.wav", "label": "a", "end": 1e999}',
+}
 CONTENTS: Mapping[str, tuple[str, Callable[[], Mapping[str, Callable[[Path], object]]]]] = {
     "flatbuffer": (".tflite", lambda: _written(_flatbuffers())),
     "keras": (".keras", lambda: _written(_keras_files())),
@@ -516,6 +536,9 @@ CONTENTS: Mapping[str, tuple[str, Callable[[], Mapping[str, Callable[[Path], obj
     "npz": (".npz", lambda: _written(_npz_files())),
     "tfrecord": (".tfrecord", lambda: _written(_tfrecord_files())),
     "eembc": (".csv", lambda: _written(_CSV)),
+    "csv": (".csv", lambda: _written(_TABLES)),
+    "wav": (".jsonl", lambda: _written({kind: content.encode() for kind, content in _MANIFESTS.items()})),
+    "masks": ("", lambda: {f"image: {kind}": _image_folder(content) for kind, content in _IMAGES.items()}),
     "folder": (
         "",
         lambda: {

@@ -68,7 +68,7 @@ def read_format(path: Path) -> WavFormat:
     Raises:
         InputError: The file is not a WAV file, is truncated or has another encoding. The message names it.
     """
-    size = os.path.getsize(path) if path.is_file() else 0
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
     with open_file(path, _EXPECTED, field="data.source") as file:
         head = file.read(12)
         if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":

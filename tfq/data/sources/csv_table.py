@@ -351,9 +351,10 @@ def _files(address: str) -> dict[str, Path]:
             got="csv",
         )
     path = Path(os.path.expanduser(address))
-    if not path.is_dir():
+    # os.path, because pathlib raises OSError for a name that is too long.
+    if not os.path.isdir(path):
         return {"": path}
-    found = {split: path / f"{split}.csv" for split in _SPLITS if (path / f"{split}.csv").is_file()}
+    found = {split: path / f"{split}.csv" for split in _SPLITS if os.path.isfile(path / f"{split}.csv")}
     if not found:
         raise InputError(
             f"{shown(address)} contains none of train.csv, val.csv and test.csv",

@@ -72,7 +72,10 @@ def find_recordings(address: str) -> Listing:
     if not address:
         raise _error(f"data.source=wav has no path: {_LAYOUT}", "wav")
     path = Path(os.path.expanduser(address))
-    if path.is_dir():
+    # os.path, because pathlib raises OSError for a name that is too long.
+    if os.path.isdir(path):
+        if path.resolve() == Path("/"):
+            raise _error(f"{shown(address)} is the root of the file system: {_LAYOUT}", address)
         return _of_folder(path)
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise _error(f"{shown(address)} is neither a folder nor a manifest: {_LAYOUT}", address)
@@ -181,7 +184,10 @@ def _of_folder(root: Path) -> Listing:
 
 def _subfolders(path: Path) -> list[Path]:
     # Speech Commands has noise in a folder _background_noise_, which is not a class.
-    return sorted(item for item in path.iterdir() if item.is_dir() and item.name[0] not in "._")
+    try:
+        return sorted(item for item in path.iterdir() if item.is_dir() and item.name[0] not in "._")
+    except OSError as error:
+        raise _error(f"{shown(str(path))} cannot be read: {error.strerror}", str(path)) from error
 
 
 def _of_classes(folders: Iterable[Path], root: Path) -> list[Recording]:
