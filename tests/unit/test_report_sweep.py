@@ -114,3 +114,11 @@ def test_text_of_the_record_is_escaped():
     record = sweep_record()
     record["groups"][0]["group"] = "<script>alert(1)</script>"
     assert "<script>alert" not in page_of(record)
+
+
+def test_instructions_are_shown_once_with_their_backend():
+    record = sweep_record()
+    for group in record["groups"]:
+        group["costs"]["instructions qemu:cortex-a53"] = group["costs"]["instructions"]
+    columns = table(record, "result", "groups").columns
+    assert "instructions on qemu:cortex-a53" in columns and "instructions" not in columns

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfq.report.formatting import count, is_number, kilobytes, millions, percent, plain, significant
+from tfq.report.formatting import is_number, kilobytes, millions, percent, plain, significant
 from tfq.report.record import Record, part
 
 
@@ -151,26 +151,32 @@ def splits_of(record: Record) -> list[str]:
 
 
 def costs_of(groups: Sequence[Group]) -> list[str]:
-    """Return the names of the costs that any group has."""
+    """Return the names of the costs that any group has, each once."""
     names = dict.fromkeys(name for group in groups for name in part(group.record, "costs"))
-    return [name for name in names if any(group.number("costs", name) is not None for group in groups)]
+    known = [name for name in names if any(group.number("costs", name) is not None for group in groups)]
+    return without_repeated(known)
+
+
+def without_repeated(costs: Sequence[str]) -> list[str]:
+    """Return the costs without "instructions", which repeats "instructions BACKEND" of the first backend."""
+    has_backend = any(name.startswith("instructions ") for name in costs)
+    return [name for name in costs if name != "instructions" or not has_backend]
 
 
 def fronts_of(record: Record) -> dict[str, Record]:
     """Return {cost: its front}, of the fronts that have members."""
-    return {plain(front.get("cost")): front for front in objects(record, "fronts") if objects(front, "members")}
+    fronts = {plain(front.get("cost")): front for front in objects(record, "fronts") if objects(front, "members")}
+    return {cost: fronts[cost] for cost in without_repeated([*fronts])}
 
 
 def axes_that_set(record: Record, section: str) -> Iterator[str]:
     """Yield the axes of the grid with a value that sets something in a section of the config, such as "conversion"."""
     for axis, values in part(part(record, "grid"), "axes").items():
-        settings = [value for value in values.values() if isinstance(value, Mapping)] if _is_object(values) else []
+        settings = (
+            [value for value in values.values() if isinstance(value, Mapping)] if isinstance(values, Mapping) else []
+        )
         if any(section in value for value in settings):
             yield plain(axis)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def reported_split(record: Record) -> str:
@@ -178,8 +184,3 @@ def reported_split(record: Record) -> str:
     splits = splits_of(record)
     reported = plain(part(record, "best").get("reported_on") or "test")
     return reported if reported in splits else (splits[-1] if splits else reported)
-
-
-def count_text(values: Sequence[Any], noun: str) -> str:
-    """Return "3 points": the number of values with a noun."""
-    return f"{count(len(values))} {noun}{'' if len(values) == 1 else 's'}"
