@@ -324,7 +324,9 @@ def test_a_missing_model_or_an_unknown_name_is_exit_2(command, tfq_here, work):
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"audit", "benchmark", "compare", "export", "report"}))
+@pytest.mark.parametrize(
+    "command", sorted(set(COMMANDS) - {"audit", "benchmark", "compare", "export", "report", "sweep"})
+)
 def test_missing_data_are_reported_before_the_model_is_loaded(command, tfq_here, work, monkeypatch):
     monkeypatch.setattr("tfq.workflows.load", lambda *_, **__: pytest.fail("loaded"))
     (work / "never_read.keras").write_text("x")

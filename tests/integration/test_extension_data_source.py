@@ -25,7 +25,7 @@ def read(address, config, split):
     """Read DIR/SPLIT.csv: a line per image, its class and then 64 pixels from 0 to 16."""
     path = Path(address, f"{split}.csv")
     if not path.is_file():
-        raise MissingSplitError(f"csv:{address} has no {split} split: there is no {path}")
+        raise MissingSplitError(f"pixels:{address} has no {split} split: there is no {path}")
     table = np.loadtxt(path, delimiter=",", ndmin=2)
     images = table[:, 1:].reshape(-1, 8, 8, 1).astype(np.float32)
     return examples_of_arrays({"x": images}, table[:, 0].astype(np.int64), str(path))
@@ -38,7 +38,7 @@ def fingerprint(address, config):
 
 tfq.register(
     tfq.DataSource(
-        name="csv",
+        name="pixels",
         help="a CSV file for each split: class, then the pixels of an 8x8 image",
         address="DIR",
         read=read,
@@ -67,21 +67,21 @@ def plugin(tmp_path, digits):
 def test_a_registered_data_source_delivers_its_examples_in_python(plugin, tmp_path, digits):
     with registry.temporary():
         registry.load_plugin(str(plugin))
-        config = tfq.DataConfig(source=f"csv:{tmp_path / 'own'}")
+        config = tfq.DataConfig(source=f"pixels:{tmp_path / 'own'}")
         split = tfq.load_split(config, "test")
         assert load_calibration_split(config).name == "test"
         with pytest.raises(tfq.InputError):
             tfq.load_split(config, "train")
     assert split.sha256() == digits.sha256()
     with pytest.raises(tfq.InputError) as caught:
-        tfq.DataConfig(source="csv:own")
-    assert caught.value.got == "csv:own"
+        tfq.DataConfig(source="pixels:own")
+    assert caught.value.got == "pixels:own"
 
 
 def test_the_fingerprint_of_a_registered_data_source_follows_its_files(plugin, tmp_path):
     with registry.temporary():
         registry.load_plugin(str(plugin))
-        config = tfq.DataConfig(source=f"csv:{tmp_path / 'own'}")
+        config = tfq.DataConfig(source=f"pixels:{tmp_path / 'own'}")
         before = source_fingerprint(config)
         assert source_fingerprint(config) == before
         (tmp_path / "own" / "test.csv").write_text("1" + ",0" * 64)
@@ -94,7 +94,7 @@ def test_a_data_source_needs_a_fingerprint():
 
 
 def test_a_plugin_adds_a_data_source_to_the_command_line(plugin, golden, digits, tmp_path, tfq_cli):
-    model, data = f"--model={golden / 'digits_int8.tflite'}", f"--data=csv:{tmp_path / 'own'}"
+    model, data = f"--model={golden / 'digits_int8.tflite'}", f"--data=pixels:{tmp_path / 'own'}"
     done = tfq_cli("evaluate", model, data, f"--plugin={plugin}", f"--out={tmp_path / 'out'}", "--format=json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)

@@ -37,7 +37,9 @@ def test_workers_end_with_a_killed_driver_and_the_next_call_resumes(tmp_path, ro
     started = tmp_path / "started"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(started)], env=environment)
-    assert soon(lambda: started.exists() and started.read_text())
+    # The driver publishes the first result while the second task starts.
+    stages = tmp_path / ".stages"
+    assert soon(lambda: started.exists() and started.read_text() and any(stages.glob("[!.]*")))
     pid = int(started.read_text())
     driver.kill()
     driver.wait()

@@ -23,7 +23,7 @@ def run_of(model, out):
 
 def test_a_renamed_model_reuses_the_result_under_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setattr(workflows, "load", lambda config, allow_code: "model")
-    monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(f"compressed {model}"))
+    monkeypatch.setattr(workflows, "compress", lambda model, config, allow_code: compressed_to(f"compressed {model}"))
     monkeypatch.setattr(workflows, "save_keras", lambda model, path: artifacts.write_text(path, model))
     out = tmp_path / "out"
     out.mkdir()
@@ -40,7 +40,7 @@ def test_a_renamed_model_reuses_the_result_under_its_own_name(tmp_path, monkeypa
 def test_the_stages_result_of_a_trusted_model_loads_with_code(tmp_path, monkeypatch):
     allowed = []
     monkeypatch.setattr(workflows, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
-    monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(model))
+    monkeypatch.setattr(workflows, "compress", lambda model, config, allow_code: compressed_to(model))
     monkeypatch.setattr(workflows, "save_keras", lambda model, path: artifacts.write_text(path, model))
     (tmp_path / "one.h5").write_bytes(b"weights")
     run = run_of(tmp_path / "one.h5", tmp_path)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tfq import registry
 from tfq.errors import InputError, TfqError
+from tfq.notebook import NotebookRecord
 from tfq.typing import MetricFunction
 
 Outputs = tuple[NDArray[Any], ...]
@@ -64,7 +65,7 @@ def unknown_interval(state: State) -> tuple[float, float] | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MetricTable:
+class MetricTable(NotebookRecord):
     """The figures of each class.
 
     Args:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfq.notebook import NotebookRecord
+
 DONE, FAILED, NOT_RUN = "done", "failed", "not_run"
 
 
@@ -245,7 +247,7 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
+class SweepResult(NotebookRecord):
     """The results of a sweep.
 
     Attributes:
