@@ -29,6 +29,7 @@ from tfq import artifacts, sweep
 from tfq.cli import flags, process
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError
+from tfq.typing import JSON
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -51,7 +52,7 @@ def main(invocation: flags.Invocation) -> None:
     process.show(invocation, record, f"{done} of {len(result.points)} points are done: {path}")
 
 
-def merged(invocation: flags.Invocation) -> tuple[dict, sweep.SweepResult]:
+def merged(invocation: flags.Invocation) -> tuple[JSON, sweep.SweepResult]:
     """Return the record of the whole sweep from the records of its shards in --out."""
     if not Path(invocation.config.out).is_dir():
         raise InputError(
@@ -68,7 +69,7 @@ def merged(invocation: flags.Invocation) -> tuple[dict, sweep.SweepResult]:
     return {**first, **settings, **result.to_dict()}, result
 
 
-def finish(invocation: flags.Invocation, record: dict, result: sweep.SweepResult) -> None:
+def finish(invocation: flags.Invocation, record: JSON, result: sweep.SweepResult) -> None:
     """Write the record of a whole sweep with its pages, and fail if nothing meets the bounds."""
     process.finish(invocation, record, sweep.text_of(result))
     if result.best is not None and result.best.group is None and result.best.bounds:

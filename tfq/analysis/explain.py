@@ -83,8 +83,8 @@ class ExampleMaps:
     top_overlap: float
     unchanged: float
     below_step: float | None
-    float_map: list[Any] | None = None
-    int8_map: list[Any] | None = None
+    float_map: list[object] | None = None
+    int8_map: list[object] | None = None
     picture: str | None = None
 
 

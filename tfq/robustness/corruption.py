@@ -26,20 +26,20 @@ SEVERITIES = (1, 2, 3, 4, 5)
 class Draws(Protocol):
     """The source of random numbers: `numpy.random.Generator`, of which a corruption uses only these methods."""
 
-    def normal(self, loc: float = 0.0, scale: float = 1.0, size: Any = None) -> Any:
+    def normal(self, loc: float = 0.0, scale: float = 1.0, size: object = None) -> NDArray[np.float64]:
         """Draw from a normal distribution."""
 
-    def uniform(self, low: float = 0.0, high: float = 1.0, size: Any = None) -> Any:
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: object = None) -> NDArray[np.float64]:
         """Draw from a uniform distribution."""
 
-    def random(self, size: Any = None) -> Any:
+    def random(self, size: object = None) -> NDArray[np.float64]:
         """Draw from [0, 1)."""
 
-    def poisson(self, lam: Any = 1.0, size: Any = None) -> Any:
+    def poisson(self, lam: object = 1.0, size: object = None) -> NDArray[np.float64]:
         """Draw from a Poisson distribution."""
 
 
-Apply = Callable[[NDArray[np.float32], Any, Draws, Limits], NDArray[np.float32]]
+Apply = Callable[..., NDArray[np.float32]]
 
 
 @registry.extension_point("corruption")
@@ -69,7 +69,7 @@ class Corruption:
     help: str
     kind: InputKind
     apply: Apply
-    parameters: Mapping[str, tuple[Any, ...]]
+    parameters: Mapping[str, tuple[object, ...]]
     unit: str = ""
     source: str = ""
     is_mistake: bool = False
@@ -96,7 +96,7 @@ class Corruption:
         kind = "mistake" if self.is_mistake else self.kind
         return {"for": kind, "parameter": self.unit, "severities 1 to 5": "; ".join(texts), "source": self.source}
 
-    def values(self, parameter_set: str) -> tuple[Any, ...]:
+    def values(self, parameter_set: str) -> tuple[object, ...]:
         """Return the parameters of the set; of the only set if the corruption has one."""
         return self.parameters[parameter_set] if parameter_set in self.parameters else self.parameters[""]
 
@@ -105,14 +105,14 @@ class Corruption:
         return SEVERITIES[: len(self.values(parameter_set))]
 
 
-def parameter_text(parameter: Any) -> str:
+def parameter_text(parameter: object) -> str:
     """Return a parameter as text; "" for None."""
     if parameter is None:
         return ""
     return ", ".join(f"{value:g}" for value in (parameter if isinstance(parameter, tuple) else (parameter,)))
 
 
-def _listed(values: tuple[Any, ...]) -> str:
+def _listed(values: tuple[object, ...]) -> str:
     texts = [f"({parameter_text(item)})" if isinstance(item, tuple) else parameter_text(item) for item in values]
     return ", ".join(texts)
 
