@@ -46,6 +46,17 @@ def test_labels_are_class_numbers_values_or_names(csv, labels, dtype, expected, 
     assert split.class_names == names
 
 
+def test_integers_that_are_names_of_classes_are_stated(csv):
+    information = load_split(csv("a,label\n1,0\n2,O\n"), "test").information
+    assert any("'O' in line 3" in item for item in information)
+    assert not load_split(csv("a,label\n1,x\n2,y\n"), "test").information
+
+
+def test_the_column_of_splits_is_not_the_label(csv):
+    with refused(InputError, field="data.label_key", got="split"):
+        load_split(csv("a,split\n1,test\n", label_key="split"), "test")
+
+
 def test_another_column_is_the_label(csv):
     split = load_split(csv("price,a\n100.5,1\n7.25,2\n", label_key="price"), "test")
     assert split.labels.tolist() == [100.5, 7.25] and split.inputs["x"].tolist() == [[1], [2]]
@@ -127,6 +138,11 @@ def test_a_large_table_is_streamed_and_read_from_the_middle(csv, monkeypatch):
         (b"a,label\n\xff,1\n", ("line 2", "UTF-8")),
         ("a,label,split\n1,0,dev\n", ("line 2", "column split", "'dev'")),
         ("a,label\n1_000,0\n", ("line 2", "finite")),
+        ('a,label\n1,0.5\n2,"1,5"\n', ("line 3", "column label", "'1,5'", "'0.5' in line 2")),
+        ("a,label\n1,0.5\n2,inf\n", ("line 3", "column label", "'inf'")),
+        ("a,label\n1,1e39\n", ("line 2", "column label", "float32")),
+        ("a,label\r1,0\r", ("line 1", "line feed")),
+        (f"a,{'b' * 200_000},label\n1,2,0\n", ("line 1", "field limit")),
     ],
 )
 def test_a_damaged_table_is_refused_with_line_and_column(csv, text, words):

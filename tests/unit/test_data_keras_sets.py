@@ -223,6 +223,16 @@ def test_without_a_network_the_error_gives_the_target_folder(home, monkeypatch, 
     assert socket.getdefaulttimeout() is None
 
 
+@pytest.mark.parametrize("shape", [(0, 28, 28), (5, 0, 28)])
+def test_idx_images_without_pixels_are_refused(home, shape):
+    folder = home / "empty"
+    folder.mkdir()
+    write_idx(folder / "t10k-images-idx3-ubyte.gz", np.zeros(shape, np.uint8))
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", np.zeros(shape[0], np.uint8))
+    with refused(InputError, field="data.source", word="(n,)"):
+        load_split(DataConfig(source=f"idx:{folder}"), "test")
+
+
 @pytest.mark.parametrize("shape", [(1 << 31, 1 << 31, 4), (1,) * 70])
 def test_a_damaged_idx_header_is_reported(home, shape):
     # The product of the first shape is 2**64, which wraps around to 0.

@@ -9,9 +9,10 @@ import pytest
 from messages import refused
 
 from tfq.config import DataConfig
-from tfq.data import MissingSplitError, load_calibration_split, load_split, source_fingerprint
-from tfq.data.waveforms import resample
+from tfq.data import DataSource, MissingSplitError, load_calibration_split, load_split, source_fingerprint
+from tfq.data.waveforms import read_waveform, resample
 from tfq.errors import InputError
+from tfq.registry import entries
 
 
 def record(path, seconds=0.5, rate=8000, seed=0, channels=1):
@@ -49,6 +50,29 @@ def test_the_lists_of_speech_commands_are_splits(tmp_path):
     sizes = {name: load_split(source(tmp_path), name).num_examples for name in ("train", "val", "test")}
     assert sizes == {"train": 2, "val": 1, "test": 1}
     assert load_split(source(tmp_path), "test").class_names == ("down", "up")
+
+
+def test_files_in_the_lists_that_do_not_exist_are_named(tmp_path):
+    for name in ("a", "b", "c"):
+        record(tmp_path / "up" / f"{name}.wav")
+    (tmp_path / "testing_list.txt").write_text("up/a.wav\nup/lost.wav\n")
+    (note,) = load_split(source(tmp_path), "test").notes
+    assert "1 files in testing_list.txt" in note and "up/lost.wav" in note
+    (tmp_path / "validation_list.txt").write_text("up/b.wav\nup/a.wav\n")
+    with refused(InputError, field="data.source", word="testing_list.txt"):
+        load_split(source(tmp_path), "test")
+
+
+def test_a_split_without_recordings_does_not_exist(tmp_path):
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    record(tmp_path / "train" / "a" / "x.wav")
+    entries(DataSource)["wav"].check(str(tmp_path), "train")
+    assert load_split(source(tmp_path), "train").num_examples == 1
+    with refused(MissingSplitError, field="split", expected=("train",)):
+        load_split(source(tmp_path), "test")
+    (tmp_path / "train" / "a" / "x.wav").unlink()
+    with refused(InputError, field="data.source", word="WAV"):
+        load_split(source(tmp_path), "train")
 
 
 def test_folders_without_splits_are_the_test_split(tmp_path):
@@ -90,6 +114,13 @@ def test_labels_of_a_manifest_may_be_numbers(tmp_path, labels, expected, dtype):
     assert test.labels.tolist() == expected and test.labels.dtype == dtype
 
 
+def test_other_columns_of_a_manifest_are_named(tmp_path):
+    record(tmp_path / "a.wav")
+    (tmp_path / "m.csv").write_text("path,label,begin,speaker\na.wav,x,0.1,s1\n")
+    (note,) = load_split(source(tmp_path / "m.csv"), "test").notes
+    assert "begin, speaker" in note
+
+
 def test_windows_overlap_and_belong_to_one_recording(tmp_path):
     long, short = record(tmp_path / "a" / "long.wav", seconds=1.0), record(tmp_path / "b" / "short.wav", 0.1, seed=1)
     test = load_split(source(tmp_path, window_secs=0.25, hop_secs=0.125), "test")
@@ -102,6 +133,49 @@ def test_windows_overlap_and_belong_to_one_recording(tmp_path):
     assert any("short.wav" in note for note in test.notes) and any("8 windows" in item for item in test.information)
     middle = test.shard(1, 3)
     assert np.array_equal(middle.inputs["x"], test.inputs["x"][2:5])
+
+
+@pytest.mark.parametrize("rate", [8000, 5000])
+@pytest.mark.parametrize("hop", [0.01, 0.1, 0.25])
+def test_only_the_windows_of_a_long_recording_are_read(tmp_path, monkeypatch, rate, hop):
+    values = resample(record(tmp_path / "a" / "long.wav", seconds=4), 8000, rate)
+    windows = load_split(source(tmp_path, window_secs=0.1, hop_secs=hop, sample_rate=rate), "test")
+    length, step = rate // 10, round(hop * rate)
+    expected = np.lib.stride_tricks.sliding_window_view(values, length)[::step]
+    assert np.allclose(windows.inputs["x"], expected, atol=1e-7)
+    sizes = []
+
+    def counted(path_format, first, stop):
+        sizes.append(stop - first)
+        return read_waveform(path_format, first, stop)
+
+    monkeypatch.setattr("tfq.data.sources.wav.read_waveform", counted)
+    config = source(tmp_path, window_secs=0.1, hop_secs=hop, sample_rate=rate)
+    piece = next(iter(entries(DataSource)["wav"].read(str(tmp_path), config, "test").read(5, 7)))
+    assert np.array_equal(piece.inputs["x"], windows.inputs["x"][5:7])
+    assert 0 < sum(sizes) < 2 * (800 + 0.1 * 8000 + 100)
+
+
+def test_the_rest_after_the_last_window_is_stated(tmp_path):
+    record(tmp_path / "a" / "x.wav", seconds=0.5)
+    information = load_split(source(tmp_path, window_secs=0.2), "test").information
+    assert any("1 recordings go on for up to 0.1 seconds" in item for item in information)
+    assert not any("go on" in item for item in load_split(source(tmp_path, window_secs=0.25), "test").information)
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [
+        ("data.window_secs", {"window_secs": 1e9}),
+        ("data.window_secs", {"window_secs": 1e308}),
+        ("data.window_secs", {"window_secs": 1e-9}),
+        ("data.sample_rate", {"sample_rate": 10**9}),
+    ],
+)
+def test_settings_beyond_any_recording_are_refused(tmp_path, field, config):
+    record(tmp_path / "a" / "x.wav")
+    with refused(InputError, field=field):
+        load_split(source(tmp_path, **config), "test")
 
 
 def test_recordings_are_resampled_and_channels_averaged(tmp_path):
@@ -130,6 +204,12 @@ def test_different_lengths_and_rates_name_the_setting(tmp_path):
         ("m.csv", "path,label,split\na.wav,x,dev\n"),
         ("m.csv", "path,label,start\na.wav,x,soon\n"),
         ("m.csv", "path,label,start\na.wav,x,9\n"),
+        ("m.csv", "path,label,start\na.wav,x,1e308\n"),
+        ("m.csv", "path,label,end\na.wav,x,1e308\n"),
+        ("m.csv", 'path,label\na.wav,1.5\na.wav,"1,5"\n'),
+        ("m.jsonl", '{"path": "a.wav", "label": ["x"]}'),
+        ("m.jsonl", '{"path": "a.wav", "label": "\\ud800"}'),
+        ("m.jsonl", '{"path": "\\ud800.wav", "label": "x"}'),
         ("m.csv", "path,label\na.wav,x\na.wav,\n"),
         ("m.csv", "path,label\nmissing.wav,x\n"),
         ("m.jsonl", "{"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from messages import refused
 
-from tfq.data.waveforms import read_format, read_waveform, resample, resampled_length
+from tfq.data.waveforms import read_format, read_waveform, resample, resampled_length, resampled_part
 from tfq.errors import InputError
 
 
@@ -92,6 +92,7 @@ def test_files_of_pythons_own_module_are_read(tmp_path):
         wav(bytes(8), 0x55, 16),
         wav(bytes(8), 1, 12),
         wav(np.float32([np.nan]).tobytes(), 3, 32),
+        wav(np.float64([0, 1e300]).tobytes(), 3, 64),
         b"RIFF" + struct.pack("<I", 100) + b"WAVEdata" + struct.pack("<I", 4) + bytes(4),
         b"RIFF" + struct.pack("<I", 100) + b"WAVEfmt " + struct.pack("<I", 2**32 - 1),
     ],
@@ -127,6 +128,27 @@ def test_resampling_equals_scipys(rate, new_rate):
     result = resample(samples, rate, new_rate)
     assert len(result) == resampled_length(777, rate, new_rate) == len(expected)
     assert np.abs(result - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(("rate", "new_rate"), [(44_100, 16_000), (8_000, 16_000), (16_000, 11_025), (5, 5)])
+def test_parts_of_a_resampled_waveform_equal_the_whole(rate, new_rate):
+    samples = np.random.default_rng(0).normal(size=3_000).astype(np.float32)
+    whole = resample(samples, rate, new_rate)
+    reads = []
+
+    def read(first, stop):
+        reads.append(stop - first)
+        return samples[first:stop]
+
+    for first, stop in [(0, 1), (0, 7), (500, 700), (len(whole) - 3, len(whole)), (9, 9)]:
+        part = resampled_part(read, len(samples), rate, new_rate, first, stop)
+        assert part.dtype == np.float32 and np.array_equal(part, whole[first:stop])
+    assert max(reads) < 700
+
+
+def test_a_ratio_of_rates_with_too_long_a_filter_is_refused():
+    with refused(InputError, field="data.sample_rate", word="999983"):
+        resample(np.zeros(10, np.float32), 999_983, 16_000)
 
 
 def test_a_tone_keeps_its_frequency_and_a_higher_one_is_removed():

@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,10 +33,12 @@ _TYPES = {
 }
 _OTHER_FORMATS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM", 0x55: "MP3"}
 _MAX_CHANNELS = 64
-_MAX_RATE = 1_000_000
+MAX_RATE = 1_000_000
 # Half the length of the filter, in samples of the lower of the two rates.
 _HALF_LENGTH = 10
 _KAISER_BETA = 5.0
+# Rates whose ratio has a larger numerator or denominator need a filter of hundreds of megabytes.
+_MAX_RATIO = 1 << 18
 _CHUNK = 1 << 16
 
 
@@ -104,7 +107,7 @@ def _checked(path: Path, fields: tuple[int, ...], start: int, length: int, size:
     kind, channels, rate, frame_bytes, bits = fields
     if (kind, bits) not in _TYPES:
         raise _refused(path, f"is {_OTHER_FORMATS.get(kind, f'of encoding {kind}')} with {bits} bits")
-    if not 1 <= channels <= _MAX_CHANNELS or not 1 <= rate <= _MAX_RATE:
+    if not 1 <= channels <= _MAX_CHANNELS or not 1 <= rate <= MAX_RATE:
         raise _refused(path, f"declares {channels} channels at {rate} Hz")
     if frame_bytes != channels * bits // 8:
         raise _refused(path, f"declares {frame_bytes} bytes for a frame of {channels} channels with {bits} bits")
@@ -132,7 +135,7 @@ def read_waveform(wav: WavFormat, first: int = 0, stop: int | None = None) -> ND
     Integers of b bits are divided by 2^(b-1); 8-bit samples are unsigned, and 128 is 0. The channels are averaged.
 
     Raises:
-        InputError: The file changed since its header was read, or a float is NaN or infinite.
+        InputError: The file changed since its header was read, or a value is not finite in float32.
     """
     stop = wav.frames if stop is None else stop
     frame_bytes = wav.channels * wav.bits // 8
@@ -141,10 +144,11 @@ def read_waveform(wav: WavFormat, first: int = 0, stop: int | None = None) -> ND
         content = file.read((stop - first) * frame_bytes)
     if len(content) != (stop - first) * frame_bytes:
         raise _refused(wav.path, "changed while it was read")
-    values = _samples(content, wav).reshape(-1, wav.channels)
-    if not np.isfinite(values).all():
-        raise _refused(wav.path, "holds NaN or infinity")
-    return values.mean(axis=1).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = _samples(content, wav).reshape(-1, wav.channels).mean(axis=1).astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise _refused(wav.path, "holds NaN, infinity or values that are too large for float32")
+    return mean
 
 
 def _samples(content: bytes, wav: WavFormat) -> NDArray[np.float64]:
@@ -166,37 +170,71 @@ def resampled_length(frames: int, rate: int, new_rate: int) -> int:
 
 
 def resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:
-    """Return a waveform at another sample rate, (resampled_length,) float32.
+    """Return a whole waveform at another sample rate, (resampled_length,) float32. See `resampled_part`."""
+    if rate == new_rate:
+        return samples
+    count = resampled_length(len(samples), rate, new_rate)
+    return resampled_part(lambda first, stop: samples[first:stop], len(samples), rate, new_rate, 0, count)
+
+
+def resampled_part(
+    read: Callable[[int, int], NDArray[np.float32]], frames: int, rate: int, new_rate: int, first: int, stop: int
+) -> NDArray[np.float32]:
+    """Return the samples first..stop-1 of a resampled waveform, float32, and read only what they depend on.
 
     The samples are filtered by a linear-phase low-pass filter, a sinc with a Kaiser window (beta 5, 10 samples of the
     lower rate on each side), and evaluated at the exact ratio of the rates. Values outside of the waveform count as 0.
+    A sample has the same value in every part that contains it.
 
     Source: Crochiere and Rabiner 1983, "Multirate digital signal processing", chapter 4 (polyphase structures).
 
     Args:
-        samples: (n,) values.
+        read: (first, stop) -> these frames of the waveform, float32.
+        frames: The number of its frames.
         rate: Their rate in Hz.
         new_rate: The rate of the result in Hz.
+        first: The first sample of the part, at the new rate.
+        stop: The sample after its last one, at most `resampled_length`.
+
+    Raises:
+        InputError: The ratio of the rates needs too long a filter.
     """
     divisor = math.gcd(rate, new_rate)
     up, down = new_rate // divisor, rate // divisor
     if up == down:
-        return samples
+        return read(first, stop)
+    if max(up, down) > _MAX_RATIO:
+        raise InputError(
+            f"data.sample_rate={new_rate} is {up}/{down} of the recording's {rate} Hz. Such a ratio needs too long a "
+            f"filter: use a rate whose ratio has no number above {_MAX_RATIO:,}",
+            field="data.sample_rate",
+            expected=f"a ratio without numbers above {_MAX_RATIO}",
+            got=f"{up}/{down}",
+        )
     taps = _filter(up, down)
-    half = _HALF_LENGTH * max(up, down)
-    per_phase = taps.shape[1]
-    padded = np.concatenate([np.zeros(per_phase), samples.astype(np.float64), np.zeros(per_phase + half // up + 1)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, per_phase)
-    results = []
-    for first in range(0, count := resampled_length(len(samples), rate, new_rate), _CHUNK):
-        place = np.arange(first, min(first + _CHUNK, count)) * down + half
-        # Tap j of a phase belongs to the sample place // up - j, and taps are stored last one first.
-        last = place // up + per_phase
-        results.append(np.einsum("ij,ij->i", windows[last - per_phase + 1], taps[place % up]))
-    return np.concatenate(results).astype(np.float32)
+    half, per_phase = _HALF_LENGTH * max(up, down), taps.shape[1]
+    results = [np.zeros(0, np.float32)]
+    for start in range(first, stop, _CHUNK):
+        place = np.arange(start, min(start + _CHUNK, stop)) * down + half
+        # Tap j of a phase belongs to the frame place // up - j, and taps are stored last one first.
+        oldest = place // up - per_phase + 1
+        needed = _padded(read, frames, int(oldest[0]), int(oldest[-1]) + per_phase)
+        windows = np.lib.stride_tricks.sliding_window_view(needed, per_phase)[oldest - oldest[0]]
+        with np.errstate(over="ignore"):  # the values are checked to be finite where examples are loaded
+            results.append(np.einsum("ij,ij->i", windows, taps[place % up]).astype(np.float32))
+    return np.concatenate(results)
 
 
-@functools.lru_cache(maxsize=16)
+def _padded(read: Callable[[int, int], NDArray[np.float32]], frames: int, first: int, stop: int) -> NDArray[np.float64]:
+    """Return frames first..stop-1 of a waveform, with zeros for those before its start and after its end."""
+    values = np.zeros(stop - first)
+    begin, end = max(first, 0), min(stop, frames)
+    if begin < end:
+        values[begin - first : end - first] = read(begin, end)
+    return values
+
+
+@functools.lru_cache(maxsize=4)
 def _filter(up: int, down: int) -> NDArray[np.float64]:
     """Return the taps of each phase, (up, taps of a phase), the last tap first."""
     widest = max(up, down)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tfq.artifacts import open_file, shown
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hold_out_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, MissingSplitError
 from tfq.errors import InputError
 from tfq.registry import register
@@ -75,15 +75,17 @@ class Table:
         header: The columns.
         counts: Split -> its number of rows; "" in a file without the column `split`.
         marks: Split -> (position in bytes, number of the line before it) of every `_STEP`-th row.
-        are_numbers: Whether all labels are finite numbers.
-        are_classes: Whether all labels are integers >= 0.
+        first_class: The first row whose label is an integer >= 0, or None.
+        first_number: The first row whose label is another number, or None.
+        first_name: The first row whose label is not a number, or None.
     """
 
     header: Header
     counts: dict[str, int]
     marks: dict[str, list[tuple[int, int]]]
-    are_numbers: bool
-    are_classes: bool
+    first_class: Row | None
+    first_number: Row | None
+    first_name: Row | None
 
 
 def read_header(path: Path, label: str) -> Header:
@@ -101,7 +103,10 @@ def read_header(path: Path, label: str) -> Header:
         start = file.tell()
     text = _decoded(line, path, 1).lstrip("\ufeff")
     delimiter = max(_DELIMITERS, key=text.count)
-    names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+    try:
+        names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+    except csv.Error as error:
+        raise _csv_error(path, 1, error) from error
     if not any(names):
         raise _error(path, 1, "the file is empty, or its first line is", expected="a header with the names of columns")
     numbers = [name for name in names if _number(name) is not None]
@@ -115,6 +120,13 @@ def read_header(path: Path, label: str) -> Header:
     doubled = next((name for name in names if names.count(name) > 1 or not name), None)
     if doubled is not None:
         raise _error(path, 1, f"the column {doubled!r} has no name or occurs twice", expected="different names")
+    if label == SPLIT_COLUMN:
+        raise InputError(
+            f"data.label_key={label!r} is the column that assigns rows to splits. Rename the column of the labels",
+            field="data.label_key",
+            expected="another column",
+            got=label,
+        )
     places = {name: index for index, name in enumerate(names)}
     label_place, split_place = places.get(label) if label else None, places.get(SPLIT_COLUMN)
     features = tuple(index for index in range(len(names)) if index not in (label_place, split_place))
@@ -145,6 +157,11 @@ def _error(path: Path, line: int, problem: str, *, expected: str, column: str = 
     return InputError(f"{where}: {problem}. Expected {expected}", field="data.source", expected=expected, got=problem)
 
 
+def _csv_error(path: Path, line: int, error: csv.Error) -> InputError:
+    expected = "lines that end with a line feed" if "new-line" in str(error) else _EXPECTED
+    return _error(path, line, f"the line is not a CSV ({error})", expected=expected)
+
+
 def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
     """Yield the rows from a position of the file on. Empty lines are skipped.
 
@@ -172,7 +189,7 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                raise _error(path, place[1], f"the line is not a CSV ({error})", expected=_EXPECTED) from error
+                raise _csv_error(path, place[1], error) from error
             if fields is None:
                 return
             if not fields:
@@ -232,7 +249,7 @@ def scan(header: Header) -> Table:
     """
     counts: dict[str, int] = {}
     marks: dict[str, list[tuple[int, int]]] = {}
-    are_numbers = are_classes = True
+    kinds: dict[str, Row] = {}
     before = header.start, 1
     for row in rows_of(header, header.start, 1):
         features_of(header, row)
@@ -244,16 +261,32 @@ def scan(header: Header) -> Table:
         before = row.end, row.line
         if header.label is not None:
             text = row.fields[header.label].strip()
-            is_number = _number(text) is not None
-            if not is_number and text.lower() in _MISSING:
+            value = _number(text)
+            if value is None and text.lower() in _MISSING:
                 raise _field_error(header, row, header.label)
-            are_numbers &= is_number
-            are_classes &= text.isdecimal() and len(text) <= _MOST_DIGITS
-    return Table(header=header, counts=counts, marks=marks, are_numbers=are_numbers, are_classes=are_classes)
+            is_class = text.isdecimal() and len(text) <= _MOST_DIGITS
+            kinds.setdefault("class" if is_class else "name" if value is None else "number", row)
+            if value is not None and not is_class and abs(value) > _MAX_FLOAT:
+                raise _error(
+                    header.path,
+                    row.line,
+                    f"{value:g} is too large for float32",
+                    expected="at most 3.4e38: scale the column",
+                    column=header.names[header.label],
+                )
+    return Table(
+        header=header,
+        counts=counts,
+        marks=marks,
+        first_class=kinds.get("class"),
+        first_number=kinds.get("number"),
+        first_name=kinds.get("name"),
+    )
 
 
 # A class number of more digits may not fit into int64.
 _MOST_DIGITS = 18
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 _MOST_CLASSES = 10_000
 
 
@@ -310,10 +343,12 @@ def _examples(table: Table, split: str, label_of: Callable[[str], float] | None,
         rows = (row for row in rows_of(header, position, line) if _split_of(header, row) == split)
         return itertools.islice(rows, first % _STEP, None)
 
+    step = min(_STEP, examples_per_piece(np.dtype(np.float64).itemsize * len(header.features)))
+
     def read(start: int, stop: int) -> Iterator[Piece]:
         rows = rows_from(start)
-        for first in range(start, stop, _STEP):
-            chosen = list(itertools.islice(rows, min(_STEP, stop - first)))
+        for first in range(start, stop, step):
+            chosen = list(itertools.islice(rows, min(step, stop - first)))
             inputs = np.array([features_of(header, row) for row in chosen], np.float64)
             labels: NDArray | None = None
             if label_of is not None and header.label is not None:
@@ -325,7 +360,7 @@ def _examples(table: Table, split: str, label_of: Callable[[str], float] | None,
 
 def _float32(values: NDArray[np.float64], header: Header) -> NDArray[np.float32]:
     largest = np.abs(values).max(axis=0, initial=0)
-    if (largest > np.finfo(np.float32).max).any():
+    if (largest > _MAX_FLOAT).any():
         column = header.names[header.features[int(largest.argmax())]]
         raise InputError(
             f"{shown(str(header.path))}, column {shown(column)}: {largest.max():g} is too large for float32. Scale the "
@@ -394,7 +429,7 @@ def read_csv(address: str, config: DataConfig, split: str) -> Examples:
     examples = dataclasses.replace(
         _examples(table, own, label_of, dtype),
         class_names=class_names,
-        information=_information(table.header, config),
+        information=_information(list(tables.values()), config),
     )
     is_held_out = stored_in == "train" and "val" not in by_split
     return hold_out_val(examples, split, f"csv:{address}") if is_held_out else examples
@@ -407,21 +442,46 @@ def _labels(
 
     They are class numbers (int64) if all are integers >= 0, else numbers (float32) if all are numbers, else the names
     of classes, numbered (int64) in sorted order.
+
+    Raises:
+        InputError: Some labels are names, and others numbers that are not class numbers.
     """
     headers = [table.header for table in tables]
     if headers[0].label is None:
         return None, np.int64, ()
-    if all(table.are_classes for table in tables):
-        return int, np.int64, ()
-    if all(table.are_numbers for table in tables):
-        return float, np.float32, ()
+    name = next(((table.header, table.first_name) for table in tables if table.first_name), None)
+    number = next(((table.header, table.first_number) for table in tables if table.first_number), None)
+    if name is None:
+        return (int, np.int64, ()) if number is None else (float, np.float32, ())
+    if number is not None:
+        (header, row), (other, numbered) = name, number
+        assert header.label is not None
+        text, value = (item.fields[header.label].strip() for item in (row, numbered))
+        compared_with = f"{value!r} in line {numbered.line} of {other.path.name} is"
+        raise _error(
+            header.path,
+            row.line,
+            f"the label {shown(text)[:40]!r} is not a number, but {compared_with}",
+            expected="numbers with a decimal point, or the names of classes",
+            column=header.names[header.label],
+        )
     names = _class_names(headers)
     numbers = {name: number for number, name in enumerate(names)}
     return numbers.__getitem__, np.int64, names
 
 
-def _information(header: Header, config: DataConfig) -> tuple[str, ...]:
-    if header.label is not None or not config.label_key:
+def _information(tables: Sequence[Table], config: DataConfig) -> tuple[str, ...]:
+    header = tables[0].header
+    if header.label is not None:
+        name = next((table for table in tables if table.first_name), None)
+        if name is None or name.first_name is None or not any(table.first_class for table in tables):
+            return ()
+        text = shown(name.first_name.fields[header.label].strip())[:40]
+        return (
+            f"column {shown(header.names[header.label])} has integers and texts, such as {text!r} in line "
+            f"{name.first_name.line} of {name.header.path.name}: all of them are names of classes, also the integers",
+        )
+    if not config.label_key:
         return ()
     return (f"{header.path} has no column {config.label_key!r} (data.label_key), so there are no labels",)
 

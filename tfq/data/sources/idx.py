@@ -100,7 +100,7 @@ def read_idx_split(files: tuple[Path, Path], split: str) -> ImagesAndLabels:
         InputError: A file cannot be read, or the two do not fit together.
     """
     images, labels = map(read_idx, files)
-    if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+    if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise InputError(
             f"{files[0].parent}: expected images (n, height, width) and labels (n,) in {files[0].name} and "
             f"{files[1].name}, got {images.shape} and {labels.shape}. Copy the files again",

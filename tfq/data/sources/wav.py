@@ -3,7 +3,6 @@
 
 import csv
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -21,13 +20,17 @@ from tfq.artifacts import read_bytes, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, MissingSplitError
-from tfq.data.waveforms import WavFormat, read_format, read_waveform, resample, resampled_length
+from tfq.data.waveforms import MAX_RATE, WavFormat, read_format, read_waveform, resampled_length, resampled_part
 from tfq.errors import InputError
 from tfq.registry import register
 
 _SPLITS = ("train", "val", "test")
+_COLUMNS = ("path", "label", "split", "start", "end")
 # The lists of the Speech Commands data set; all other files are train.
 _LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
+# Samples of an example: 1 GB. More is a wrong unit of data.window_secs.
+_MAX_LENGTH = 1 << 28
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 _LAYOUT = (
     "expected PATH/{train,val,test}/CLASS/*.wav, PATH/CLASS/*.wav, or a manifest (.csv or .jsonl) with path, label, "
     "split (and start, end in seconds)"
@@ -81,12 +84,16 @@ def find_recordings(address: str) -> Listing:
         raise _error(f"{shown(address)} is neither a folder nor a manifest: {_LAYOUT}", address)
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
     splits: dict[str, list[Recording]] = {}
+    ignored: dict[str, None] = {}
     for number, row in rows:
         split, recording = _of_row(row, path, number)
         splits.setdefault(split, []).append(recording)
+        ignored.update(dict.fromkeys(key for key in row if key not in _COLUMNS))
     if not splits:
         raise _error(f"{shown(address)} lists no recording: {_LAYOUT}", address)
-    return Listing(root=path.parent, splits=splits, described_by=(path,))
+    listed = ", ".join(shown(ascii(key)[1:-1]) for key in list(ignored)[:5])
+    notes = (f"wav:{path}: columns other than {', '.join(_COLUMNS)} are ignored: {listed}",) if ignored else ()
+    return Listing(root=path.parent, splits=splits, described_by=(path,), notes=notes)
 
 
 def _error(message: str, got: object) -> InputError:
@@ -133,7 +140,7 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Recor
     """Return (split, recording) of a row of a manifest."""
     where = f"{shown(str(path))}, line {number}"
     name, split = str(row.get("path") or ""), str(row.get("split") or "test").strip().lower()
-    if not name or "\0" in name:
+    if not name or "\0" in name or not _is_text(name):
         raise _error(f"{where}: there is no path. The columns are path, label, split, start, end", tuple(row))
     if split not in _SPLITS:
         raise _error(f"{where}: the split is {shown(split)[:40]!r}, expected train, val or test", split)
@@ -148,6 +155,10 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Recor
             raise _error(f"{where}: {key} is {shown(text)[:40]!r}, expected seconds >= 0", text)
         times.append(value)
     label = row.get("label")
+    if not isinstance(label, str | int | float | None) or not _is_text(str(label)):
+        raise _error(
+            f"{where}: the label is {shown(ascii(label))[:40]}, expected a text or a number", type(label).__name__
+        )
     recording = Recording(
         path=path.parent / name,
         label=None if label is None or str(label).strip() == "" else str(label).strip(),
@@ -158,13 +169,19 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, Recor
     return split, recording
 
 
+def _is_text(text: str) -> bool:
+    """Check that a text has no surrogates, which JSON can contain and no file or terminal can."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _of_folder(root: Path) -> Listing:
     folders = _subfolders(root)
     named = {name: folder for folder in folders if (name := folder.name.lower()) in _SPLITS and _subfolders(folder)}
     if named:
-        return Listing(
-            root=root, splits={name: _of_classes(_subfolders(folder), root) for name, folder in named.items()}
-        )
+        found = {name: _of_classes(_subfolders(folder), root) for name, folder in named.items()}
+        if not any(found.values()):
+            raise _error(f"{shown(str(root))} has no WAV file in its folders: {_LAYOUT}", str(root))
+        return Listing(root=root, splits={name: part for name, part in found.items() if part})
     recordings = _of_classes(folders, root)
     if not recordings:
         raise _error(f"{shown(str(root))} has no WAV file in its folders: {_LAYOUT}", str(root))
@@ -172,14 +189,31 @@ def _of_folder(root: Path) -> Listing:
     if not lists:
         note = f"wav:{root}: there is no folder train, val or test, so all recordings are the test split"
         return Listing(root=root, splits={"test": recordings}, notes=(note,))
-    of_file = {
-        line.strip(): split for split, path in lists.items() for line in _text(path).splitlines() if line.strip()
-    }
-    splits: dict[str, list[Recording]] = {}
+    of_file, splits = _listed(lists), dict[str, list[Recording]]()
     for recording in recordings:
-        split = of_file.get(recording.path.relative_to(root).as_posix(), "train")
+        split = of_file.pop(recording.path.relative_to(root).as_posix(), "train")
         splits.setdefault(split, []).append(recording)
-    return Listing(root=root, splits=splits, described_by=tuple(lists.values()))
+    notes = [
+        f"wav:{root}: {len(missing):,} files in {_LISTS[split]} do not exist, such as {shown(missing[0])}"
+        for split in lists
+        if (missing := [name for name, listed_in in of_file.items() if listed_in == split])
+    ]
+    return Listing(root=root, splits=splits, described_by=tuple(lists.values()), notes=tuple(notes))
+
+
+def _listed(lists: Mapping[str, Path]) -> dict[str, str]:
+    """Return {relative path: split} of the files in Speech Commands' lists."""
+    of_file: dict[str, str] = {}
+    for split, path in lists.items():
+        for number, line in enumerate(_text(path).splitlines(), 1):
+            name = line.strip()
+            if name and of_file.setdefault(name, split) != split:
+                raise _error(
+                    f"{shown(str(path))}, line {number}: {shown(name)} is in {_LISTS[of_file[name]]} too. Expected "
+                    "each file in one split",
+                    name,
+                )
+    return of_file
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -226,17 +260,28 @@ class Windows:
     count: int
 
     def samples(self, first: int, stop: int) -> NDArray[np.float32]:
-        """Return the windows first..stop-1, (windows, samples); what lies after the recording is 0."""
-        values = _resampled(self.wav, self.first, self.frames, self.rate)
-        padded = np.zeros((self.count - 1) * self.hop + self.length, np.float32)
-        padded[: len(values)] = values[: len(padded)]
-        starts = np.arange(first, stop) * self.hop
-        return padded[starts[:, None] + np.arange(self.length)]
+        """Return the windows first..stop-1, (windows, samples); what lies after the recording is 0.
 
+        Only these windows are read, so that a recording may be longer than memory.
+        """
+        if self.hop > self.length:
+            return np.stack([self._part(number * self.hop, self.length) for number in range(first, stop)])
+        values = self._part(first * self.hop, (stop - first - 1) * self.hop + self.length)
+        return np.lib.stride_tricks.sliding_window_view(values, self.length)[:: self.hop]
 
-@functools.lru_cache(maxsize=1)
-def _resampled(wav: WavFormat, first: int, frames: int, rate: int) -> NDArray[np.float32]:
-    return resample(read_waveform(wav, first, first + frames), wav.rate, rate)
+    @property
+    def total(self) -> int:
+        """Return the number of samples of the recording at the rate of the examples."""
+        return resampled_length(self.frames, self.wav.rate, self.rate)
+
+    def _part(self, first: int, count: int) -> NDArray[np.float32]:
+        def read(start: int, stop: int) -> NDArray[np.float32]:
+            return read_waveform(self.wav, self.first + start, self.first + stop)
+
+        values = np.zeros(count, np.float32)
+        stop = min(first + count, self.total)
+        values[: stop - first] = resampled_part(read, self.frames, self.wav.rate, self.rate, first, stop)
+        return values
 
 
 def windows_of(recording: Recording, config: DataConfig) -> Windows:
@@ -249,8 +294,9 @@ def windows_of(recording: Recording, config: DataConfig) -> Windows:
         InputError: The file cannot be read, or start and end do not lie in it.
     """
     wav = read_format(recording.path)
-    first = round(recording.start * wav.rate)
-    stop = wav.frames if recording.end is None else round(recording.end * wav.rate)
+    # A time after the end of the file may be too large for an integer.
+    first = round(min(recording.start * wav.rate, wav.frames))
+    stop = wav.frames if recording.end is None else round(min(recording.end * wav.rate, wav.frames + 1))
     if not first < stop <= wav.frames:
         raise _error(
             f"{recording.where}: start {recording.start:g} and end {recording.end} do not lie in "
@@ -258,16 +304,25 @@ def windows_of(recording: Recording, config: DataConfig) -> Windows:
             (recording.start, recording.end),
         )
     rate = config.sample_rate or wav.rate
-    total = resampled_length(stop - first, wav.rate, rate)
-    length = round(config.window_secs * rate) if config.window_secs else total
-    if not length:
+    if rate > MAX_RATE:
         raise InputError(
-            f"data.window_secs={config.window_secs:g} has no sample at {rate} Hz. Use a longer window",
+            f"data.sample_rate={rate}: expected at most {MAX_RATE}",
+            field="data.sample_rate",
+            expected=MAX_RATE,
+            got=rate,
+        )
+    total = resampled_length(stop - first, wav.rate, rate)
+    length = round(min(config.window_secs * rate, _MAX_LENGTH + 1)) if config.window_secs else total
+    if not 0 < length <= _MAX_LENGTH:
+        problem = f"more than {_MAX_LENGTH:,} samples" if length else "no sample"
+        raise InputError(
+            f"data.window_secs={config.window_secs:g} has {problem} at {rate} Hz in {shown(str(recording.path))}. Use "
+            f"windows of {1 / rate:g} to {_MAX_LENGTH / rate:g} seconds",
             field="data.window_secs",
-            expected=f"at least {1 / rate:g}",
+            expected=f"{1 / rate:g} to {_MAX_LENGTH / rate:g}",
             got=config.window_secs,
         )
-    hop = max(1, round(config.hop_secs * rate)) if config.hop_secs else length
+    hop = max(1, round(min(config.hop_secs * rate, max(total, 1)))) if config.hop_secs else length
     count = 1 + max(0, (total - length) // hop)
     return Windows(
         recording=recording, wav=wav, first=first, frames=stop - first, rate=rate, length=length, hop=hop, count=count
@@ -321,14 +376,24 @@ def _labels(
     is_folder = not recordings[0].where
     if not is_folder and all(text.isdecimal() and len(text) <= 18 for text in texts):
         return int, np.int64, ()
-    if not is_folder and all(map(_is_finite, texts)):
+    number = next((text for text in texts if _is_number(text) and not text.isdecimal()), None)
+    name = next((text for text in texts if not _is_number(text)), None)
+    if not is_folder and name is None:
         return float, np.float32, ()
+    if not is_folder and number is not None:
+        where = next(item.where for item in every if item.label == name)
+        raise _error(
+            f"{where}: the label {shown(str(name))[:40]!r} is no number of float32, but {number!r} is. Expected "
+            "numbers, or the names of classes",
+            name,
+        )
     return {text: number for number, text in enumerate(texts)}.__getitem__, np.int64, tuple(texts)
 
 
-def _is_finite(text: str) -> bool:
+def _is_number(text: str) -> bool:
+    """Check whether a label is a number that float32 can hold."""
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) <= _MAX_FLOAT
     except ValueError:
         return False
 
@@ -379,7 +444,7 @@ def _examples(windows: Sequence[Windows], label_of: Callable[[str], float] | Non
 
 
 def _notes(windows: Sequence[Windows], split: str) -> Iterator[str]:
-    short = [item for item in windows if resampled_length(item.frames, item.wav.rate, item.rate) < item.length]
+    short = [item for item in windows if item.total < item.length]
     if short:
         yield (
             f"{len(short):,} of {len(windows):,} recordings ({split}) are shorter than a window and end with zeros, "
@@ -392,6 +457,8 @@ def _information(windows: Sequence[Windows]) -> tuple[str, ...]:
     resampled = {item.wav.rate for item in windows if item.wav.rate != item.rate}
     stereo = sum(item.wav.channels > 1 for item in windows)
     total = sum(item.count for item in windows)
+    unused = [left for item in windows if (left := item.total - (item.count - 1) * item.hop - item.length) > 0]
+    longest = max(unused, default=0) / windows[0].rate
     return tuple(
         message
         for message, holds in (
@@ -399,6 +466,11 @@ def _information(windows: Sequence[Windows]) -> tuple[str, ...]:
             (
                 f"recordings of {', '.join(map(str, sorted(resampled)))} Hz are resampled to {windows[0].rate} Hz",
                 resampled,
+            ),
+            (
+                f"{len(unused):,} recordings go on for up to {longest:.3g} seconds after their last whole window: this "
+                "rest is not used",
+                unused,
             ),
             (f"the channels of {stereo:,} recordings are averaged", stereo),
         )
