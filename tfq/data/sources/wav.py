@@ -383,7 +383,7 @@ def _labels(
     if not is_folder and number is not None:
         where = next(item.where for item in every if item.label == name)
         raise _error(
-            f"{where}: the label {shown(str(name))[:40]!r} is no number of float32, but {number!r} is. Expected "
+            f"{where}: the label {shown(str(name))[:40]!r} is not a float32 number, but {number!r} is. Expected "
             "numbers, or the names of classes",
             name,
         )
