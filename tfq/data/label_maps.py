@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import DataConfig
+from tfq.data.preprocessing import size_in_pixels
 from tfq.errors import InputError
 
 # The label of positions that no loss and no metric counts.
@@ -21,16 +22,7 @@ def map_size_of(config: DataConfig) -> tuple[int, int] | None:
     Raises:
         InputError: data.label_resize is neither empty nor two numbers.
     """
-    if not config.label_resize:
-        return None
-    if len(config.label_resize) != 2:
-        raise InputError(
-            f"data.label_resize={','.join(map(str, config.label_resize))}: expected two numbers, height,width",
-            field="data.label_resize",
-            expected=("height", "width"),
-            got=config.label_resize,
-        )
-    return config.label_resize[0], config.label_resize[1]
+    return size_in_pixels(config.label_resize, "data.label_resize")
 
 
 def prepare_labels(labels: NDArray | None, config: DataConfig, where: str) -> NDArray | None:

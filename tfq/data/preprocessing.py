@@ -30,16 +30,25 @@ def resize_of(config: DataConfig) -> tuple[int, int] | None:
     Raises:
         InputError: data.resize is neither empty nor two numbers.
     """
-    if not config.resize:
+    return size_in_pixels(config.resize, "data.resize")
+
+
+def size_in_pixels(setting: tuple[int, ...], field: str) -> tuple[int, int] | None:
+    """Return (height, width) of a setting; None if it is empty.
+
+    Raises:
+        InputError: It is neither empty nor two numbers. `field` is its path in the config.
+    """
+    if not setting:
         return None
-    if len(config.resize) != 2:
+    if len(setting) != 2:
         raise InputError(
-            f"data.resize={','.join(map(str, config.resize))}: expected two numbers, height,width",
-            field="data.resize",
+            f"{field}={','.join(map(str, setting))}: expected two numbers, height,width",
+            field=field,
             expected=("height", "width"),
-            got=config.resize,
+            got=setting,
         )
-    return config.resize[0], config.resize[1]
+    return setting[0], setting[1]
 
 
 def real_units(array: NDArray, where: str) -> NDArray:

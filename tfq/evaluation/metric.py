@@ -322,9 +322,7 @@ class Metric:
         Raises:
             InputError: They do not satisfy the contract, or the metric fails.
         """
-        chosen = tuple(_read_only(output) for output in self.select(outputs))
-        labels = _read_only(labels)
-        self.contract.check(chosen, labels)
+        chosen, labels = self._checked(outputs, labels)
         return self._call(self.update, self.start(), chosen, labels)
 
     def value_of(self, state: State) -> float:
@@ -381,9 +379,7 @@ class Metric:
         Raises:
             InputError: They do not satisfy the contract, or the metric fails.
         """
-        chosen = tuple(_read_only(output) for output in self.select(outputs))
-        labels = _read_only(labels)
-        self.contract.check(chosen, labels)
+        chosen, labels = self._checked(outputs, labels)
         if self.resampled is not None:
             measure = self._call(self.resampled, chosen, labels)
             if measure is None:
@@ -413,6 +409,13 @@ class Metric:
     def facts(self) -> dict[str, Any]:
         """Return the properties of the metric that records contain, as JSON values."""
         return {"title": self.title or self.name, "direction": self.direction, "unit": self.unit}
+
+    def _checked(self, outputs: Outputs, labels: NDArray[Any]) -> tuple[Outputs, NDArray[Any]]:
+        """Return the outputs that the metric uses and the labels, read-only, after a check of the contract."""
+        chosen = tuple(_read_only(output) for output in self.select(outputs))
+        labels = _read_only(labels)
+        self.contract.check(chosen, labels)
+        return chosen, labels
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -152,7 +152,7 @@ def _group(
 def _from_references(
     points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str, pooled: SeedSpread | None
 ) -> dict[str, Any] | None:
-    """Return the difference of points from their references as JSON values; None if there is no pair of results."""
+    """Return the mean difference of points from their references as JSON values; None if no pair has results."""
     pairs = []
     for point in points:
         other = by_id.get(point.reference or "")

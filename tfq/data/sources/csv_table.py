@@ -131,7 +131,12 @@ def read_header(path: Path, label: str) -> Header:
     label_place, split_place = places.get(label) if label else None, places.get(SPLIT_COLUMN)
     features = tuple(index for index in range(len(names)) if index not in (label_place, split_place))
     if not features:
-        raise _error(path, 1, f"there is no column of inputs next to {', '.join(names)}", expected="columns of numbers")
+        raise _error(
+            path,
+            1,
+            f"the only columns are {', '.join(names)}, none of which is an input",
+            expected="columns of numbers",
+        )
     return Header(
         path=path,
         delimiter=delimiter,

@@ -335,7 +335,7 @@ def read_wav(address: str, config: DataConfig, split: str) -> Examples:
     The channels of a file are averaged. Without val, the last tenth of train is val.
 
     Raises:
-        MissingSplitError: There is no recording of the split.
+        MissingSplitError: The split has no recordings.
         InputError: A file or the manifest is damaged, or examples have different lengths or rates.
     """
     listing = find_recordings(address)
