@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tfq import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -26,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TFQ_CACHE_DIR"] = cache
     if config.option.markexpr != "clients":
         os.environ["TFQ_VULKAN"] = os.path.join(cache, "no driver")
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_plugin() -> Iterator[None]:
+    """Fail a test that leaves a plugin loaded: it is part of the keys of stages, so later tests would miss results."""
+    before = registry.plugins()
+    yield
+    assert registry.plugins() == before, "load plugins inside `with registry.temporary():`"
 
 
 @pytest.fixture(scope="session")

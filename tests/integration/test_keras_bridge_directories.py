@@ -123,7 +123,8 @@ def test_custom_objects_of_a_file_are_found_and_without_them_refused(tmp_path, k
         "def shifted(x):\n"
         "    return x + 1\n"
     )
-    objects = custom_objects_of(registry.load_plugin(str(tmp_path / "mine.py")).module, "mine.py")
+    with registry.temporary():
+        objects = custom_objects_of(registry.load_plugin(str(tmp_path / "mine.py")).module, "mine.py")
     keras = import_tf_keras() if kind == "tf_keras" else import_keras()
     inputs = keras.Input((2,), name="x")
     x = keras.layers.Activation(objects["shifted"], name="act")(objects["Tripled"](name="tripled")(inputs))

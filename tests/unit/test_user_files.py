@@ -15,7 +15,7 @@ from container_mutations import container_mutant, container_mutants
 from hostile_files import PATHS, as_ordinary_user
 from messages import refused
 
-from tfq import artifacts, hdf5
+from tfq import artifacts, hdf5, registry
 from tfq.auditing import audit_model
 from tfq.config import DataConfig
 from tfq.data import load_split
@@ -23,7 +23,6 @@ from tfq.data.sources.tfrecord import count_records
 from tfq.errors import InputError, ModelError, TfqError
 from tfq.keras_bridge.loading.inspection import find_code
 from tfq.keras_bridge.loading.model_file import read_model_file
-from tfq.registry import load_plugin
 
 TESTS = Path(__file__).resolve().parent.parent
 HOSTILE, CONTAINERS = TESTS / "hostile", TESTS / "containers"
@@ -50,7 +49,7 @@ READERS = {
     "JSON": artifacts.read_json,
     "hash": artifacts.sha256_file,
     "model": read_model_file,
-    "plugin": lambda path: load_plugin(str(path)),
+    "plugin": lambda path: registry.load_plugin(str(path)),
     "npz": lambda path: load_split(DataConfig(source=f"npz:{path}"), "test"),
     "tfrecord": lambda path: load_split(DataConfig(source=f"tfrecord:{path}"), "test"),
     "folder": lambda path: load_split(DataConfig(source=f"folder:{path}"), "test"),
@@ -61,7 +60,7 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 def test_a_path_that_is_not_a_file_is_an_input_error(reader, tmp_path):
     for kind, path in hostile_paths(tmp_path).items():
-        with as_ordinary_user(), pytest.raises(InputError):
+        with registry.temporary(), as_ordinary_user(), pytest.raises(InputError):
             READERS[reader](path)
             pytest.fail(f"{kind} was read")
 
