@@ -2,10 +2,12 @@
 """The speed-up of a sweep by a second worker, its serial part, and what it means for 64 workers.
 
     python benchmarks/executor_scaling.py --out=out/scaling
+    python benchmarks/executor_scaling.py --out=out/scaling_ray --executor=ray
 
 Runs the same training stages with 1 and with 2 workers of one thread each, in pairs, on a machine where nothing else
-runs. Each stage trains a small convolutional network on digits, and converts it to int8. The results of both are
-compared byte by byte. A run that was stopped resumes: finished measurements are in OUT/scaling.json.
+runs. With `--executor=ray` they are Ray workers on two nodes with loopback addresses, of one CPU each. Each stage
+trains a small convolutional network on digits, and converts it to int8. The results of both are compared byte
+by byte. A run that was stopped resumes: finished measurements are in OUT/scaling.json.
 
 The serial part is found in two ways. From the two times by Amdahl's law: T(n) = s + p / n, so s = 2 T(2) - T(1). And
 directly: the seconds in which this process works (it chooses tasks, checks and stores results) while it does not wait.
@@ -13,17 +15,20 @@ A serial fraction f limits the speed-up of n workers to 1 / (f + (1 - f) / n).
 """
 
 import argparse
+import contextlib
+import importlib
 import json
+import multiprocessing.connection
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfq import artifacts
-from tfq.executors import Task
+from tfq.executors import Executor, Task, open_executor
 from tfq.executors.local import LocalExecutor
 from tfq.store import StageStore
 
@@ -66,25 +71,27 @@ def tasks_of(num_stages: int, epochs: int) -> list[Task]:
     ]
 
 
-class Measured(LocalExecutor):
-    """The executor `local`, which counts the seconds that this process waits for workers."""
+def count_waiting(executor: Executor) -> list[float]:
+    """Return a list to which each wait of the executor for a task appends its seconds."""
+    waits, wait = [], executor.wait  # type: ignore[attr-defined]
 
-    waited = 0.0
-
-    def wait(self):
-        """Wait for a task, and add the time."""
-        import multiprocessing.connection
-
+    def counted() -> Any:
         start = time.perf_counter()
-        multiprocessing.connection.wait(list(self._busy))
-        self.waited += time.perf_counter() - start
-        return super().wait()
+        if isinstance(executor, LocalExecutor):
+            multiprocessing.connection.wait(list(executor._busy))
+        else:
+            ray = importlib.import_module("ray")
+            ray.wait(list(executor._running), num_returns=1)  # type: ignore[attr-defined]
+        waits.append(time.perf_counter() - start)
+        return wait()
+
+    executor.wait = counted  # type: ignore[attr-defined]
+    return waits
 
 
-def measure(out: Path, num_workers: int, tasks: list[Task]) -> dict[str, Any]:
+def measure(out: Path, name: str, num_workers: int, tasks: list[Task]) -> dict[str, Any]:
     """Run the stages in an empty store, and return times and hashes. Workers have been started and warmed up before."""
-    executor = Measured("", num_workers)
-    try:
+    with open_executor(name, num_workers=num_workers) as executor:
         warm_up = [
             Task(
                 name=f"warm up {number}",
@@ -92,11 +99,11 @@ def measure(out: Path, num_workers: int, tasks: list[Task]) -> dict[str, Any]:
                 arguments={"seed": 0, "epochs": 1},
                 inputs={"n": number},
             )
-            for number in range(num_workers)
+            for number in range(2 * num_workers)
         ]
         for ended in executor.run(warm_up, StageStore(artifacts.make_out_dir(out / "warm"), fresh=True)):
             assert ended.failure is None, ended.failure
-        executor.waited = 0.0
+        waits = count_waiting(executor)
         store = StageStore(artifacts.make_out_dir(out / f"with_{num_workers}"), fresh=True)
         start, cpu = time.perf_counter(), time.process_time()
         hashes = {}
@@ -106,12 +113,24 @@ def measure(out: Path, num_workers: int, tasks: list[Task]) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         return {
             "seconds": seconds,
-            "driver_seconds": seconds - executor.waited,
+            "driver_seconds": seconds - sum(waits),
             "driver_cpu_seconds": time.process_time() - cpu,
             "sha256": dict(sorted(hashes.items())),
         }
+
+
+@contextlib.contextmanager
+def executor_name(kind: str) -> Iterator[str]:
+    """Yield the name of an executor; for Ray, that of two nodes that are started here and end with the block."""
+    if kind == "local":
+        yield kind
+        return
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    nodes = importlib.import_module("loopback_ray").Nodes()
+    try:
+        yield f"ray:{nodes.address}"
     finally:
-        executor.close()
+        nodes.stop()
 
 
 def limit(fraction: float) -> float:
@@ -151,23 +170,26 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
     options = parser.parse_args()
     out = artifacts.make_out_dir(options.out)
     file = out / "scaling.json"
-    settings = {"stages": options.stages, "epochs": options.epochs, "python": platform.python_version()}
+    settings = {**vars(options), "python": platform.python_version()}
+    del settings["out"], settings["pairs"]
     state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings, "pairs": []}
     if state["settings"] != settings:
         sys.exit(f"{file} has other settings: {state['settings']}. Delete it, or choose another --out")
     tasks = tasks_of(options.stages, options.epochs)
-    for number in range(options.pairs):
-        if number == len(state["pairs"]):
-            state["pairs"].append({})
-        # The order alternates, so that a drift of the machine does not favor one side.
-        for workers in (1, 2) if number % 2 == 0 else (2, 1):
-            if str(workers) not in state["pairs"][number]:
-                print(f"pair {number + 1}: {workers} worker(s), load {os.getloadavg()[0]:.2f}", file=sys.stderr)
-                state["pairs"][number][str(workers)] = measure(out, workers, tasks)
-                artifacts.write_json(file, state)
+    with executor_name(options.executor) as name:
+        for number in range(options.pairs):
+            if number == len(state["pairs"]):
+                state["pairs"].append({})
+            # The order alternates, so that a drift of the machine does not favor one side.
+            for workers in (1, 2) if number % 2 == 0 else (2, 1):
+                if str(workers) not in state["pairs"][number]:
+                    print(f"pair {number + 1}: {workers} worker(s), load {os.getloadavg()[0]:.2f}", file=sys.stderr)
+                    state["pairs"][number][str(workers)] = measure(out, name, workers, tasks)
+                    artifacts.write_json(file, state)
     print(table(state["pairs"]))
 
 

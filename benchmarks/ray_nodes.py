@@ -4,8 +4,9 @@
     python benchmarks/ray_nodes.py --out=out/ray_nodes
 
 Starts two nodes with the addresses 127.0.0.2 and 127.0.0.3 and one CPU each. Runs training stages (those of
-executor_scaling.py) and a calibration and evaluation in shards, kills the second node with SIGKILL after --kill_after
-seconds of each, and starts it again. The results of a single process are kept in OUT, so that a stopped run resumes.
+executor_scaling.py) and a calibration and evaluation in shards, kills the second node with SIGKILL while it runs a
+task, after --kill_after seconds of each, and starts it again. The results of a single process are kept in OUT, so that
+a stopped run resumes. Exits with 1 if a result differs, or if no task had to run again.
 """
 
 import argparse
@@ -77,11 +78,22 @@ def shards(executor: Executor | None, folder: Path, options: argparse.Namespace)
 
 @contextmanager
 def killing(nodes: Nodes, seconds: float) -> Iterator[None]:
-    """Kill the second node after some seconds of the block, and start it again afterwards."""
-    timer = threading.Timer(seconds, nodes.kill_node)
-    timer.start()
-    yield
-    timer.join()
+    """Kill the second node while it runs a task, after some seconds of the block, and start it again afterwards."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        ended.wait(seconds)
+        while not nodes.is_node_busy() and not ended.wait(0.05):
+            pass
+        nodes.kill_node()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
     nodes.node = nodes.start_node()
 
 
@@ -114,7 +126,7 @@ def main() -> None:
                     seconds = time.monotonic() - start
                 again = sum("runs again" in str(warning.message) for warning in caught)
                 equal = result == expected[name]
-                failed |= not equal
+                failed |= not equal or again == 0
                 print(f"{name}: {seconds:.0f} s, {again} task(s) ran again, {'identical' if equal else 'DIFFERENT'}")
     finally:
         nodes.stop()

@@ -30,6 +30,8 @@ class Nodes:
             self.port = probe.getsockname()[1]
         self.address = f"{HEAD}:{self.port}"
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+        # Ray gives its workers a low priority (15), so that any other process of the machine would slow them.
+        os.environ.update(RAY_worker_niceness="0")
         self.head = self._start(
             "--head", f"--node-ip-address={HEAD}", f"--port={self.port}", f"--temp-dir={self.folder}",
             "--include-dashboard=false",
@@ -39,6 +41,11 @@ class Nodes:
     def start_node(self):
         """Start the second node, and wait until it takes part."""
         return self._start(f"--address={self.address}", f"--node-ip-address={NODE}")
+
+    def is_node_busy(self):
+        """Check whether the second node runs a task. Ray writes what a worker does into the title of its process."""
+        titles = [_title(pid) for pid in _descendants(self.node.pid)]
+        return any(title.startswith("ray::") and not title.startswith("ray::IDLE") for title in titles)
 
     def kill_node(self):
         """Kill every process of the second node with SIGKILL."""
@@ -65,14 +72,25 @@ class Nodes:
         return process
 
 
-def _kill(process):
-    """Kill a process and all of its descendants: Ray's workers have other process groups."""
-    pids = [process.pid]
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+def _title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _descendants(pid):
+    """Return a process and all of its descendants: Ray's workers have other process groups."""
+    pids = [pid]
+    for each in pids:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 pids += [int(child) for child in task.read_text().split()]
-    for pid in pids:
+    return pids
+
+
+def _kill(process):
+    for pid in _descendants(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
