@@ -17,7 +17,7 @@ def tables_of(record: Mapping[str, Any]) -> str:
             points(item["drop"]),
             points(item["extra_drop"]),
             "" if item["agreement"] is None else f"{item['agreement']:.1%}",
-            "" if item["ece"] is None else f"{item['clean_ece']:.3f}, {item['ece']:.3f}",
+            ", ".join(filter(None, (error(item["clean_ece"]), error(item["ece"])))),
         ]
         lines.append(f"| {item['model']} | {' | '.join(cells)} |")
     for is_mistake in (False, True):
@@ -35,6 +35,12 @@ def percent(item: Mapping[str, Any]) -> str:
     """Return a fraction with half the width of its interval."""
     value, low, high = item["value"], item["low"], item["high"]
     return f"{value:.1%}" + ("" if low is None else f" ± {50 * (high - low):.1f}")
+
+
+def error(item: Mapping[str, Any]) -> str:
+    """Return a calibration error with its interval."""
+    ends = "" if item["low"] is None else f" ({item['low']:.3f} to {item['high']:.3f})"
+    return "" if item["value"] is None else f"{item['value']:.3f}{ends}"
 
 
 def points(item: Mapping[str, Any]) -> str:

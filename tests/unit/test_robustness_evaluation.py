@@ -15,7 +15,7 @@ from tfq.evaluation.figure_readers import Measured
 from tfq.evaluation.figures import figure_named
 from tfq.report.robustness_content import robustness_plots, robustness_section
 from tfq.robustness.corruption import Corruption, corrupt
-from tfq.robustness.record import mean_of
+from tfq.robustness.statistic import mean_of
 from tfq.workflows import robustness_fields
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -291,29 +291,34 @@ def num_draws(num_examples: int) -> int:
     return max(_MIN_DRAWS, min(NUM_DRAWS, _MOST_DRAWN // max(1, num_examples)))
 
 
-def resampled_weights(num_examples: int) -> Iterator[NDArray[np.int64]]:
+def resampled_weights(num_examples: int, draws: int | None = None) -> Iterator[NDArray[np.int64]]:
     """Yield, for each draw of a bootstrap, how often each of n examples was drawn, (n,) with the sum n.
 
     The weights depend on n only, so that the draws of two evaluations of the same examples are paired. They come from
     the raw output of PCG64, which NumPy promises not to change.
+
+    Args:
+        num_examples: n.
+        draws: The number of draws; None for `num_draws(n)`.
     """
     generator = np.random.PCG64(_SEED)
-    for _ in range(num_draws(num_examples)):
+    for _ in range(num_draws(num_examples) if draws is None else draws):
         # The upper 32 bits, scaled to [0, n). The bias is below n / 2^32.
         drawn = ((generator.random_raw(num_examples) >> np.uint64(32)) * np.uint64(num_examples)) >> np.uint64(32)
         yield np.bincount(drawn.astype(np.int64), minlength=num_examples)
 
 
 def replicates(
-    measures: Sequence[Callable[[NDArray[np.int64]], float]], num_examples: int
+    measures: Sequence[Callable[[NDArray[np.int64]], float]], num_examples: int, draws: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Return for each measure its values for `resampled_weights`, (`num_draws`,); NaN where it is not defined.
+    """Return for each measure its values for `resampled_weights`, (draws,); NaN where it is not defined.
 
     Args:
         measures: Functions weights (n,) -> a metric as if example i occurred weights[i] times.
         num_examples: n.
+        draws: The number of draws; None for `num_draws(n)`.
     """
-    rows = [[measure(weights) for measure in measures] for weights in resampled_weights(num_examples)]
+    rows = [[measure(weights) for measure in measures] for weights in resampled_weights(num_examples, draws)]
     return list(np.array(rows, np.float64).reshape(-1, len(measures)).T)
 
 

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import DASH, count, is_number, model_label, percent, plain, significant
+from tfq.report.formatting import DASH, NO_INTERVAL, count, is_number, model_label, percent, plain, significant
 from tfq.report.plots import Plot, color_of, drawn, figure_of, marker_of, svg_of
 from tfq.report.record import Record, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
@@ -21,6 +21,7 @@ def robustness_section(record: Record) -> Section | None:
     if not models:
         return None
     tables = [_summary(values, models), *_by_corruption(values, models)]
+    tables[1:1] = [table for table in (_calibration(models),) if table is not None]
     tables += [table for table in (_classes(values, models), _examples(values, models)) if table is not None]
     skipped = [f"not applied: {plain(name)}: {plain(reason)}" for name, reason in part(values, "skipped").items()]
     return Section(
@@ -60,8 +61,8 @@ def _change(values: Record, item: Any) -> str:
     if not numbers or not is_number(numbers[0]):
         return DASH
     factor, places = (100, 2) if values.get("unit") == "fraction" else (1, 4)
-    texts = [f"{factor * number:+.{places}f}" for number in numbers if is_number(number)]
-    return f"{texts[0]} ({texts[1]} to {texts[2]})" if len(texts) == 3 else texts[0]
+    texts = [f"{factor * number:+.{places}f}".replace("-", "−") for number in numbers if is_number(number)]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})" if len(texts) == 3 else f"{texts[0]} ({NO_INTERVAL})"
 
 
 def _about(values: Record) -> str:
@@ -82,7 +83,7 @@ def _about(values: Record) -> str:
 
 def _missing(values: Record) -> tuple[str, ...]:
     words = {"accuracy_reason": "no accuracy", "interval_reason": "no intervals", "classes_reason": "no classes"}
-    words["degraded_reason"] = "no examples"
+    words |= {"ece_reason": "no calibration error, or no interval of it", "degraded_reason": "no examples"}
     reasons = {key: values.get(key) for key in words}
     return tuple(f"{words[key]}: {plain(reason)}" for key, reason in reasons.items() if reason)
 
@@ -102,8 +103,6 @@ def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
             _change(values, item.get("drop")),
             _change(values, item.get("extra_drop")),
             percent(item["agreement"]) if is_number(item.get("agreement")) else DASH,
-            significant(item["clean_ece"]) if is_number(item.get("clean_ece")) else DASH,
-            significant(item["ece"]) if is_number(item.get("ece")) else DASH,
             plain(item.get("worst") or DASH),
         )
         for item in models
@@ -117,15 +116,44 @@ def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
             f"drop, {unit}",
             "more than the reference's",
             "agreement",
-            "ECE, clean",
-            "ECE, corrupted",
             "largest drop",
         ),
         rows=rows,
-        numeric=(False, *(True,) * 7, False),
+        numeric=(False, *(True,) * 5, False),
         caption=f"{plain(values.get('metric'))}: mean over corruptions and severities",
         row_series=tuple(range(len(models))),
     )
+
+
+def _calibration(models: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return the calibration error of each model; None if the outputs are not class probabilities."""
+    if not any(is_number(part(item, "ece").get("value")) for item in models):
+        return None
+    rows = tuple(
+        (
+            model_label(item.get("model")),
+            _error(part(item, "clean_ece")),
+            _error(part(item, "ece")),
+            _error(part(item, "extra_ece"), signed=True),
+        )
+        for item in models
+    )
+    return Table(
+        key="robustness_calibration",
+        columns=("model", "clean", "corrupted", "increase minus the reference's"),
+        rows=rows,
+        caption="Expected calibration error (ECE): mean over corruptions and severities, with 95% intervals",
+        row_series=tuple(range(len(models))),
+    )
+
+
+def _error(item: Mapping[str, Any], *, signed: bool = False) -> str:
+    """Return a calibration error, or a difference of two, with its interval."""
+    numbers = [number for key in ("value", "low", "high") if is_number(number := item.get(key))]
+    if not is_number(item.get("value")):
+        return DASH
+    texts = [f"{number:+.3f}".replace("-", "−") if signed else f"{number:.3f}" for number in numbers]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})" if len(texts) == 3 else f"{texts[0]} ({NO_INTERVAL})"
 
 
 def _by_corruption(values: Record, models: Sequence[Mapping[str, Any]]) -> list[Table]:

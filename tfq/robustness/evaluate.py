@@ -2,7 +2,7 @@
 """Evaluate models on the same corrupted inputs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,16 @@ from tfq.robustness.corruption import Corruption, corrupt, parameter_text
 from tfq.robustness.degraded import degraded_examples
 from tfq.robustness.inputs import Inputs, chosen_corruptions, inputs_of, severities_of
 from tfq.robustness.record import (
+    MIN_EXAMPLES,
     ConditionScore,
     CorruptionScore,
     Estimate,
     ModelRobustness,
     RobustnessRecord,
-    mean_of,
     mean_or_none,
 )
-from tfq.robustness.runs import Answers, Runner, corrupted_pieces, main_metric
+from tfq.robustness.runs import CALIBRATION, Answers, Runner, corrupted_pieces, main_metric
+from tfq.robustness.statistic import Statistic, average, minus
 from tfq.typing import Data, MetricFunction, PathOrBytes
 
 # A condition: a corruption at a severity.
@@ -102,9 +103,12 @@ class _Session:
     ) -> None:
         self.data, self.config, self.inputs, self.conditions = data, config, inputs, conditions
         self.reference, self.names, self.start = reference, list(models), time.monotonic()
-        self.runner = Runner(models, data, config, reference=reference, metric=metric)
-        self.sign = -1.0 if self.runner.metric.direction == "lower" else 1.0
+        self.runner = Runner(
+            models, data, config, reference=reference, metric=metric, num_conditions=len(conditions) + 1
+        )
         self.answers: dict[tuple[str, int], dict[str, Answers]] = {}
+        # Why some number of a metric, by its name, has no interval.
+        self.reasons: dict[str, str] = {}
 
     def record(self, corruptions: Sequence[Corruption], skipped: dict[str, str]) -> RobustnessRecord:
         """Run everything, and return the record."""
@@ -116,10 +120,12 @@ class _Session:
         progress.note(f"{title} with {len(self.names)} models: about {_duration(estimate)}")
         with progress.stage(title):
             for corruption in progress.counted(corruptions, title, "corruption"):
-                severities = [severity for item, severity in self.conditions if item is corruption]
-                pieces = corrupted_pieces(self.data, self.inputs, corruption, severities, self.config.robustness.seed)
-                for severity, answers in zip(severities, self.runner.answers(pieces), strict=True):
-                    self.answers[corruption.name, severity] = answers
+                every = [severity for item, severity in self.conditions if item is corruption]
+                seed, step = self.config.robustness.seed, self.runner.conditions_at_once
+                for severities in (every[start : start + step] for start in range(0, len(every), step)):
+                    pieces = corrupted_pieces(self.data, self.inputs, corruption, severities, seed)
+                    for severity, answers in zip(severities, self.runner.answers(pieces), strict=True):
+                        self.answers[corruption.name, severity] = answers
         return self._record(corruptions, skipped, estimate)
 
     def _estimate(self, clean_secs: float) -> float:
@@ -145,12 +151,16 @@ class _Session:
         notes = self._warnings()
         for sentence in notes:
             warn(sentence)
+        models = tuple(self._model(name, corruptions) for name in self.names)
+        of_corruptions = tuple(self._corruption(item, name) for item in corruptions for name in self.names)
+        of_conditions = tuple(self._condition(item, name) for item in self.conditions for name in self.names)
         return RobustnessRecord(
             metric=runner.metric.name,
             unit=runner.metric.unit,
             direction=runner.metric.direction,
             accuracy_reason=runner.reason,
             interval_reason=self._why_no_interval(),
+            ece_reason=self._why_no_calibration(),
             reference=self.reference,
             num_examples=self.data.num_examples,
             seed=settings.seed,
@@ -161,9 +171,9 @@ class _Session:
             parameters=inputs.parameter_set,
             parameters_reason=inputs.parameter_reason,
             backend=self.config.backend.partition(":")[0],
-            models=tuple(self._model(name, corruptions) for name in self.names),
-            corruptions=tuple(self._corruption(item, name) for item in corruptions for name in self.names),
-            conditions=tuple(self._condition(item, name) for item in self.conditions for name in self.names),
+            models=models,
+            corruptions=of_corruptions,
+            conditions=of_conditions,
             classes=classes,
             classes_reason=classes_reason,
             degraded=degraded,
@@ -179,99 +189,114 @@ class _Session:
         missing = f"evaluation.robustness.limit={limit:,}: the data has only {self.data.num_examples:,} examples"
         return (missing,) if limit > self.data.num_examples and limit != type(self.config.robustness)().limit else ()
 
+    def _has_examples(self) -> bool:
+        """Check whether the metric is a mean over the examples."""
+        return all(answer.examples is not None for answer in self.clean.values())
+
     def _why_no_interval(self) -> str | None:
         if self.runner.reason is not None:
             return self.runner.reason
-        metric = self.runner.metric
-        has_examples = all(answer.examples is not None for answer in self.clean.values())
-        return None if has_examples else f"{metric.title or metric.name} is not a mean over the examples"
+        if self._has_examples():
+            count = self.data.num_examples
+            return f"only {count} examples; an interval needs {MIN_EXAMPLES}" if count < MIN_EXAMPLES else None
+        return self.runner.why_no_draws(self.runner.metric.name) or self.reasons.get(self.runner.metric.name)
+
+    def _why_no_calibration(self) -> str | None:
+        if not self.runner.has_calibration:
+            return self.runner.reason or "the outputs and labels are not probabilities of classes and class numbers"
+        return self.runner.why_no_draws(CALIBRATION) or self.reasons.get(CALIBRATION)
 
     # results
 
     def _of(self, corruption: Corruption, model: str) -> list[Answers]:
         return [answers[model] for (name, _), answers in self.answers.items() if name == corruption.name]
 
-    def examples_of(self, corruption: Corruption, model: str) -> NDArray[np.float64] | None:
-        """Return the mean score of each example over the severities of a corruption, (n,)."""
-        parts = [answer.examples for answer in self._of(corruption, model)]
-        known = [np.asarray(part, np.float64) for part in parts if part is not None]
-        return np.asarray(np.mean(known, axis=0)) if len(known) == len(parts) else None
+    def _corrupted(self, corruptions: Sequence[Corruption], model: str) -> Statistic | None:
+        """Return the mean of the metric over corruptions, each the mean over its severities."""
+        return average([average([answer.score for answer in self._of(item, model)]) for item in corruptions])
 
-    def _drops(self, corruptions: Sequence[Corruption], model: str) -> tuple[Estimate, Estimate, NDArray | None]:
-        """Return (mean of the metric, its drop, the drop of each example) over corruptions."""
-        clean = self.clean[model]
-        parts = [self.examples_of(item, model) for item in corruptions]
-        known = [part for part in parts if part is not None]
-        if clean.examples is not None and len(known) == len(parts):
-            corrupted = np.mean(known, axis=0)
-            drops = self.sign * (np.asarray(clean.examples, np.float64) - corrupted)
-            drop = mean_of(drops) if self.runner.metric.direction else _NOTHING
-            return mean_of(corrupted), drop, drops
-        value = mean_or_none([mean_or_none([a.value for a in self._of(item, model)]) for item in corruptions])
-        if value is None or clean.value is None or self.runner.metric.direction is None:
-            return Estimate(value=value), _NOTHING, None
-        return Estimate(value=value), Estimate(value=self.sign * (clean.value - value)), None
+    def _calibration(self, corruptions: Sequence[Corruption], model: str) -> Statistic | None:
+        """Return the same mean of the calibration error."""
+        return average([average([answer.ece for answer in self._of(item, model)]) for item in corruptions])
 
-    def _extra(self, corruptions: Sequence[Corruption], model: str) -> Estimate:
-        """Return the drop minus the reference's, paired by example."""
-        if not self.reference or model == self.reference:
+    def _drop(self, corruptions: Sequence[Corruption], model: str) -> Statistic | None:
+        """Return by how much worse the metric is than on clean inputs; None for a metric without a direction."""
+        clean, corrupted = self.clean[model].score, self._corrupted(corruptions, model)
+        if self.runner.metric.direction is None:
+            return None
+        return minus(corrupted, clean) if self.runner.metric.direction == "lower" else minus(clean, corrupted)
+
+    def _minus_reference(self, of: Callable[[str], Statistic | None], model: str) -> Statistic | None:
+        """Return a number of a model minus that of the reference; None for the reference itself."""
+        return minus(of(model), of(self.reference)) if self.reference and model != self.reference else None
+
+    def _shown(self, statistic: Statistic | None, metric: str = "") -> Estimate:
+        """Return the estimate of a number, and note why it has no interval. metric: the main one if empty."""
+        if statistic is None:
             return _NOTHING
-        (_, drop, drops), (_, base, base_drops) = (self._drops(corruptions, n) for n in (model, self.reference))
-        if drop.value is None or base.value is None:
-            return _NOTHING
-        if drops is not None and base_drops is not None:
-            return mean_of(drops - base_drops)
-        return Estimate(value=drop.value - base.value)
+        estimate, reason = statistic.estimate()
+        if reason is not None:
+            self.reasons.setdefault(metric or self.runner.metric.name, reason)
+        return estimate
 
     def _model(self, model: str, corruptions: Sequence[Corruption]) -> ModelRobustness:
         scene = [item for item in corruptions if not item.is_mistake] or list(corruptions)
-        mean, drop, _ = self._drops(scene, model)
         clean = self.clean[model]
-        losses = {item.name: self._drops([item], model)[1].value for item in scene}
-        known = {name: value for name, value in losses.items() if value is not None}
-        every = [self._of(item, model) for item in scene]
+        losses = {item.name: self._drop([item], model) for item in scene}
+        known = {name: loss.value for name, loss in losses.items() if loss is not None}
+        agreements = [mean_or_none([answer.agreement for answer in self._of(item, model)]) for item in scene]
+
+        def increase(name: str) -> Statistic | None:
+            return minus(self._calibration(scene, name), self.clean[name].ece)
+
         return ModelRobustness(
             model=model,
-            clean=_with_interval(clean),
-            mean=mean,
-            drop=drop,
-            extra_drop=self._extra(scene, model),
-            agreement=mean_or_none([mean_or_none([a.agreement for a in answers]) for answers in every]),
+            clean=self._shown(clean.score),
+            mean=self._shown(self._corrupted(scene, model)),
+            drop=self._shown(self._drop(scene, model)),
+            extra_drop=self._shown(self._minus_reference(lambda name: self._drop(scene, name), model)),
+            agreement=mean_or_none(agreements),
             clean_agreement=clean.agreement,
-            ece=mean_or_none([mean_or_none([a.ece for a in answers]) for answers in every]),
-            clean_ece=clean.ece,
+            ece=self._shown(self._calibration(scene, model), CALIBRATION),
+            clean_ece=self._shown(clean.ece, CALIBRATION),
+            extra_ece=self._shown(self._minus_reference(increase, model), CALIBRATION),
             worst=max(known, key=lambda name: known[name]) if known else None,
         )
 
     def _corruption(self, corruption: Corruption, model: str) -> CorruptionScore:
-        mean, drop, _ = self._drops([corruption], model)
-        answers = self._of(corruption, model)
         return CorruptionScore(
             corruption=corruption.name,
             is_mistake=corruption.is_mistake,
             model=model,
-            accuracy=mean,
-            drop=drop,
-            extra_drop=self._extra([corruption], model),
-            agreement=mean_or_none([answer.agreement for answer in answers]),
-            ece=mean_or_none([answer.ece for answer in answers]),
+            accuracy=self._shown(self._corrupted([corruption], model)),
+            drop=self._shown(self._drop([corruption], model)),
+            extra_drop=self._shown(self._minus_reference(lambda name: self._drop([corruption], name), model)),
+            agreement=mean_or_none([answer.agreement for answer in self._of(corruption, model)]),
+            ece=self._shown(self._calibration([corruption], model), CALIBRATION),
         )
 
     def _condition(self, condition: Condition, model: str) -> ConditionScore:
         corruption, severity = condition
         answers = self.answers[corruption.name, severity]
         parameter = corruption.values(self.inputs.parameter_set)[severity - 1]
-        base = answers.get(self.reference) if model != self.reference else None
         return ConditionScore(
             corruption=corruption.name,
             severity=severity,
             parameter=parameter_text(parameter),
             model=model,
-            accuracy=_with_interval(answers[model]),
+            accuracy=self._shown(answers[model].score),
             agreement=answers[model].agreement,
-            difference=_difference(answers[model], base),
-            ece=answers[model].ece,
+            difference=self._difference(answers, model),
+            ece=self._shown(answers[model].ece, CALIBRATION),
         )
+
+    def _difference(self, answers: Mapping[str, Answers], model: str) -> Estimate:
+        """Return the metric of a model minus the reference's on the same examples; right or wrong ones by Tango."""
+        pair = [answers[name].examples for name in (model, self.reference) if name and name in answers]
+        if model != self.reference and len(pair) == 2 and all(each is not None and each.dtype == bool for each in pair):
+            paired = paired_difference(np.asarray(pair[0]), np.asarray(pair[1]))
+            return Estimate(value=paired.difference, low=paired.low, high=paired.high)
+        return self._shown(self._minus_reference(lambda name: answers[name].score, model))
 
     def _classes(self, corruptions: Sequence[Corruption]) -> tuple[dict[str, Any] | None, str | None]:
         """Return for each class the fractions that each model gets right, on clean and on corrupted inputs."""
@@ -282,7 +307,7 @@ class _Session:
             truth = class_labels(labels, "labels")
         except InputError as error:
             return None, str(error)
-        if self.runner.metric.unit != "fraction" or self._why_no_interval() is not None:
+        if self.runner.metric.unit != "fraction" or not self._has_examples():
             return None, f"{self.runner.metric.name} is not a fraction of the examples"
         scene = [item for item in corruptions if not item.is_mistake] or list(corruptions)
         numbers, places = np.unique(truth, return_inverse=True)
@@ -294,33 +319,15 @@ class _Session:
 
         models = {}
         for name in self.names:
-            parts = [part for item in scene if (part := self.examples_of(item, name)) is not None]
-            clean = self.clean[name].examples
-            assert clean is not None
-            models[name] = {"clean": fractions(clean), "corrupted": fractions(np.mean(parts, axis=0))}
+            clean, corrupted = self.clean[name].examples, self._corrupted(scene, name)
+            assert clean is not None and corrupted is not None and corrupted.examples is not None
+            models[name] = {"clean": fractions(clean), "corrupted": fractions(corrupted.examples)}
         return {
             "class": numbers.tolist(),
             "name": [names[number] if number < len(names) else None for number in numbers] if names else None,
             "examples": counts.tolist(),
             "models": models,
         }, None
-
-
-def _with_interval(answers: Answers) -> Estimate:
-    low, high = answers.interval or (None, None)
-    return Estimate(value=answers.value, low=low, high=high)
-
-
-def _difference(one: Answers, other: Answers | None) -> Estimate:
-    """Return the metric of one model minus that of another on the same examples, with a paired interval."""
-    if other is None or one.value is None or other.value is None:
-        return _NOTHING
-    if one.examples is None or other.examples is None:
-        return Estimate(value=one.value - other.value)
-    if one.examples.dtype.kind == other.examples.dtype.kind == "b":
-        paired = paired_difference(one.examples, other.examples)
-        return Estimate(value=paired.difference, low=paired.low, high=paired.high)
-    return mean_of(one.examples.astype(np.float64) - other.examples)
 
 
 def _duration(secs: float) -> str:

@@ -2,15 +2,10 @@
 """The results of an evaluation on corrupted inputs, with paired intervals over the examples."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tfq.evaluation.paired import CONFIDENCE, student_t
 from tfq.evaluation.record import score_text
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.text_table import aligned
@@ -34,21 +29,6 @@ class Estimate:
     high: float | None = None
 
 
-def mean_of(values: NDArray[Any]) -> Estimate:
-    """Return the mean of values of independent examples, (n,), with Student's t interval.
-
-    An example that is corrupted in many ways counts once: pass its mean. With less than `MIN_EXAMPLES` examples, or
-    with values that are all equal, there is no interval.
-    """
-    values = np.asarray(values, np.float64)
-    mean = float(values.mean())
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    if len(values) < MIN_EXAMPLES or not spread:
-        return Estimate(value=mean)
-    half = student_t(0.5 + CONFIDENCE / 2, len(values) - 1) * spread / math.sqrt(len(values))
-    return Estimate(value=mean, low=mean - half, high=mean + half)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConditionScore:
     """A model under one corruption at one severity.
@@ -61,7 +41,7 @@ class ConditionScore:
         accuracy: The metric against the labels, with its own interval.
         agreement: The fraction of examples with the reference's class on the same corrupted inputs.
         difference: The metric minus the reference's on the same corrupted inputs, with a paired interval.
-        ece: The expected calibration error; None if the outputs are not class probabilities.
+        ece: The expected calibration error; an empty estimate if the outputs are not class probabilities.
     """
 
     corruption: str
@@ -71,7 +51,7 @@ class ConditionScore:
     accuracy: Estimate
     agreement: float | None
     difference: Estimate
-    ece: float | None = None
+    ece: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +77,7 @@ class CorruptionScore:
     drop: Estimate
     extra_drop: Estimate
     agreement: float | None
-    ece: float | None = None
+    ece: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +92,10 @@ class ModelRobustness:
         extra_drop: The drop minus the reference's, paired by example; an empty estimate for the reference.
         agreement: The mean agreement with the reference on the same corrupted inputs.
         clean_agreement: The agreement on clean inputs.
-        ece: The mean expected calibration error.
+        ece: The mean expected calibration error; an empty estimate if the outputs are not class probabilities.
         clean_ece: That on clean inputs.
+        extra_ece: How much more it increases by corruption than the reference's, paired by example; an empty estimate
+            for the reference.
         worst: The corruption with the largest drop.
     """
 
@@ -124,8 +106,9 @@ class ModelRobustness:
     extra_drop: Estimate
     agreement: float | None
     clean_agreement: float | None
-    ece: float | None = None
-    clean_ece: float | None = None
+    ece: Estimate
+    clean_ece: Estimate
+    extra_ece: Estimate
     worst: str | None = None
 
 
@@ -138,7 +121,8 @@ class RobustnessRecord(NotebookRecord):
         unit: Its unit.
         direction: Which of its values are better.
         accuracy_reason: Why there is no accuracy; None if there is.
-        interval_reason: Why means have no interval; None if they have.
+        interval_reason: Why the metric has no intervals, or not all; None if it has.
+        ece_reason: The same for the expected calibration error; or why there is none.
         reference: The name of the model that the others are compared with; "" if there is none.
         num_examples: How many examples were corrupted.
         seed: The seed of the random numbers.
@@ -168,6 +152,7 @@ class RobustnessRecord(NotebookRecord):
     direction: str | None
     accuracy_reason: str | None
     interval_reason: str | None
+    ece_reason: str | None
     reference: str
     num_examples: int
     seed: int
@@ -223,6 +208,14 @@ class RobustnessRecord(NotebookRecord):
             for item in self.models
         ]
         tables = [NotebookTable(caption="mean over corruptions and severities", columns=head, rows=rows)]
+        if any(item.ece.value is not None for item in self.models):
+            errors = [
+                (item.model, *(_error_text(each) for each in (item.clean_ece, item.ece, item.extra_ece)))
+                for item in self.models
+            ]
+            head_of_errors = ("model", "clean", "corrupted", "increase minus the reference's")
+            caption = "expected calibration error (ECE)"
+            tables.append(NotebookTable(caption=caption, columns=head_of_errors, rows=errors))
         for caption, is_mistake in (("by corruption, mean over severities", False), ("mistakes of apps", True)):
             names = list(dict.fromkeys(item.corruption for item in self.corruptions if item.is_mistake == is_mistake))
             if names:
@@ -253,6 +246,14 @@ class RobustnessRecord(NotebookRecord):
         ends = [item.value] if item.low is None or item.high is None else [item.value, item.low, item.high]
         texts = [f"{factor * value:+.{places}f}" for value in ends]
         return texts[0] if len(texts) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
+
+
+def _error_text(item: Estimate) -> str:
+    """Return a calibration error with its interval."""
+    if item.value is None:
+        return ""
+    ends = "" if item.low is None or item.high is None else f" ({item.low:.4f} to {item.high:.4f})"
+    return f"{item.value:.4f}{ends}"
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:

@@ -2,7 +2,7 @@
 """Run models on the same inputs, piece by piece, and keep the results of each example."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from tfq.data import AnySplit, Split, labeled_outputs
 from tfq.errors import InputError
 from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.evaluation.inputs import Feed, decode_outputs
-from tfq.evaluation.metric import Metric, Outputs, State, as_metric
+from tfq.evaluation.metric import Metric, Outputs, State, Weights, as_metric
+from tfq.evaluation.metric_scores import NOT_RESAMPLED, TOO_LONG
+from tfq.evaluation.paired import num_draws, replicates
 from tfq.evaluation.scores import (
     NO_LABELS,
     Choice,
@@ -26,11 +28,14 @@ from tfq.evaluation.scores import (
     reconstructs,
     why_no_class,
 )
-from tfq.robustness.corruption import Corruption, corrupt
+from tfq.robustness.corruption import SEVERITIES, Corruption, corrupt
 from tfq.robustness.inputs import Inputs
+from tfq.robustness.statistic import Statistic
 
 # The metric of calibration, if it is registered.
 CALIBRATION = "ece"
+# The largest size of the outputs of all models, under one condition, that a bootstrap keeps in memory.
+MAX_KEPT_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,18 +43,19 @@ class Answers:
     """The results of one model on all examples of one condition.
 
     Attributes:
-        value: The metric; None if it cannot be computed.
-        interval: Its own interval.
-        examples: (n,) the score of each example, whose mean is the metric; None if the metric is not a mean.
+        score: The metric; None if it cannot be computed.
         agreement: The fraction of examples with the reference's class; None if no class is predicted.
-        ece: The expected calibration error, or None.
+        ece: The expected calibration error; None if the outputs are not class probabilities.
     """
 
-    value: float | None
-    interval: tuple[float, float] | None
-    examples: NDArray[Any] | None
+    score: Statistic | None
     agreement: float | None
-    ece: float | None
+    ece: Statistic | None
+
+    @property
+    def examples(self) -> NDArray[Any] | None:
+        """(n,) the score of each example, whose mean is the metric; None if the metric is not a mean."""
+        return None if self.score is None else self.score.examples
 
 
 class Runner:
@@ -63,8 +69,17 @@ class Runner:
         *,
         reference: str,
         metric: Metric | None,
+        num_conditions: int,
     ) -> None:
         """Read the models, and choose the metric by the outputs of the first one.
+
+        Args:
+            models: Flatbuffers by name.
+            data: The examples.
+            config: The settings of the evaluation.
+            reference: The model that the others are compared with; "" for none.
+            metric: The metric; None for the default one.
+            num_conditions: How many conditions follow: with many, the bootstrap has fewer draws.
 
         Raises:
             InputError: Models, data and metric do not fit each other.
@@ -88,11 +103,35 @@ class Runner:
         self.reason = _why_unscored(predictions, self.choice)
         self._calibration = self._calibration_of(predictions)
         self._class_output = self._agreement_output(predictions)
+        sizes = [value.nbytes for own in outputs.values() for value in own]
+        self._kept_bytes = sum(sizes) * data.num_examples // first.num_examples
+        self._resampled = self._resampled_metrics()
+        measures = num_conditions * len(models) * max(1, len(self._resampled))
+        self._draws = num_draws(data.num_examples * measures)
+        # Why a metric, by its name, has no draws.
+        self.draws_reasons: dict[str, str] = {}
 
     @property
     def metric(self) -> Metric:
         """The metric."""
         return self.choice.metric
+
+    @property
+    def has_calibration(self) -> bool:
+        """Whether the calibration error is computed."""
+        return self._calibration is not None
+
+    @property
+    def conditions_at_once(self) -> int:
+        """The number of conditions that may run together: fewer if their outputs are kept for a bootstrap."""
+        return max(1, MAX_KEPT_BYTES // max(1, self._kept_bytes)) if self._resampled else len(SEVERITIES)
+
+    def _resampled_metrics(self) -> list[Metric]:
+        """Return the metrics whose intervals need a bootstrap: those that are not means over the examples."""
+        if self.reason is not None:
+            return []
+        chosen = {item.name: item for item in (self.metric, self._calibration) if item is not None}
+        return [item for item in chosen.values() if item.examples is None and item.resampled is not None]
 
     def run(self, piece: Split) -> dict[str, Outputs]:
         """Return the real outputs of each model on the same examples."""
@@ -128,7 +167,29 @@ class Runner:
                 for name, tally in of_condition.items():
                     self._add(tally, parts[name], parts.get(self._reference), piece)
                 start = stop
-        return [{name: self._finished(tally) for name, tally in item.items()} for item in tallies]
+        draws = self._draws_of([tally for item in tallies for tally in item.values()])
+        return [{name: self._finished(tally, next(draws)) for name, tally in item.items()} for item in tallies]
+
+    def _draws_of(self, tallies: Sequence["_Tally"]) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield for each tally {metric: its values for resampled examples}, all with the same examples in each draw."""
+        results: list[dict[str, NDArray[np.float64]]] = [{} for _ in tallies]
+        places: list[tuple[int, str]] = []
+        measures: list[Callable[[Weights], float]] = []
+        for index, tally in enumerate(tallies):
+            for metric in self._resampled if tally.kept else ():
+                outputs = tuple(np.concatenate(parts) for parts in zip(*(each for each, _ in tally.kept), strict=True))
+                measure = metric.resampler(outputs, np.concatenate([labels for _, labels in tally.kept]))
+                if measure is None:
+                    self.draws_reasons[metric.name] = TOO_LONG.format(metric.title or metric.name)
+                else:
+                    places.append((index, metric.name))
+                    measures.append(measure)
+            tally.kept.clear()
+        if measures:
+            found = replicates(measures, tallies[0].count, self._draws)
+            for (index, name), values in zip(places, found, strict=True):
+                results[index][name] = values
+        return iter(results)
 
     def _add(self, tally: "_Tally", values: Outputs, expected: Outputs | None, piece: Split) -> None:
         tally.count += piece.num_examples
@@ -144,24 +205,46 @@ class Runner:
             tally.examples.append(np.asarray(self.metric.examples(self.metric.select(outputs), np.asarray(labels))))
         if self._calibration is not None:
             tally.calibration.append(self._calibration.state_of(outputs, labels))
+        if self._resampled and self._kept_bytes <= MAX_KEPT_BYTES:
+            tally.kept.append((outputs, labels))
 
-    def _finished(self, tally: "_Tally") -> Answers:
-        value = interval = examples = None
+    def _finished(self, tally: "_Tally", draws: Mapping[str, NDArray[np.float64]]) -> Answers:
+        score = ece = None
         if tally.states:
             state = _merged(self.metric, tally.states)
-            value, interval = self.metric.value_of(state), self.metric.interval(state)
-        if tally.examples:
-            joined = np.concatenate(tally.examples)
-            examples = joined if joined.shape == (tally.count,) else None
+            joined = np.concatenate(tally.examples) if tally.examples else np.empty(0)
+            score = Statistic(
+                value=self.metric.value_of(state),
+                num_examples=tally.count,
+                interval=self.metric.interval(state),
+                examples=joined if joined.shape == (tally.count,) else None,
+                draws=draws.get(self.metric.name),
+            )
         calibration = self._calibration
+        if calibration is not None:
+            ece = Statistic(
+                value=calibration.value_of(_merged(calibration, tally.calibration)),
+                num_examples=tally.count,
+                draws=draws.get(calibration.name),
+            )
         has_agreement = self._reference and self._class_output is not None
-        return Answers(
-            value=value,
-            interval=interval,
-            examples=examples,
-            agreement=tally.agreeing / tally.count if has_agreement else None,
-            ece=calibration.value_of(_merged(calibration, tally.calibration)) if calibration else None,
-        )
+        return Answers(score=score, agreement=tally.agreeing / tally.count if has_agreement else None, ece=ece)
+
+    def why_no_draws(self, name: str) -> str | None:
+        """Return why there is no interval of a metric that is not a mean over the examples; None if there is one."""
+        chosen = self.metric if name == self.metric.name else self._calibration
+        if chosen is None:
+            return None
+        title = chosen.title or chosen.name
+        if chosen.resampled is None:
+            return NOT_RESAMPLED.format(title)
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            needed, most = (f"{number / 1e9:.1f} GB" for number in (self._kept_bytes, MAX_KEPT_BYTES))
+            return (
+                f"a bootstrap of {title} keeps the outputs of one condition in memory: {needed}, more than {most}. "
+                "Decrease evaluation.robustness.limit"
+            )
+        return self.draws_reasons.get(name)
 
     def _predictions(self, outputs: Outputs, piece: Split) -> Predictions:
         return predictions_of(outputs, piece, reconstructs=self._reconstructs, metrics=[self.metric], names=self._names)
@@ -222,6 +305,7 @@ class _Tally:
     states: list[State] = dataclasses.field(default_factory=list)
     examples: list[NDArray[Any]] = dataclasses.field(default_factory=list)
     calibration: list[State] = dataclasses.field(default_factory=list)
+    kept: list[tuple[Outputs, NDArray[Any]]] = dataclasses.field(default_factory=list)
 
 
 def _merged(metric: Metric, states: Sequence[State]) -> State:
