@@ -11,7 +11,8 @@ def difference(value, *, comparisons=1, half_width=0.006):
     low, high = value - half_width, value + half_width
     return {
         "difference": value, "low": low, "high": high, "confidence": 0.95, "comparisons": comparisons,
-        "std_over_seeds": 0.001, "wins": 10, "losses": 20, "num_examples": 1000, "num_seeds": 2, "reason": None,
+        "std_over_seeds": 0.001, "pooled_std": 0.002, "pooled_over": "families", "spread_from": "families",
+        "wins": 10, "losses": 20, "num_examples": 1000, "num_seeds": 2, "reason": None,
         "is_noise": low <= 0 <= high,
     }  # fmt: skip
 
@@ -109,7 +110,17 @@ def sweep_record():
             "score": spread(0.856),
             "against": {"pruned50/int8": difference(0.005), "pruned80/int8": difference(0.03)},
             "indistinguishable": ["pruned50/int8"], "cheapest": "pruned50/int8",
+            "size": "gzip_bytes",
             "missed": {"dense/int4": ["max_arena_bytes: no arena_bytes: tflm has no kernel for int4"]},
+        },
+        "seed_spreads": {
+            "test": {
+                "all": {"std": 0.031, "freedom": 5}, "min_freedom": 3,
+                "families": [
+                    {"families": ["dense", "pruned"], "same_model": False, "std": 0.002, "freedom": 4, "used": True},
+                    {"families": ["pruned", "pruned"], "same_model": True, "std": 0.001, "freedom": 2, "used": False},
+                ],
+            },
         },
         "settings": {"choose_on": "val"}, "order": [], "stages": {"compress": {"distinct": 4, "used": 12}},
         "shard": None, "timing": {"stages": {"a": {"seconds": 12.5, "resumed": False}}},

@@ -53,6 +53,32 @@ def test_the_verdict_is_open_if_the_best_group_is_within_noise_of_a_smaller_one(
     assert "pruned50/int8" in {check.key: check.answer for check in verdict.checks}["noise"]
 
 
+def test_the_verdict_names_the_size_that_the_budget_bounds():
+    checks = {check.key: check.answer for check in KINDS["sweep"].verdict(sweep_record()).checks}
+    assert "smallest file after gzip" in checks["noise"]
+    record = sweep_record()
+    record["best"]["size"] = "model_bytes"
+    checks = {check.key: check.answer for check in KINDS["sweep"].verdict(record).checks}
+    assert "smallest file of all" in checks["noise"]
+
+
+def test_each_difference_has_the_source_of_its_spread_over_seeds():
+    record = sweep_record()
+    record["groups"][0]["differences"]["test"]["spread_from"] = "all"
+    record["best"]["against"]["pruned50/int8"]["spread_from"] = "own"
+    assert row(record, "dense/int8")["spread over seeds from"] == "all groups"
+    assert row(record, "pruned80/int4")["spread over seeds from"] == "the same families"
+    assert table(record, "budget", "against").rows[0][2] == "this pair"
+    assert table(record, "fronts", front_key("gzip_bytes")).rows[1][4] == "the same families"
+
+
+def test_spreads_over_seeds_say_which_are_used():
+    rows = table(sweep_record(), "seed_spreads", "seed_spreads").rows
+    assert rows[0][2:4] == ("3.10 points", "5")
+    assert rows[1] == ("dense and pruned", "different models", "0.20 points", "4", "yes")
+    assert rows[2][:2] == ("pruned", "one model") and rows[2][4].startswith("no")
+
+
 def test_the_verdict_fails_if_no_group_is_within_the_budget():
     record = sweep_record()
     record["best"] |= {"group": None, "sentence": "no group is left"}
@@ -100,7 +126,9 @@ def test_the_page_is_whole_without_groups_as_for_one_shard():
     assert "sweep merge" in page_of(record)
 
 
-@pytest.mark.parametrize("key", ["grid", "axes", "groups", "reference_groups", "fronts", "best", "stages", "timing"])
+@pytest.mark.parametrize(
+    "key", ["grid", "axes", "groups", "reference_groups", "fronts", "best", "stages", "timing", "seed_spreads"]
+)
 def test_a_damaged_record_still_gives_a_page(key):
     for value in (None, [], {}, "x", 3):
         record = {**sweep_record(), key: value}

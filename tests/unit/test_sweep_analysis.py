@@ -9,7 +9,7 @@ import pytest
 from tfq.config import SweepBudgetConfig
 from tfq.evaluation.per_example import packed
 from tfq.sweep import best_of, front_of, groups_of, pareto_front
-from tfq.sweep.analysis import missed_bounds
+from tfq.sweep.analysis import missed_bounds, seed_pools
 from tfq.sweep.record import Cost, PointRecord, SplitScore
 
 COSTS = ("model_bytes", "gzip_bytes", "arena_bytes")
@@ -165,6 +165,86 @@ def test_the_best_group_is_the_best_of_those_within_all_bounds(bounds, seed):
         assert difference["comparisons"] == len(allowed) - 1
         assert (other in best.indistinguishable) == (difference["low"] <= 0 <= difference["high"])
     assert (expected or "Within") in best.sentence
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({}, ("model_bytes", "small_file", "1,000 instead of 3,000 bytes.")),
+        ({"max_model_bytes": 9000}, ("model_bytes", "small_file", "1,000 instead of 3,000 bytes.")),
+        ({"max_gzip_bytes": 9000}, ("gzip_bytes", "small_gzip", "500 instead of 3,000 bytes after gzip.")),
+        (
+            {"max_gzip_bytes": 9000, "max_model_bytes": 9000},
+            ("model_bytes", "small_file", "1,000 instead of 3,000 bytes."),
+        ),
+    ],
+)
+def test_smallest_compares_the_size_that_the_budget_bounds(bounds, expected):
+    right = np.arange(300) % 4 > 0
+    better = right | (np.arange(300) == 0)
+    points = [
+        point("best", 0, better, (3000, 3000)),
+        point("small_file", 0, right, (1000, 2500)),
+        point("small_gzip", 0, right, (2000, 500)),
+    ]
+    best = best_of(
+        groups_of(points), SweepBudgetConfig(**bounds), chosen_on="val", reported_on="test", references={},
+        points=points,
+    )  # fmt: skip
+    size, cheapest, text = expected
+    assert (best.group, best.size, best.cheapest) == ("best", size, cheapest)
+    assert best.sentence.endswith(f"The smallest of these is {cheapest}, with {text}")
+
+
+@pytest.mark.parametrize("size", ["model_bytes", "gzip_bytes"])
+def test_groups_with_equal_scores_are_chosen_by_the_size_that_the_budget_bounds(size):
+    right = np.arange(300) % 4 > 0
+    points = [point("small_file", 0, right, (1000, 2500)), point("small_gzip", 0, right, (2000, 500))]
+    budget = SweepBudgetConfig(**{f"max_{size}": 9000})
+    best = best_of(groups_of(points), budget, chosen_on="val", reported_on="test", references={}, points=points)
+    assert best.group == {"model_bytes": "small_file", "gzip_bytes": "small_gzip"}[size]
+
+
+def noisy_sweep(*, with_families):
+    """Return three quiet dense models and three pruned ones of which each seed differs by points."""
+    rng = np.random.default_rng(3)
+    easy, results = rng.random(4000), []
+    for family, spread in (("dense", 0.001), ("pruned", 0.05)):
+        for place in range(3):
+            for seed in range(3):
+                right = easy < 0.8 + rng.normal(scale=spread)
+                name = f"{family}{place}"
+                results.append(point(name, seed, right, (1000,), family=family if with_families else ""))
+    return results
+
+
+def test_noisy_families_do_not_widen_the_intervals_of_quiet_ones():
+    widths = {}
+    for with_families in (True, False):
+        one, other = groups_of(noisy_sweep(with_families=with_families))[:2]
+        difference = one.minus(other, "test")
+        assert difference.pooled_over == "families" and difference.num_seeds == 3
+        widths[with_families] = difference.high - difference.low
+    # Without families, all groups are of one unnamed family.
+    assert widths[True] < widths[False] / 5
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0.0, "families"), (0.2, "own")])
+def test_the_larger_spread_over_seeds_is_used_and_named(own, expected):
+    points = [each for each in noisy_sweep(with_families=True) if each.group != "dense2"]
+    easy = np.random.default_rng(4).random(4000)
+    points += [point("dense2", seed, easy < 0.8 + own * (seed - 1), (1000,), family="dense") for seed in range(3)]
+    groups = {group.record.group: group for group in groups_of(points)}
+    difference = groups["dense2"].minus(groups["pruned0"], "test")
+    wider = difference.std_over_seeds > difference.pooled_std
+    assert (difference.spread_from, wider) == (expected, expected == "own")
+
+
+def test_the_summary_has_the_spreads_of_each_split():
+    result = seed_pools(noisy_sweep(with_families=True))["test"].to_dict()
+    by_kind = {tuple(item["families"]): item for item in result["families"]}
+    assert by_kind["dense", "dense"]["std"] < 0.01 < by_kind["pruned", "pruned"]["std"]
+    assert all(item["used"] and not item["same_model"] for item in result["families"])
 
 
 def test_the_sentence_says_when_nothing_is_within_the_budget():

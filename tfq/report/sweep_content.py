@@ -42,7 +42,8 @@ def sweep_verdict(record: Record) -> Verdict:
         return Verdict(state=BAD if best else OPEN, headline=sentence, checks=tuple(checks))
     same = [plain(other) for other in best.get("indistinguishable") or []]
     if same:
-        answer = f"{number_of(len(same), 'group')}; the smallest of all is {plain(best.get('cheapest'))}"
+        size = "file after gzip" if best.get("size") == "gzip_bytes" else "file"
+        answer = f"{number_of(len(same), 'group')}; the smallest {size} of all is that of {plain(best.get('cheapest'))}"
         checks.append(Check(key="noise", state=OPEN, question="within noise of the best", answer=answer))
     group = next((item for item in groups_of(record) if item.name == plain(name)), None)
     return Verdict(
@@ -86,6 +87,15 @@ def _difference(difference: Record, metric: Metric) -> str:
     return f"{metric.change(value)}{interval}"
 
 
+# Where the spread over seeds in an interval comes from (`SeedDifference.spread_from`).
+_SPREADS = {"own": "this pair", "families": "the same families", "all": "all groups"}
+
+
+def _spread_from(difference: Record) -> str:
+    """Return what the spread over seeds in an interval is estimated from; a dash for one seed."""
+    return _SPREADS.get(plain(difference.get("spread_from")), DASH)
+
+
 def _sections(record: Record) -> Iterator[Section]:
     fronts = fronts_of(record)
     yield _result(record, fronts)
@@ -104,6 +114,7 @@ def _sections(record: Record) -> Iterator[Section]:
     if fronts:
         yield _fronts(record, fronts)
     yield from _best(record)
+    yield from _seed_spreads(record)
     yield from _unfinished(record)
     yield _stages(record)
     yield from provenance_sections(record)
@@ -132,12 +143,13 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
             if cell == DASH:
                 reasons.add(cost_format(cost).title, group.name, group.reason("costs", cost))
         fronts_text = ", ".join(cost_format(cost).title for cost, names in on_front.items() if group.name in names)
-        difference = _difference(part(part(group.record, "differences"), reported), metric)
+        difference = part(part(group.record, "differences"), reported)
         rows.append(
             (
                 group.name + (" (reference)" if group.is_reference else ""),
                 *scores,
-                difference,
+                _difference(difference, metric),
+                _spread_from(difference),
                 *cells,
                 fronts_text if group.is_in_grid else "not in the grid",
             )
@@ -148,18 +160,20 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
             "group",
             *(f"{metric.name}, {split}" for split in splits),
             f"minus reference, {reported} (95% interval)",
+            "spread over seeds from",
             *(cost_format(cost).title for cost in costs),
             "on the front of",
         ),
         rows=tuple(rows),
-        numeric=(False, *(True for _ in splits), True, *(True for _ in costs), False),
+        numeric=(False, *(True for _ in splits), True, False, *(True for _ in costs), False),
         notes=reasons.notes(),
         sortable=True,
     )
     about = (
         "Each row is a combination of the axes: the mean over its seeds ± the standard deviation. "
         f"{_axes_text(record)} Differences are paired: both models saw the same examples. Their intervals cover the "
-        "choice of examples and, with several seeds, of seeds; each holds alone with 95% confidence."
+        "choice of examples and, with several seeds, of seeds; each holds alone with 95% confidence. The spread over "
+        "seeds is that of the two groups, or the one pooled over the same families or all groups, if that is larger."
     )
     return Section(key="result", title="All groups", paragraphs=(about,), tables=(table,), folded=False)
 
@@ -204,6 +218,7 @@ def _front_table(cost: str, front: Record, metric: Metric) -> Table:
                 shown.text(item.get("cost")),
                 metric.text(item.get("score")),
                 _difference(part(item, "gain"), metric),
+                _spread_from(part(item, "gain")),
                 _listed(noise),
             )
         )
@@ -220,10 +235,11 @@ def _front_table(cost: str, front: Record, metric: Metric) -> Table:
             shown.title,
             f"{metric.name}, {plain(front.get('split'))}",
             "gain",
+            "spread over seeds from",
             "within noise of cheaper",
         ),
         rows=tuple(rows),
-        numeric=(False, True, True, True, False),
+        numeric=(False, True, True, True, False, False),
         caption=f"{metric.name} against {shown.title}",
         notes=(*possible, *left_out),
     )
@@ -249,6 +265,7 @@ def _best(record: Record) -> Iterator[Section]:
             (
                 plain(name),
                 _difference(item, metric) if isinstance(item, Mapping) else DASH,
+                _spread_from(item) if isinstance(item, Mapping) else DASH,
                 "within noise" if plain(name) in same else "differs",
             )
             for name, item in against.items()
@@ -259,9 +276,14 @@ def _best(record: Record) -> Iterator[Section]:
         tables.append(
             Table(
                 key="against",
-                columns=("group", "difference (intervals hold together with 95%)", "verdict"),
+                columns=(
+                    "group",
+                    "difference (intervals hold together with 95%)",
+                    "spread over seeds from",
+                    "verdict",
+                ),
                 rows=rows,
-                numeric=(False, True, False),
+                numeric=(False, True, False, False),
                 caption=caption,
                 sortable=True,
             )
@@ -278,6 +300,41 @@ def _best(record: Record) -> Iterator[Section]:
         )
     gist = f"{number_of(len(against), 'other group')} within it, {len(missed)} outside"
     yield Section(key="budget", title="Within the budget", gist=gist, tables=tuple(tables))
+
+
+def _seed_spreads(record: Record) -> Iterator[Section]:
+    """Yield the standard deviations over seeds of differences, by families, and which of them are used."""
+    metric, split = metric_of(record), reported_split(record)
+    spreads = part(part(record, "seed_spreads"), split)
+    total = part(spreads, "all")
+    if not is_number(total.get("std")):
+        return
+
+    def std(item: Record) -> str:
+        return f"{metric.factor * item['std']:.2f}{' points' if metric.unit == 'fraction' else ''}"
+
+    rows = [("any two", "", std(total), plain(total.get("freedom")), "if there is no better one")]
+    for item in objects(spreads, "families"):
+        if not is_number(item.get("std")):
+            continue
+        pair = " and ".join(dict.fromkeys(map(plain, item.get("families") or [])))
+        models = "one model" if item.get("same_model") else "different models"
+        used = "yes" if item.get("used") else "no: too few seeds or models"
+        rows.append((pair, models, std(item), plain(item.get("freedom")), used))
+    about = (
+        "How much the difference of two groups varies from seed to seed. It is pooled over pairs of groups of the same "
+        "families of compression, and apart for groups that are converted from one trained model. With fewer than "
+        f"{plain(spreads.get('min_freedom'))} degrees of freedom, that of all groups is used. The interval of a "
+        "difference uses the spread of its own two groups if that is larger."
+    )
+    table = Table(
+        key="seed_spreads",
+        columns=("families", "converted from", "standard deviation", "degrees of freedom", "used"),
+        rows=tuple(rows),
+        numeric=(False, False, True, True, False),
+        caption=f"Spread over seeds of the difference of two groups, on {split}",
+    )
+    yield Section(key="seed_spreads", title="Spread over seeds", paragraphs=(about,), tables=(table,))
 
 
 def _unfinished(record: Record) -> Iterator[Section]:

@@ -13,7 +13,8 @@ from tfq.config.sweep import SweepBudgetConfig
 from tfq.evaluation.per_example import unpacked
 from tfq.requirement import ROUNDING
 from tfq.sweep.record import DONE, Cost, Front, FrontMember, GroupRecord, PointRecord, Spread
-from tfq.sweep.statistics import SeedDifference, SeedSpread, pooled_seed_std, seed_difference
+from tfq.sweep.seed_pool import Member, SeedPool
+from tfq.sweep.statistics import SeedDifference, SeedSpread, seed_difference
 
 _NO_COST = Cost(reason="it was not measured")
 
@@ -47,13 +48,13 @@ class Group:
         record: Its record.
         examples: Split -> {seed: (n,) scores of each example}; without the seeds that have none.
         direction: 1 if a higher score is better, -1 if a lower one is.
-        pooled: Split -> the spread over seeds of the differences of all groups.
+        pooled: Split -> the spreads over seeds of the differences of groups.
     """
 
     record: GroupRecord
     examples: Mapping[str, Mapping[int, NDArray]]
     direction: int
-    pooled: Mapping[str, SeedSpread | None]
+    pooled: Mapping[str, SeedPool]
 
     def value(self, split: str) -> float | None:
         """Return the mean score on a split, so that higher is better; None if there is none."""
@@ -70,8 +71,12 @@ class Group:
             [mine[seed] for seed in seeds],
             [others[seed] for seed in seeds],
             comparisons=max(1, comparisons),
-            pooled=self.pooled.get(split),
+            pooled=_spread_between(self.pooled, split, self.record.group, other.record.group),
         )
+
+
+def _spread_between(pooled: Mapping[str, SeedPool], split: str, one: str, other: str) -> SeedSpread | None:
+    return pooled[split].spread(one, other) if split in pooled else None
 
 
 def groups_of(points: Sequence[PointRecord], references: Sequence[PointRecord] = ()) -> list[Group]:
@@ -88,41 +93,57 @@ def groups_of(points: Sequence[PointRecord], references: Sequence[PointRecord] =
     compared_with = {
         by_id[point.reference].group for point in points if point.reference is not None and point.reference in by_id
     }
-    pooled = _pooled(by_group)
+    pooled = seed_pools(points, references)
     return [_group(members, by_id, members[0].group in compared_with, pooled) for members in by_group.values()]
 
 
-def _pooled(by_group: Mapping[str, Sequence[PointRecord]]) -> dict[str, SeedSpread | None]:
-    """Return split -> the spread over seeds of the differences of groups, of all groups without a missing seed."""
+def seed_pools(points: Sequence[PointRecord], references: Sequence[PointRecord] = ()) -> dict[str, SeedPool]:
+    """Return split -> the spreads over seeds of the differences of groups; see `tfq.sweep.seed_pool`.
+
+    Args:
+        points: The points.
+        references: Points outside of the grid that others are compared with.
+    """
+    by_group: dict[str, list[PointRecord]] = {}
+    for point in (*references, *points):
+        by_group.setdefault(point.group, []).append(point)
     seeds = {point.seed for members in by_group.values() for point in members}
     splits = dict.fromkeys(split for members in by_group.values() for point in members for split in point.scores)
-    results: dict[str, SeedSpread | None] = {}
-    for split in splits:
-        rows = [
-            [
-                point.scores[split].value
-                for point in sorted(members, key=lambda each: each.seed)
-                if split in point.scores
-            ]
-            for members in by_group.values()
-        ]
-        complete = [row for row in rows if len(row) == len(seeds) and None not in row]
-        results[split] = pooled_seed_std(np.asarray(complete, np.float64)) if complete else None
-    return results
+    return {
+        split: SeedPool([_member(sorted(points, key=_seed), split, len(seeds)) for points in by_group.values()])
+        for split in splits
+    }
+
+
+def _seed(point: PointRecord) -> int:
+    return point.seed
+
+
+def _member(points: Sequence[PointRecord], split: str, num_seeds: int) -> Member:
+    """Return a group in the pool of a split, without scores if a seed is missing."""
+    scores = [point.scores[split].value for point in points if split in point.scores]
+    known = [score for score in scores if score is not None]
+    models = tuple(point.trained_model for point in points)
+    return Member(
+        name=points[0].group,
+        family=points[0].family,
+        model=points[0].group if None in models else models,
+        scores=np.asarray(known, np.float64) if len(known) == num_seeds else None,
+    )
 
 
 def _group(
     points: Sequence[PointRecord],
     by_id: Mapping[str, PointRecord],
     is_reference: bool,
-    pooled: Mapping[str, SeedSpread | None],
+    pooled: Mapping[str, SeedPool],
 ) -> Group:
     done = [point for point in points if point.status == DONE]
     splits = list(dict.fromkeys(split for point in done for split in point.scores))
     costs = list(dict.fromkeys(name for point in done for name in point.costs))
     missing = {str(point.seed): str(point.reason) for point in points if point.status != DONE}
     why = next(iter(missing.values()), None)
-    differences = {split: _from_references(done, by_id, split, pooled.get(split)) for split in splits}
+    differences = {split: _from_references(done, by_id, split, pooled) for split in splits}
     record = GroupRecord(
         group=points[0].group,
         axes=points[0].axes,
@@ -150,18 +171,19 @@ def _group(
 
 
 def _from_references(
-    points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str, pooled: SeedSpread | None
+    points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str, pooled: Mapping[str, SeedPool]
 ) -> dict[str, Any] | None:
     """Return the mean difference of points from their references as JSON values; None if no pair has results."""
-    pairs = []
+    pairs, spread = [], None
     for point in points:
         other = by_id.get(point.reference or "")
         mine, base = _examples(point, split), None if other is None else _examples(other, split)
         if mine is not None and base is not None and len(mine) == len(base):
             pairs.append((mine, base))
+            spread = _spread_between(pooled, split, point.group, other.group if other else "")
     if not pairs:
         return None
-    return seed_difference([mine for mine, _ in pairs], [base for _, base in pairs], pooled=pooled).to_dict()
+    return seed_difference([mine for mine, _ in pairs], [base for _, base in pairs], pooled=spread).to_dict()
 
 
 def _examples(point: PointRecord, split: str) -> NDArray | None:
@@ -207,7 +229,7 @@ def front_of(groups: Sequence[Group], cost: str, split: str) -> Front:
     chosen = pareto_front([price for _, price, _ in compared], [value for _, _, value in compared])
     steps = len(chosen) - 1
     members = [
-        _member(compared, index, compared[before][0] if before is not None else None, steps, split)
+        _front_member(compared, index, compared[before][0] if before is not None else None, steps, split)
         for before, index in zip([None, *chosen], chosen, strict=False)
     ]
     return Front(
@@ -223,7 +245,7 @@ def _why_missing(group: Group) -> str | None:
     return next(iter(group.record.missing.values()), None)
 
 
-def _member(
+def _front_member(
     compared: Sequence[tuple[Group, float, float]], index: int, before: Group | None, steps: int, split: str
 ) -> FrontMember:
     group, price, value = compared[index]

@@ -30,6 +30,7 @@ def best_of(
         points: The points, for the unit of the metric.
     """
     bounds = bounds_of(budget)
+    size = size_compared(bounds)
 
     def reference(group: Group) -> float | None:
         other = references.get(group.record.group)
@@ -54,18 +55,19 @@ def best_of(
             against={},
             indistinguishable=(),
             cheapest=None,
+            size=size,
             missed=failed,
         )
     # If scores are equal, the smallest group; then the first of the grid.
-    best = min(feasible, key=lambda group: (-(group.value(chosen_on) or 0.0), _bytes(group)))
+    best = min(feasible, key=lambda group: (-(group.value(chosen_on) or 0.0), _bytes(group, size)))
     others = [group for group in feasible if group is not best]
     against = {group.record.group: best.minus(group, reported_on, len(others)) for group in others}
     same = tuple(name for name, difference in against.items() if difference is None or difference.is_noise is not False)
     alike = [best, *(group for group in others if group.record.group in same)]
-    cheapest = min(alike, key=_bytes)
+    cheapest = min(alike, key=lambda group: _bytes(group, size))
     score = best.record.scores.get(reported_on)
     return Best(
-        sentence=_sentence(best, others, against, same, cheapest, bounds, chosen_on, reported_on, unit),
+        sentence=_sentence(best, others, against, same, cheapest, size, bounds, chosen_on, reported_on, unit),
         group=best.record.group,
         chosen_on=chosen_on,
         reported_on=reported_on,
@@ -74,12 +76,22 @@ def best_of(
         against={name: None if item is None else item.to_dict() for name, item in against.items()},
         indistinguishable=same,
         cheapest=cheapest.record.group,
+        size=size,
         missed=failed,
     )
 
 
-def _bytes(group: Group) -> float:
-    spread = group.record.costs.get("model_bytes")
+def size_compared(bounds: Mapping[str, float]) -> str:
+    """Return the cost that "smallest" compares: the size that the budget bounds, of two that of the file.
+
+    Args:
+        bounds: The result of `bounds_of`.
+    """
+    return "gzip_bytes" if "max_gzip_bytes" in bounds and "max_model_bytes" not in bounds else "model_bytes"
+
+
+def _bytes(group: Group, size: str) -> float:
+    spread = group.record.costs.get(size)
     return float("inf") if spread is None or spread.mean is None else spread.mean
 
 
@@ -107,6 +119,7 @@ def _sentence(
     against: Mapping[str, SeedDifference | None],
     same: Sequence[str],
     cheapest: Group,
+    size: str,
     bounds: Mapping[str, float],
     chosen_on: str,
     reported_on: str,
@@ -133,18 +146,19 @@ def _sentence(
             f"{start} It is better than {'the only' if len(others) == 1 else 'each'} other group by more than noise: "
             f"the closest is {runner_up}, with a difference of {_difference_text(against[runner_up], unit)}."
         )
-    return f"{start} {_same_text(best, same, cheapest, len(others))}"
+    return f"{start} {_same_text(best, same, cheapest, size, len(others))}"
 
 
-def _same_text(best: Group, same: Sequence[str], cheapest: Group, others: int) -> str:
+def _same_text(best: Group, same: Sequence[str], cheapest: Group, size: str, others: int) -> str:
     """Return the sentences about groups that are within noise of the best one."""
     listed = ", ".join(same[:_LISTED]) + (f" and {len(same) - _LISTED} more" if len(same) > _LISTED else "")
     which = "the only other group" if others == 1 else f"{len(same)} of {others} other groups"
+    unit = "bytes after gzip" if size == "gzip_bytes" else "bytes"
     smallest = (
-        "It is also the smallest of these."
+        f"It is also the smallest of these{' after gzip' if size == 'gzip_bytes' else ''}."
         if cheapest is best
-        else f"The smallest of these is {cheapest.record.group}, with {_bytes(cheapest):,.0f} instead of "
-        f"{_bytes(best):,.0f} bytes."
+        else f"The smallest of these is {cheapest.record.group}, with {_bytes(cheapest, size):,.0f} instead of "
+        f"{_bytes(best, size):,.0f} {unit}."
     )
     return (
         f"It is not better than {which} by more than noise ({listed}): the 95% interval of each of these differences "

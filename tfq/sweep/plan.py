@@ -20,6 +20,8 @@ from tfq.sweep.stages import CONVERTED, MODEL
 _STAGES = "tfq.sweep.stages"
 # The steps of compression, in the order in which they run.
 STEPS = ("structured_pruning", "prune", "cluster", "qat")
+# The names of their families.
+_FAMILIES = ("structured", "pruned", "clustered", "QAT")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -341,6 +343,16 @@ def _problem(config: RunConfig) -> tuple[str, str, object] | None:
     if conversion.scheme == "float32" and conversion.int4_layers != ConversionConfig().int4_layers:
         return "conversion.int4_layers", "conversion.scheme=float32 quantizes no layer", conversion.int4_layers
     return None
+
+
+def family_of(config: RunConfig) -> str:
+    """Return the family of a point's compression, such as "dense", "pruned + QAT" or "dense, int4".
+
+    The accuracy of the groups of one family varies about alike over seeds. Weights of int4 are a family apart, because
+    what they cost varies much more than what int8 costs.
+    """
+    steps = [name for step, name in zip(STEPS, _FAMILIES, strict=True) if getattr(config.compression, step).enabled]
+    return (" + ".join(steps) or "dense") + (", int4" if config.conversion.int4_layers else "")
 
 
 def cheapest_first(chains: Sequence[Chain]) -> list[Chain]:

@@ -10,7 +10,7 @@ import numpy as np
 from tfq.evaluation.per_example import ExampleResults, packed
 from tfq.executors import TaskFailure, TaskResult
 from tfq.store import StageResult
-from tfq.sweep.plan import Chain
+from tfq.sweep.plan import Chain, family_of
 from tfq.sweep.record import DONE, FAILED, NOT_RUN, Cost, PointRecord, SplitScore
 from tfq.sweep.statistics import seed_difference
 
@@ -59,6 +59,7 @@ def point_record(chain: Chain, reference: Chain | None, outcomes: Outcomes) -> P
         status=DONE,
         reference=chain.reference,
         stages=chain.keys(),
+        family=family_of(point.config),
         training_epochs=chain.training_epochs,
     )
     values = {**vars(record)}

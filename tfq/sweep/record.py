@@ -86,6 +86,8 @@ class PointRecord:
         costs: Name -> the cost: model_bytes, gzip_bytes, arena_bytes, instructions (of the first backend that counts
             them), instructions of each such backend as "instructions BACKEND", latency_ms,
             and corruption_drop: the loss of the metric on corrupted test examples, if evaluation.robustness is enabled.
+        family: The family of its compression: "dense", "pruned", "structured", "clustered", "QAT", several joined by
+            " + ", and ", int4" if it has int4 weights. Spreads over seeds are pooled by family.
         training_epochs: The epochs that the stages of the point train, shared ones included.
         warnings: The warnings of its stages.
         robustness: The results on corrupted test examples (`RobustnessRecord` of one model, without examples); or None.
@@ -104,10 +106,16 @@ class PointRecord:
     sha256: str | None = None
     scores: Mapping[str, SplitScore] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    family: str = ""
     training_epochs: int = 0
     warnings: tuple[str, ...] = ()
     robustness: Mapping[str, Any] | None = None
     robustness_reason: str | None = "evaluation.robustness is not enabled"
+
+    @property
+    def trained_model(self) -> str | None:
+        """The key of the stage that trained the model to convert; None if a file is converted unchanged."""
+        return self.stages.get("compress") or self.stages.get("train")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PointRecord":
@@ -220,7 +228,7 @@ class Best:
     Attributes:
         sentence: What is best under this budget, and by how much more than noise.
         group: The group with the best mean score on the split `chosen_on` that meets all bounds; among equals the one
-            with fewer bytes. None if no group does.
+            with the smaller `size`. None if no group does.
         chosen_on: The split that chose.
         reported_on: The split of the scores and intervals below: test. It was not used for the choice, unless
             `chosen_on` is test.
@@ -230,7 +238,9 @@ class Best:
             (`SeedDifference`; the intervals hold together with confidence 0.95, by Bonferroni's correction).
         indistinguishable: The groups in `against` that are within noise of the best one: the interval contains 0,
             or there is none.
-        cheapest: The group with the fewest bytes among the best one and `indistinguishable`.
+        cheapest: The group with the smallest `size` among the best one and `indistinguishable`.
+        size: The cost that "smallest" compares: "gzip_bytes" if the budget bounds that and not the file, else
+            "model_bytes".
         missed: Group -> the bounds that it misses, as sentences.
     """
 
@@ -243,6 +253,7 @@ class Best:
     against: Mapping[str, Mapping[str, Any] | None]
     indistinguishable: tuple[str, ...]
     cheapest: str | None
+    size: str
     missed: Mapping[str, tuple[str, ...]]
 
 
@@ -262,6 +273,8 @@ class SweepResult(NotebookRecord):
         reference_groups: The references without their seeds.
         fronts: Pareto fronts: score against each cost that some group has.
         best: The best group within the budget.
+        seed_spreads: Split -> the standard deviations over seeds of differences: that of all groups, and that of each
+            kind of pairs (`tfq.sweep.seed_pool.SeedPool.to_dict`); null for one seed or one group.
         settings: What the analysis reads of `sweep`: choose_on, budget and cost_backends.
         order: The ids of all references and points of the whole sweep, in the order of the grid.
         stages: Kind of stage -> {"distinct": number of different stages, "used": how often the points use them}.
@@ -281,6 +294,7 @@ class SweepResult(NotebookRecord):
     reference_groups: tuple[GroupRecord, ...] = ()
     fronts: tuple[Front, ...] = ()
     best: Best | None = None
+    seed_spreads: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     stages: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -29,8 +29,12 @@ class SeedDifference:
         comparisons: The number of intervals that hold together with confidence 0.95 (Bonferroni): each has the
             confidence 1 - 0.05 / comparisons.
         std_over_seeds: The sample standard deviation of the seeds' differences; None for one seed.
-        pooled_std: The standard deviation over seeds of a difference, pooled over all groups of the sweep
-            (`pooled_seed_std`). The interval uses the larger of the two. None if it was not passed.
+        pooled_std: The standard deviation over seeds of a difference, pooled over other pairs of groups
+            (`tfq.sweep.seed_pool`). The interval uses the larger of the two. None if it was not passed.
+        pooled_over: What `pooled_std` is pooled over: "families" (pairs of groups of the same families) or "all" (all
+            groups of the sweep). None without it.
+        spread_from: The estimate of the spread over seeds that the interval uses: "own", "families" or "all"; None
+            for one seed or without an interval.
         wins: Pairs of example and seed that only the first group gets right; None if scores are not right or wrong.
         losses: Pairs that only the second group gets right.
         num_examples: The number of examples of each seed.
@@ -45,6 +49,8 @@ class SeedDifference:
     comparisons: int
     std_over_seeds: float | None
     pooled_std: float | None
+    pooled_over: str | None
+    spread_from: str | None
     wins: int | None
     losses: int | None
     num_examples: int
@@ -64,12 +70,23 @@ class SeedDifference:
 ONE_SEED = "one seed: the interval covers other examples, not other seeds"
 
 
+# What a spread over seeds is estimated from: the two groups, pairs of the same families, all groups.
+OWN, FAMILIES, ALL = "own", "families", "all"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeedSpread:
-    """The standard deviation over seeds of the difference of two groups, and its degrees of freedom."""
+    """The standard deviation over seeds of the difference of two groups.
+
+    Attributes:
+        std: The standard deviation.
+        freedom: Its degrees of freedom.
+        over: What it is pooled over: `FAMILIES` or `ALL`.
+    """
 
     std: float
     freedom: int
+    over: str = ALL
 
 
 def pooled_seed_std(scores: NDArray[np.float64]) -> SeedSpread | None:
@@ -108,8 +125,8 @@ def seed_difference(
     example and seed is part of both, so the interval is slightly too wide, never too narrow on that account. It is a
     Student t interval whose degrees of freedom are those of Welch and Satterthwaite (Satterthwaite 1946, "An
     approximate distribution of estimates of variance components"). Few seeds estimate their spread badly, so the spread
-    that is pooled over all groups is used where it is larger, with its degrees of freedom. Without it, the interval of
-    two seeds is wide, and still contains the true difference in only 91% of simulated cases instead of 95%
+    that is pooled over other groups is used where it is larger, with its degrees of freedom. Without it, the interval
+    of two seeds is wide, and still contains the true difference in only 91% of simulated cases instead of 95%
     (tests/unit/test_sweep_statistics.py).
 
     For scores that are right or wrong, half a pair is added to each cell of the table of the two models, as Agresti and
@@ -120,8 +137,8 @@ def seed_difference(
         scores: For each seed, (n,) whether each example is right, or its score.
         base_scores: The same for the second group, with the seeds in the same order.
         comparisons: The number of intervals that shall hold together.
-        pooled: The spread over seeds of all groups of the sweep; None uses only that of these two. One seed uses
-            neither.
+        pooled: The spread over seeds that is pooled over other groups (`tfq.sweep.seed_pool.SeedPool`); None uses
+            only that of these two. One seed uses neither.
 
     Raises:
         InputError: The numbers of seeds or examples differ, or there are none.
@@ -141,7 +158,7 @@ def seed_difference(
     of_seeds, of_examples = changes.mean(axis=1), changes.mean(axis=0)
     difference, confidence = float(changes.mean()), 1 - (1 - CONFIDENCE) / comparisons
     std = float(of_seeds.std(ddof=1)) if num_seeds > 1 else None
-    low = high = None
+    low = high = spread_from = None
     reason = f"only {count} examples: an interval needs {_MIN_EXAMPLES}" if count < _MIN_EXAMPLES else None
     if reason is None:
         center, over_examples = _mean_and_variance(of_examples, is_binary)
@@ -153,6 +170,8 @@ def seed_difference(
         # The added pairs move the center a little towards 0; the interval must contain the estimate.
         low, high = min(center - half_width, difference), max(center + half_width, difference)
         reason = ONE_SEED if num_seeds == 1 else None
+        if std is not None:
+            spread_from = OWN if pooled is None or std > pooled.std else pooled.over
     return SeedDifference(
         difference=difference,
         low=low,
@@ -161,6 +180,8 @@ def seed_difference(
         comparisons=comparisons,
         std_over_seeds=std,
         pooled_std=None if pooled is None or std is None else pooled.std,
+        pooled_over=None if pooled is None or std is None else pooled.over,
+        spread_from=spread_from,
         wins=int((changes > 0).sum()) if is_binary else None,
         losses=int((changes < 0).sum()) if is_binary else None,
         num_examples=count,

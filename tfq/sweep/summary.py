@@ -5,7 +5,7 @@ import dataclasses
 
 from tfq.config.sweep import SweepBudgetConfig
 from tfq.evaluation.record import score_text
-from tfq.sweep.analysis import Group, front_of, groups_of
+from tfq.sweep.analysis import Group, front_of, groups_of, seed_pools
 from tfq.sweep.best import best_of
 from tfq.sweep.record import DONE, GroupRecord, Spread, SweepResult
 from tfq.text_table import aligned
@@ -42,6 +42,7 @@ def summarized(result: SweepResult) -> SweepResult:
         reference_groups=tuple(dataclasses.replace(group.record, is_reference=True) for group in reference_groups),
         fronts=fronts,
         best=best,
+        seed_spreads={split: pool.to_dict() for split, pool in seed_pools(result.points, result.references).items()},
     )
 
 
