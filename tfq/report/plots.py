@@ -228,6 +228,7 @@ def confusion_plots(record: Record) -> dict[str, Plot]:
 def _confusion(confusion: Record, label: str) -> tuple[str, str]:
     """Draw the matrix of the float model, that of the model, and their difference, as heat maps."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.colors import Normalize, PowerNorm
     from matplotlib.figure import Figure
 
     ours, theirs = confusion["matrix"], confusion.get("reference_matrix")
@@ -235,27 +236,59 @@ def _confusion(confusion: Record, label: str) -> tuple[str, str]:
     if theirs:
         pairs = zip(ours, theirs, strict=True)
         panels.append(("minus float", [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]))
-    figure = Figure(figsize=(_WIDE, _WIDE / len(panels) + 0.5), layout="constrained")
+    classes = [_short_class(name) for name in confusion["classes"]]
+    # Long names stand upright below the matrix, and need room.
+    longest = max(map(len, classes))
+    figure = Figure(figsize=(_WIDE, _WIDE / len(panels) + 0.5 + 0.07 * longest), layout="constrained")
     FigureCanvasSVG(figure)
-    classes = [plain(name) for name in confusion["classes"]]
     largest = max(1, *(value for _, matrix in panels[:2] for row in matrix for value in row))
-    step = max(1, len(classes) // 10)
-    for axes, (title, matrix) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        change = max(1, *(abs(value) for row in matrix for value in row))
-        limits = (-change, change) if title == "minus float" else (0, largest)
-        colors = "RdBu" if title == "minus float" else "viridis"
-        axes.pcolormesh(matrix, cmap=colors, vmin=limits[0], vmax=limits[1])
+    change = max(1, *(abs(value) for row in panels[-1][1] for value in row))
+    step = max(1, len(classes) // 12)
+    for place, (axes, (title, matrix)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)
+    ):
+        is_difference = title == "minus float"
+        # A square root, so that few confusions differ visibly from none next to a full diagonal.
+        norm = Normalize(-change, change) if is_difference else PowerNorm(0.5, 0, largest)
+        mesh = axes.pcolormesh(matrix, cmap="RdBu" if is_difference else "viridis", norm=norm)
         axes.set_title(title, fontsize=10)
         axes.set_aspect("equal")
         axes.invert_yaxis()
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_ticks([index + 0.5 for index in range(0, len(classes), step)], classes[::step], fontsize=7)
+        ticks = [index + 0.5 for index in range(0, len(classes), step)]
+        axes.xaxis.set_ticks(ticks, classes[::step], fontsize=7, rotation=90 if longest > 2 else 0)
+        # The panels have the same rows.
+        axes.yaxis.set_ticks(ticks, classes[::step] if place == 0 else [], fontsize=7)
+        axes.set_xlabel("predicted class", fontsize=8)
+        if place == 0:
+            axes.set_ylabel("label", fontsize=8)
         if len(classes) <= 12:
-            for row, values in enumerate(matrix):
-                for column, value in enumerate(values):
-                    if value:
-                        axes.text(column + 0.5, row + 0.5, f"{value:g}", ha="center", va="center", fontsize=5)
-    return svg_of(figure, f"Confusion matrix, {label}"), "Rows: labels. Columns: predicted classes. In examples."
+            _write_cells(axes, matrix, mesh)
+    caption = f"Rows: labels. Columns: predicted classes. In examples: dark blue is 0, yellow is {largest:,g}."
+    if theirs:
+        caption += f" Minus float: blue is more than the float model, up to {change:,g}, red is fewer."
+    return svg_of(figure, f"Confusion matrix, {label}"), caption
+
+
+def _short_class(name: Any) -> str:
+    text = plain(name)
+    return text if len(text) <= 14 else f"{text[:7]}…{text[-6:]}"
+
+
+def _write_cells(axes: Any, matrix: Sequence[Sequence[float]], mesh: Any) -> None:
+    """Write the numbers that are not 0 into their cells, black or white, whichever has more contrast."""
+    for row, values in enumerate(matrix):
+        for column, value in enumerate(values):
+            if value:
+                red, green, blue, _ = (_linear(part) for part in mesh.cmap(mesh.norm(value)))
+                is_light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179
+                color = "#000000" if is_light else "#ffffff"
+                text = f"{value:g}".replace("-", "−")
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=color)
+
+
+def _linear(part: float) -> float:
+    """Return a component of an sRGB color as light, as WCAG 2 defines it for contrast."""
+    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
 def _accuracy_by_size(models: Sequence[Reported], quantity: str) -> tuple[str, str]:
