@@ -29,6 +29,13 @@ def test_flags_reach_their_place_in_the_tree():
     assert config.conversion.scheme == "float32"
 
 
+def test_a_list_of_numbers_is_read_and_words_in_it_are_refused():
+    flag = "--robustness.input_range"
+    assert parsed(f"{flag}=-0.5,16", section="evaluation").evaluation.robustness.input_range == (-0.5, 16.0)
+    with refused(InputError, field="evaluation.robustness.input_range"):
+        parsed(f"{flag}=0,white", section="evaluation")
+
+
 def test_a_section_can_be_switched_off_by_its_name():
     assert parsed("--noprune", section="compression").compression.prune.enabled is False
     assert (

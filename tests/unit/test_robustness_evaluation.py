@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import refused
 
 import tfq
-from tfq import registry
+from tfq import evaluation, registry, workflows
 from tfq.errors import InputError
 from tfq.evaluation import requirements_of
 from tfq.evaluation.figure_readers import Measured
@@ -186,6 +187,24 @@ def test_images_of_unknown_range_are_an_error(brightest):
     )
     with pytest.raises(InputError, match="input_range"):
         inputs_of(split, tfq.RobustnessConfig())
+
+
+def test_a_run_refuses_data_that_cannot_be_corrupted_before_any_work(tmp_path, monkeypatch):
+    from tfq.workflows import run
+
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(run, "make_flatbuffers", lambda run: pytest.fail("the run has started"))
+    settings = tfq.EvaluationConfig(robustness=tfq.RobustnessConfig(enabled=True))
+    data = tfq.DataConfig(source="digits")
+    with refused(InputError, field="evaluation.robustness.input_range"):
+        run.run_recipe(tfq.RunConfig(model="digits_cnn", data=data, out=str(tmp_path), evaluation=settings))
+
+
+def test_an_evaluation_refuses_data_that_cannot_be_corrupted_before_any_work(data, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate_model", lambda *args, **rest: pytest.fail("the evaluation has started"))
+    settings = tfq.EvaluationConfig(robustness=tfq.RobustnessConfig(enabled=True))
+    with refused(InputError, field="evaluation.robustness.input_range"):
+        workflows.evaluate(MODELS["int8"].read_bytes(), tfq.RunConfig(evaluation=settings), test=data)
 
 
 def test_named_corruption_that_does_not_apply_is_an_error(data):

@@ -376,14 +376,16 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
 
 def _plain(setting: Setting, value: Any) -> Any:
     """Return the parsed value of a flag as the JSON value of its field."""
-    if isinstance(value, list) and int in get_args(setting.type):
+    for kind, word in ((int, "integers"), (float, "numbers")):
+        if not isinstance(value, list) or kind not in get_args(setting.type):
+            continue
         try:
-            return [int(item) for item in value]
+            return [kind(item) for item in value]
         except ValueError as error:
             raise InputError(
-                f"--{setting.flag}: expected integers separated by commas, got {','.join(value)!r}",
+                f"--{setting.flag}: expected {word} separated by commas, got {','.join(value)!r}",
                 field=".".join(setting.path),
-                expected="integers",
+                expected=word,
                 got=",".join(value),
             ) from error
     return value

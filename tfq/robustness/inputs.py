@@ -9,7 +9,7 @@ import numpy as np
 
 from tfq import registry
 from tfq.config import RobustnessConfig
-from tfq.data import AnySplit
+from tfq.data import AnySplit, as_split
 from tfq.errors import InputError, install_hint
 from tfq.evaluation.thumbnails import MIN_SIDE
 from tfq.robustness.corruption import Corruption, InputKind, Limits
@@ -162,6 +162,15 @@ def _why_not(corruption: Corruption, inputs: Inputs, config: RobustnessConfig) -
     if len(severities) > 1 and not set(severities) & set(config.severities):
         return f"it has no severity of {', '.join(map(str, config.severities))}"
     return corruption.refuses(inputs.shape, inputs.limits)
+
+
+def check_corruptions(data: AnySplit, config: RobustnessConfig) -> None:
+    """Check that corruptions apply to the data, before a long computation whose last part they are.
+
+    Raises:
+        InputError: As `inputs_of` and `chosen_corruptions`.
+    """
+    chosen_corruptions(inputs_of(as_split(data, limit=config.limit), config), config)
 
 
 def severities_of(corruption: Corruption, inputs: Inputs, config: RobustnessConfig) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from tfq.errors import InputError
 from tfq.evaluation import EvaluationRecord, PortabilityTable
 from tfq.evaluation.sharded import source_of
 from tfq.robustness import RobustnessRecord, evaluate_robustness
+from tfq.robustness.inputs import check_corruptions
 from tfq.workflows.distribution import on_executor
 from tfq.workflows.models import load_flatbuffer, load_split
 
@@ -104,6 +105,8 @@ def evaluate(
     reference = reference if named is None else named
     is_of_config = test is None
     test = test or load_split(config.data, "test", limit=settings.limit)
+    if settings.robustness.enabled:
+        check_corruptions(test, settings.robustness)
     with (
         progress.stage(f"evaluating {test.num_examples:,} examples on {place_of(settings.backend)}"),
         on_executor(config) as distribution,

@@ -16,6 +16,7 @@ from tfq.config import BenchmarkRequireConfig, ConversionConfig, ExportConfig, R
 from tfq.errors import BackendError, InputError, RequirementError, TfqError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
+from tfq.robustness.inputs import check_corruptions
 from tfq.store import StageResult, StageStore
 
 # The files of a stage. They do not contain the name of the model, which is not part of the key of a stage.
@@ -286,6 +287,8 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     _check(config)
     with artifacts.locked_directory(out), remembered_warnings() as messages:
         run = Run(config=config, out=out, store=StageStore(out, fresh=fresh), allow_code=allow_code)
+        if config.evaluation.robustness.enabled:
+            check_corruptions(run.test, config.evaluation.robustness)
         return _run_stages(run, messages)
 
 
