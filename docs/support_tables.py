@@ -284,6 +284,29 @@ def figures() -> str:
     return markdown_table(rows)
 
 
+def metrics() -> str:
+    """Return the table of metrics: what they accept, and how their intervals are computed."""
+    from tfq import registry
+    from tfq.evaluation.metric import Metric
+
+    examples = _test_module("metric_examples").EXAMPLES
+    better = {"higher": "higher", "lower": "lower", None: "-"}
+    rows = [("metric", "outputs", "labels", "better", "unit", "interval of a difference", "table")]
+    for metric in registry.entries(Metric).values():
+        outputs, labels = examples[metric.name]
+        interval = "bootstrap"
+        if metric.examples is not None:
+            is_right = metric.examples(metric.select(outputs), labels).dtype.kind == "b"
+            interval = "score" if is_right else "Student's t"
+        table = metric.table_of(metric.state_of(outputs, labels))
+        what = "-" if table is None else "by class" if table.classes else "bins of confidence"
+        contract, unit = metric.contract, metric.unit.replace("_", " ")
+        rows.append(
+            (f"`{metric.name}`", contract.outputs, contract.labels, better[metric.direction], unit, interval, what)
+        )
+    return markdown_table(rows)
+
+
 TABLES = {
     table.__name__: table
     for table in (
@@ -298,5 +321,6 @@ TABLES = {
         recurrent_ops,
         custom_ops,
         figures,
+        metrics,
     )
 }

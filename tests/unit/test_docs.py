@@ -2,16 +2,41 @@
 """Generated parts of the documentation agree with registries, tests, the commands' help and the public names."""
 
 import ast
+import dataclasses
 import importlib.util
 import re
 
+import numpy as np
 import pytest
+from golden_models import golden
 
 import tfq
 from tfq import registry
+from tfq.analysis import Explanation
+from tfq.analysis.explain import ExampleMaps
 from tfq.cli.main import COMMANDS
+from tfq.comparison.gate_result import FigureResult, GatedModel
+from tfq.comparison.metric_changes import MetricChange
+from tfq.evaluation import EvaluationRecord, MetricTable
+from tfq.evaluation.paired import PairedDifference
+from tfq.evaluation.per_example import Difference, ExampleResults, OutputResults
 from tfq.keras_bridge.loading import custom_objects
 from tfq.ptq.calibration import CalibrationMethod
+from tfq.robustness.record import ConditionScore, CorruptionScore, ModelRobustness, RobustnessRecord
+from tfq.sweep.record import (
+    Best,
+    Cost,
+    Front,
+    FrontMember,
+    GroupRecord,
+    OtherMetric,
+    OtherSpread,
+    PointRecord,
+    SplitScore,
+    Spread,
+    SweepResult,
+)
+from tfq.sweep.statistics import SeedDifference
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +163,43 @@ def test_every_unsupported_kind_of_input_is_documented_and_tested(root):
     assert len(rows) == len(set(rows)) and set(rows) == limits
     tests = "".join(path.read_text() for path in (root / "tests").rglob("*.py"))
     assert {limit for limit in limits if f'"{limit}"' not in tests} == set()
+
+
+# What the JSON values of records consist of; the page of records describes their fields.
+RECORDS = (
+    EvaluationRecord, PairedDifference, MetricTable, ExampleResults, OutputResults, RobustnessRecord, ModelRobustness,
+    CorruptionScore, ConditionScore, Explanation, ExampleMaps, SweepResult, PointRecord, SplitScore, OtherMetric,
+    OtherSpread, GroupRecord, Spread, Cost, Front, FrontMember, Best, SeedDifference, GatedModel, FigureResult,
+    MetricChange, Difference,
+)  # fmt: skip
+# Percentiles, means and spreads of latencies are `latency_*_ms`.
+LATENCY = re.compile(r"latency_\w+_ms")
+
+
+def undocumented(names, page):
+    documented = {part for code in re.findall(r"`([^`]+)`", page) for part in re.findall(r"\w+", code)}
+    return {name for name in names if name not in documented and not LATENCY.fullmatch(name)}
+
+
+def test_every_field_of_evaluations_comparisons_and_sweeps_is_documented(root):
+    page = (root / "docs" / "records.md").read_text()
+    names = {field.name for record in RECORDS for field in dataclasses.fields(record)}
+    assert undocumented(names, page) == set()
+
+
+def test_every_key_of_a_real_evaluation_is_documented(root):
+    digits = np.random.default_rng(0).integers(0, 16, (40, 8, 8, 1)).astype(np.float32)
+    config = tfq.EvaluationConfig(num_runs=0, metric=("f1", "nll"))
+    data = (digits, np.arange(40) % 10)
+    record = tfq.evaluate(golden("digits_int8"), data, config, reference=golden("digits_float32")).to_dict()
+    (output,) = record["outputs"]
+    facts = record["metrics"]["f1"]
+    confusion, differing = record["classes"]["confusion"], record["differing_examples"]
+    parts = (record, facts, facts["table"], facts["difference"], record["classes"], confusion, *confusion["pairs"][:1])
+    parts += (output, differing, *differing["examples"][:1], record["per_example"])
+    page = (root / "docs" / "records.md").read_text()
+    assert undocumented({key for part in parts for key in part}, page) == set()
+
+
+def test_a_field_that_is_not_documented_is_named():
+    assert undocumented({"value", "other", "latency_p50_ms"}, "- `value`, or null") == {"other"}

@@ -150,3 +150,37 @@ def test_instructions_are_shown_once_with_their_backend():
         group["costs"]["instructions qemu:cortex-a53"] = group["costs"]["instructions"]
     columns = table(record, "result", "groups").columns
     assert "instructions on qemu:cortex-a53" in columns and "instructions" not in columns
+
+
+def test_comparisons_without_an_interval_are_named_with_their_reason():
+    record = sweep_record()
+    missing = {"low": None, "high": None, "reason": "ECE has no draws", "is_noise": None}
+    record["groups"][2]["differences"]["test"] |= missing
+    record["best"]["against"]["pruned80/int8"] |= missing
+    record["best"]["without_interval"] = {"pruned80/int8": "ECE has no draws"}
+    record["fronts"][0]["members"][2]["without_interval"] = {"pruned80/int8": "ECE has no draws"}
+    record["fronts"][0]["possible"]["dense/int4"]["difference"] |= missing
+    name = record["groups"][2]["group"]
+    assert row(record, name)["minus reference, test (95% interval)"].endswith("(no interval)")
+    notes = table(record, "result", "groups").notes
+    assert f"No interval of the difference from the reference: {name}: ECE has no draws" in notes
+    against = table(record, "budget", "against")
+    assert [cells[-1] for cells in against.rows] == [
+        "within noise",
+        "not known",
+    ] and "ECE has no draws" in against.notes[0]
+    notes = table(record, "fronts", front_key("gzip_bytes")).notes
+    assert "No interval of the difference of pruned50/int8 from: pruned80/int8: ECE has no draws" in notes
+    assert any(note.startswith("it is not known whether dense/int4 is within noise") for note in notes)
+    answers = {check.key: check.answer for check in KINDS["sweep"].verdict(record).checks}
+    assert "no interval" in answers["unpaired"]
+
+
+def test_scores_that_are_not_fractions_have_four_decimals():
+    record = sweep_record()
+    for point in record["points"]:
+        for score in point["scores"].values():
+            score |= {"metric": "mean_iou", "unit": "score"}
+    cells = row(record, "pruned50/int8")
+    assert cells["mean_iou, test"].endswith("± 0.0020")
+    assert cells["minus reference, test (95% interval)"] == "−0.0090 (−0.0150 to −0.0030)"

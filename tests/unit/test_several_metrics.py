@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from golden_models import golden
 from messages import refused
+from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix, f1_score
 
@@ -14,6 +15,7 @@ from tfq.config import EvaluationConfig, RequireConfig
 from tfq.errors import InputError
 from tfq.evaluation import as_metric, check_metric, evaluate_model, missed_requirements
 from tfq.evaluation.class_differences import MAX_CONFUSED, confusion_of
+from tfq.evaluation.metric import Metric
 from tfq.evaluation.metric_scores import Scored, score_metrics
 from tfq.evaluation.per_example import MAX_BYTES, ExampleResults, OutputResults
 from tfq.report.page import page_of
@@ -89,3 +91,31 @@ def test_results_larger_than_the_cap_leave_out_outputs_and_keep_metrics():
     assert len(json.dumps(results)) < MAX_BYTES + 1000
     assert "1,000,000 bytes" in results["left_out"]
     assert set(ExampleResults.from_dict(results).scores) == {"top1"}
+
+
+def test_the_interval_of_a_mean_is_students_or_wilsons():
+    labels = RNG.integers(0, 4, 60)
+    outputs = (RNG.normal(size=(60, 4)) + np.eye(4)[labels]).astype(np.float32)
+    right = Metric(
+        name="right", help="", direction="higher", update=lambda state, outputs, labels: {}, finish=lambda state: 0.5,
+        examples=lambda outputs, labels: outputs[0].argmax(axis=1) == labels,
+    )  # fmt: skip
+    losses, own, top1 = score_metrics(
+        [
+            Scored(metric=metric, outputs=(outputs,), labels=labels)
+            for metric in (as_metric("nll"), right, as_metric("top1"))
+        ]
+    )
+    expected = stats.ttest_1samp(losses.scores, 0).confidence_interval(0.95)
+    assert losses.interval == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert own.interval == top1.interval is not None
+
+
+def test_a_record_says_which_metrics_cannot_be_paired_and_why():
+    labels = RNG.integers(0, 10, 30)
+    data = (RNG.normal(size=(30, 8, 8, 1)).astype(np.float32), labels)
+    largest = Metric.from_function(lambda outputs, labels: outputs.max(), name="largest", direction="higher")
+    config = EvaluationConfig(num_runs=0)
+    record = evaluate_model(golden("digits_int8"), data, config, metric=[largest, "f1"])
+    results = ExampleResults.from_dict(record.per_example)
+    assert set(results.replicates) == {"f1"} and "declares neither" in results.unpaired["largest"]

@@ -3,10 +3,13 @@
 
 import dataclasses
 
+import metric_examples
 import numpy as np
 import pytest
 
 from tfq.config import SweepBudgetConfig
+from tfq.evaluation import as_metric
+from tfq.evaluation.metric_scores import Scored, score_metrics
 from tfq.evaluation.per_example import packed
 from tfq.sweep import best_of, front_of, groups_of, pareto_front
 from tfq.sweep.analysis import missed_bounds, seed_pools
@@ -32,6 +35,27 @@ def point(group, seed, correct, costs, reference=None, **changes):
         "costs": {name: Cost(value=value, how="measured") for name, value in zip(COSTS, costs, strict=False)},
     }  # fmt: skip
     return PointRecord(**{**values, **changes})
+
+
+def measured(metric, values, replicates, **changes):
+    """Return the score of a metric that is not a mean over 120 examples."""
+    packed_draws = None if replicates is None else packed(np.asarray(replicates, np.float32))
+    return score(
+        np.ones(120, bool),
+        metric=metric,
+        unit="score",
+        value=values,
+        per_example=None,
+        replicates=packed_draws,
+        **changes,
+    )
+
+
+def resampled_point(group, seed, value, noise, costs, **changes):
+    """Return a point whose metric varies by `noise` over the draws of a bootstrap."""
+    draws = value + noise * np.random.default_rng(0).normal(size=1000)
+    scores = {split: measured("mean_iou", value, draws) for split in ("val", "test")}
+    return point(group, seed, np.ones(120, bool), costs, scores=scores, **changes)
 
 
 def random_sweep(seed, num_groups=9, num_seeds=2, count=200):
@@ -275,3 +299,85 @@ def test_a_bound_on_a_cost_that_was_not_measured_is_missed():
     (group,) = groups_of([point("g", 0, np.ones(10, bool), (1000,))])
     missed = missed_bounds(group, {"max_instructions": 10.0}, "val", lambda group: None)
     assert len(missed) == 1 and "instructions" in missed[0]
+
+
+def best(points):
+    return best_of(
+        groups_of(points), SweepBudgetConfig(), chosen_on="val", reported_on="test", references={}, points=points
+    )
+
+
+@pytest.mark.parametrize("name", ["mean_iou", "coco_map", "roc_auc", "ece", "f1", "rmse"])
+def test_a_metric_that_is_not_a_mean_has_the_interval_of_the_evaluation(name, tmp_path):
+    metric = as_metric(name)
+    outputs, labels = metric_examples.EXAMPLES[name]
+    other = tuple(np.roll(output, 1, axis=0) if index == 0 else output for index, output in enumerate(outputs))
+    if name in ("mean_iou", "roc_auc"):
+        other = (outputs[0].copy(),)
+        other[0][:20] = other[0][20:40]
+    (expected,) = score_metrics([Scored(metric=metric, outputs=other, labels=labels, reference=(outputs, labels))])
+    (base,) = score_metrics([Scored(metric=metric, outputs=outputs, labels=labels)])
+    points = [
+        point(
+            group, 0, np.ones(5, bool), (1000,), reference=None if group == "a" else "a/seed0",
+            scores={"test": dataclasses.replace(
+                measured(name, each.value, each.replicates, direction=metric.direction), num_examples=len(labels)
+            )},
+        )
+        for group, each in (("a", base), ("b", expected))
+    ]  # fmt: skip
+    (_, group) = groups_of(points)
+    difference = group.record.differences["test"]
+    assert difference["difference"] == pytest.approx(expected.difference.difference)
+    ends = (expected.difference.low, expected.difference.high)
+    assert (difference["low"], difference["high"]) == pytest.approx(ends, abs=1e-6)
+    assert difference["method"] == "bootstrap" and difference["difference"] != 0
+
+
+def test_metrics_that_are_not_means_have_fronts_and_a_best_group_with_intervals():
+    points = [
+        each
+        for seed in (0, 1)
+        for each in (
+            resampled_point("small", seed, 0.60 + 0.001 * seed, 0.03, (1000,)),
+            resampled_point("twin", seed, 0.6001 + 0.001 * seed, 0.0301, (2000,)),
+            resampled_point("large", seed, 0.70 + 0.001 * seed, 0.031, (3000,)),
+        )
+    ]
+    front = front_of(groups_of(points), "model_bytes", "val")
+    large = front.members[-1]
+    assert large.group == "large" and large.within_noise == () and large.gain["low"] > 0
+    assert front.members[1].within_noise == ("small",)
+    chosen = best(points)
+    assert chosen.group == "large" and chosen.without_interval == {} and "more than noise" in chosen.sentence
+    assert chosen.against["small"]["low"] > 0 and chosen.against["small"]["comparisons"] == 2
+
+
+def test_a_comparison_without_an_interval_is_named_and_is_not_called_noise():
+    points = [
+        resampled_point("good", 0, 0.70, 0.03, (3000,)),
+        resampled_point("bad", 0, 0.60, 0.0301, (2000,)),
+        point(
+            "unpaired", 0, np.ones(5, bool), (1000,),
+            scores={split: measured("mean_iou", 0.65, None, unpaired_reason="it would take too long")
+                    for split in ("val", "test")},
+        ),
+    ]  # fmt: skip
+    chosen = best(points)
+    assert chosen.group == "good" and chosen.indistinguishable == () and chosen.cheapest == "unpaired"
+    assert chosen.without_interval == {"unpaired": "it would take too long"}
+    assert chosen.against["unpaired"]["difference"] == pytest.approx(0.05)
+    assert chosen.against["unpaired"]["low"] is None
+    assert "not known" in chosen.sentence and "unpaired" in chosen.sentence and "take too long" in chosen.sentence
+    front = front_of(groups_of(points), "model_bytes", "val")
+    assert front.members[-1].without_interval == {"unpaired": "it would take too long"}
+    alone = best(points[1:])
+    assert alone.group == "unpaired" and "only other group" in alone.sentence
+
+
+def test_points_with_other_numbers_of_examples_have_no_interval():
+    first = resampled_point("a", 0, 0.70, 0.03, (3000,))
+    second = resampled_point("b", 0, 0.60, 0.03, (2000,))
+    scores = {split: dataclasses.replace(item, num_examples=130) for split, item in second.scores.items()}
+    chosen = best([first, dataclasses.replace(second, scores=scores)])
+    assert "different numbers of examples" in chosen.without_interval["b"]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervals over examples and seeds, compared with SciPy, least squares and simulations."""
 
+import math
+
 import numpy as np
 import pytest
 from messages import refused
 from scipy import stats
 
 from tfq.errors import InputError
-from tfq.sweep.statistics import SeedSpread, pooled_seed_std, seed_difference, t_quantile
+from tfq.evaluation.paired import resampled_weights
+from tfq.sweep.statistics import SeedSpread, pooled_seed_std, resampled_difference, seed_difference, t_quantile
 
 
 @pytest.mark.parametrize("probability", [0.6, 0.975, 0.9985, 0.99995])
@@ -99,3 +102,100 @@ def test_a_few_examples_have_no_interval():
 def test_different_examples_are_refused():
     with refused(InputError, field="scores"):
         seed_difference([np.ones(3, bool)], [np.ones(4, bool)])
+
+
+DRAWS = np.stack(list(resampled_weights(120)))
+
+
+def rmse_of_draws(errors):
+    """Return the root mean squared error of (n,) errors, and its values for all draws."""
+    return math.sqrt(np.mean(errors**2)), np.sqrt(DRAWS @ errors**2 / len(errors))
+
+
+def resampled(pairs, **settings):
+    """Return the difference of (new, base) errors of each seed."""
+    new, base = ([rmse_of_draws(errors) for errors in group] for group in zip(*pairs, strict=True))
+    values, replicates = zip(*new, strict=True)
+    base_values, base_replicates = zip(*base, strict=True)
+    return resampled_difference(values, base_values, replicates, base_replicates, 120, **settings)
+
+
+def test_one_seed_and_one_comparison_have_the_percentiles_of_the_bootstrap():
+    rng = np.random.default_rng(4)
+    new, base = rng.normal(size=120) * 1.3, rng.normal(size=120)
+    result = resampled([(new, base)])
+    (own, draws), (other, other_draws) = rmse_of_draws(new), rmse_of_draws(base)
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(draws - other_draws, (0.025, 0.975))))
+    assert result.difference == pytest.approx(own - other) and result.method == "bootstrap"
+
+
+def test_the_bootstrap_of_a_difference_is_about_that_of_scipy():
+    rng = np.random.default_rng(5)
+    new, base = rng.normal(size=120) * 1.3, rng.normal(size=120)
+
+    def statistic(one, other, axis):
+        return np.sqrt(np.mean(one**2, axis=axis)) - np.sqrt(np.mean(other**2, axis=axis))
+
+    expected = stats.bootstrap(
+        (new, base), statistic, paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=rng
+    ).confidence_interval
+    result = resampled([(new, base)])
+    width = expected.high - expected.low
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=0.08 * width)
+
+
+def test_bootstrap_and_t_agree_for_a_mean_over_examples_and_seeds():
+    rng = np.random.default_rng(6)
+    new, base = (rng.normal(size=(3, 120)) + shift for shift in ([[0.2], [0.4], [0.3]], 0))
+    draws = [[DRAWS @ scores / 120 for scores in group] for group in (new, base)]
+    result = resampled_difference(new.mean(axis=1), base.mean(axis=1), *draws, 120, comparisons=4)
+    expected = seed_difference(list(new), list(base), comparisons=4)
+    assert result.difference == pytest.approx(expected.difference)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), rel=0.08)
+    assert result.std_over_seeds == pytest.approx(expected.std_over_seeds)
+
+
+def test_more_comparisons_widen_each_half_by_the_ratio_of_quantiles():
+    rng = np.random.default_rng(7)
+    pair = rng.exponential(size=120) * 2, rng.normal(size=120)
+    plain, many = resampled([pair]), resampled([pair], comparisons=10)
+    ratio = stats.t.ppf(1 - 0.0025, 119) / stats.t.ppf(0.975, 119)
+    assert many.high - many.difference == pytest.approx(ratio * (plain.high - plain.difference))
+    assert many.difference - many.low == pytest.approx(ratio * (plain.difference - plain.low))
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_std", "least"), [(1, 0.0, 0.91), (3, 0.1, 0.9)])
+def test_bootstrap_intervals_contain_the_true_difference_about_as_often_as_they_say(num_seeds, seed_std, least):
+    rng, hits = np.random.default_rng(8), 0
+    for _ in range(200):
+        scales = 1.2 + rng.normal(scale=seed_std, size=num_seeds)
+        common = rng.normal(size=120)
+        pairs = [
+            (scale * (common + 0.3 * rng.normal(size=120)), common + 0.3 * rng.normal(size=120)) for scale in scales
+        ]
+        result = resampled(pairs)
+        hits += result.low <= 0.2 * math.sqrt(1.09) <= result.high
+    assert hits / 200 >= least
+
+
+def test_seeds_that_differ_widen_the_interval_of_a_bootstrap():
+    rng = np.random.default_rng(9)
+    base = rng.normal(size=120)
+    alike = [(1.2 * base, base)] * 2
+    different = [(1.1 * base, base), (1.3 * base, base)]
+    narrow, wide = resampled(alike), resampled(different)
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    pooled = resampled(alike, pooled=SeedSpread(std=0.3, freedom=8))
+    assert pooled.high - pooled.low > 2 * stats.t.ppf(0.975, 8) * 0.3 / np.sqrt(2) * 0.95
+
+
+def test_a_metric_that_is_undefined_for_many_draws_has_no_interval():
+    nothing = np.where(np.arange(1000) < 100, np.nan, 1.0)
+    result = resampled_difference([1.0], [0.5], [nothing], [np.ones(1000)], 120)
+    assert result.low is None and result.is_noise is None and "100 of 1,000" in result.reason
+    assert (result.difference, result.method) == (0.5, "none")
+
+
+def test_replicates_of_other_draws_are_refused():
+    with refused(InputError, field="replicates"):
+        resampled_difference([1.0], [1.0], [np.ones(1000)], [np.ones(999)], 120)

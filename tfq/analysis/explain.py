@@ -26,13 +26,15 @@ from tfq.artifacts import content_of
 from tfq.config import ExplainConfig
 from tfq.data import Split, as_split
 from tfq.errors import InputError
+from tfq.evaluation.class_names import class_names_by_output, names_of_output
 from tfq.evaluation.inputs import scale_of
+from tfq.evaluation.metric import class_name
 from tfq.evaluation.paired import percentile_interval, replicates
 from tfq.evaluation.reference import matched_outputs, reference_outputs
 from tfq.evaluation.thumbnails import brightness, png, why_no_picture
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.quant_math import dequantize, quantize
-from tfq.text_table import aligned
+from tfq.text_table import aligned, shown
 from tfq.typing import Data, PathOrBytes
 
 # Occluded inputs in memory at a time.
@@ -57,6 +59,7 @@ class ExampleMaps:
     Attributes:
         index: The place of the example in the data.
         target: The index, in the flattened output, of the value whose score was observed.
+        target_name: The name of this class, if the data source or the file has names of the output's values; or None.
         float_score: That value of the float model on the whole input.
         int8_score: That of the int8 model.
         correlation: Spearman's rank correlation of the float and the int8 map; None if one of them is constant.
@@ -86,6 +89,7 @@ class ExampleMaps:
     float_map: list[object] | None = None
     int8_map: list[object] | None = None
     picture: str | None = None
+    target_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class Explanation(NotebookRecord):
         return columns, [
             [
                 str(item.index),
-                str(item.target),
+                str(item.target) if item.target_name is None else shown(item.target_name),
                 f"{item.float_score:.4g}",
                 f"{item.int8_score:.4g}",
                 _number(item.correlation),
@@ -240,7 +244,13 @@ def explain(
     output = _observed_output(parsed, config)
     with progress.stage(f"hiding {grid.num_parts} parts of {split.num_examples} examples"):
         maps = _scores(quantized, floating, split, name, grid, fill, output, config)
-    return _explanation(maps, inputs, grid, parsed, output, config)
+    result = _explanation(maps, inputs, grid, parsed, output, config)
+    names = names_of_output(class_names_by_output(quantized, split), (output,))
+    if len(names) != int(np.prod(parsed.main_subgraph.output_tensors[output].shape[1:])):
+        # The values of the output are not one for each class.
+        return result
+    named = [dataclasses.replace(item, target_name=class_name(item.target, names)) for item in result.examples]
+    return dataclasses.replace(result, examples=tuple(named))
 
 
 def _in_memory(data: Data, limit: int) -> Split:

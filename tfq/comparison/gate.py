@@ -8,6 +8,7 @@ from typing import Any
 from tfq.comparison.gate_changes import Change, changes_of, same_examples, unchecked
 from tfq.comparison.gate_inputs import models_of
 from tfq.comparison.gate_result import FAILURES, FigureResult, Gate, GatedModel, Status
+from tfq.comparison.metric_changes import metric_changes
 from tfq.config import ComparisonConfig
 from tfq.errors import InputError, RequirementError, TfqError
 from tfq.evaluation.figure_readers import Measured, Reading
@@ -184,6 +185,7 @@ def _gated(
         name=name,
         file=new.file,
         figures=tuple(explained),
+        metrics=metric_changes(new, old, same_examples=is_same),
         changes=tuple(changes),
         same_examples=is_same,
         layer_errors=layer_errors,

@@ -15,6 +15,7 @@ from tfq.comparison.gate_result import (
     sentence,
     tolerance_text,
 )
+from tfq.comparison.metric_changes import metric_lines
 from tfq.text_table import aligned
 
 # Statuses of figures that did not change, which the Markdown summary leaves out.
@@ -35,6 +36,7 @@ def to_text(gate: Gate) -> str:
             lines += aligned(rows, left=1)
         lines += _ungated_lines(model)
         lines += _pairing_note(model)
+        lines += metric_lines(model.metrics, "baseline", "new")
         lines += _change_lines(model)
         lines.append("")
     lines += [f"{name} is not in the baseline" for name in gate.new_models]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tfq.comparison.gate_changes import Change
+from tfq.comparison.metric_changes import MetricChange
 from tfq.evaluation.per_example import Difference
 from tfq.notebook import NotebookRecord, NotebookTable
 
@@ -68,6 +69,7 @@ class GatedModel:
         name: Its name in the baseline.
         file: The path or name of the new file.
         figures: All figures of both records.
+        metrics: Every metric of the evaluations that both records have; the verdicts are those of `figures`.
         changes: What else changed.
         same_examples: Whether both records evaluated the same examples, so that intervals are paired.
         layer_errors: The error of each layer of both files, if the files were at hand.
@@ -78,6 +80,7 @@ class GatedModel:
     name: str
     file: str
     figures: tuple[FigureResult, ...]
+    metrics: tuple[MetricChange, ...] = ()
     changes: tuple[Change, ...] = ()
     same_examples: bool = False
     layer_errors: tuple[dict[str, Any], ...] = ()
@@ -93,6 +96,7 @@ class GatedModel:
             "unchecked": dict(self.unchecked),
             "same_examples": self.same_examples,
             "figures": [item.to_dict() for item in self.figures],
+            "metrics": [item.to_dict() for item in self.metrics],
             "changes": [item.to_dict() for item in self.changes],
             "layer_errors": list(self.layer_errors),
         }

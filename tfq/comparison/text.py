@@ -6,9 +6,10 @@ from typing import Any
 
 from tfq.comparison.change import FORMAL_PARTS, PARTS, Change, shortened
 from tfq.comparison.constants import ConstantDifference
+from tfq.comparison.metric_changes import changes_from_reference, metric_lines
 from tfq.comparison.record import ComparisonRecord
 from tfq.evaluation import EvaluationRecord
-from tfq.evaluation.record import score_text
+from tfq.evaluation.metric_text import score_text
 from tfq.text_table import aligned, listed
 
 _MOST_ROWS, _MOST_PLACES, _LONGEST_VALUE, _LONGEST_LABEL, _CONTEXT = 12, 3, 48, 44, 12
@@ -201,8 +202,5 @@ def outputs_text(evaluation: EvaluationRecord) -> str:
         for output in evaluation.outputs
     ]
     lines = _table(title, ("output", "SQNR dB", "agreement", "missing because"), rows, left=1)
-    if evaluation.accuracy is not None:
-        unit = str(evaluation.metrics.get(evaluation.metric, {}).get("unit", "none"))
-        values = [score_text(unit, value) or DASH for value in (evaluation.reference_accuracy, evaluation.accuracy)]
-        lines.append(f"  {evaluation.metric}: A {values[0]}, B {values[1]}")
+    lines += metric_lines(changes_from_reference(evaluation.to_dict()), "A", "B")
     return "\n".join(lines)

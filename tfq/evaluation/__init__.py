@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         as_metrics,
         concatenate_states,
     )
+    from tfq.evaluation.metric_text import score_text
     from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, top1, topk
     from tfq.evaluation.output_scores import score_outputs
     from tfq.evaluation.paired import latency_percentiles, latency_statistics
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from tfq.evaluation.portability_record import BackendRow, PortabilityTable
     from tfq.evaluation.probability_metrics import expected_calibration_error, negative_log_likelihood
     from tfq.evaluation.ranking_metrics import average_precision, roc_auc
-    from tfq.evaluation.record import EvaluationRecord, score_text
+    from tfq.evaluation.record import EvaluationRecord
     from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
     from tfq.evaluation.requirements import (
         check_requirements,

@@ -18,6 +18,7 @@ from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs, labels_of_output
 from tfq.errors import warn
 from tfq.evaluation.class_differences import class_figures, differing_examples
+from tfq.evaluation.class_names import class_names_by_output, names_of_output
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.costs import check_computes_outputs
 from tfq.evaluation.inputs import decode_outputs
@@ -154,16 +155,11 @@ def assess_model(
         return _without_outputs(_costs(model, data, config, chosen, result), result)
     outputs, names = decode_outputs(parsed, result.outputs), parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
-    rebuilds_input = reconstructs(parsed)
-    class_outputs = tuple(
-        is_class_vector(parsed.main_subgraph, index, values)
-        for index, values in zip(parsed.main_subgraph.outputs, outputs if expected is None else expected, strict=True)
-    )
-    choice, by_output = _choose(chosen, data, names, outputs, expected, class_outputs, config, rebuilds_input)
-
-    scores = compute_scores(
-        outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs, names=names
-    )
+    rebuilds_input, class_names = reconstructs(parsed), class_names_by_output(model, data)
+    class_outputs = _class_outputs(parsed, outputs if expected is None else expected)
+    facts = (class_outputs, rebuilds_input, class_names)
+    choice, by_output = _choose(chosen, data, names, outputs, expected, config, *facts)
+    scores = _compute(choice, data, names, outputs, expected, *facts)
     noise = _noise(names, outputs, expected, scores.pop("outputs"), by_output)
     warnings = [*_data_warnings(parsed, data, config), *_preprocessing_warnings(model, preprocessing), *feed.warnings]
     warnings += _output_warnings(names, outputs, choice, result, config, has_labels=any(by_output))
@@ -181,12 +177,42 @@ def assess_model(
     )
     predictions = Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=rebuilds_input, names=names)
     is_scored, limit = record.accuracy is not None, config.differing_examples
+    known = (choice, class_outputs, is_scored)
+    return Assessment(
+        record=record,
+        result=result,
+        class_details=functools.partial(_class_details, predictions, expected, data, *known, limit, class_names),
+        agreement_with=lambda others: agreement_of(predictions, others, *known[:2], is_scored=is_scored),
+    )
 
-    def agreement_with(others: Sequence[NDArray]) -> tuple[float | None, str | None]:
-        return agreement_of(predictions, others, choice, class_outputs, is_scored=is_scored)
 
-    details = functools.partial(_class_details, predictions, expected, data, choice, class_outputs, is_scored, limit)
-    return Assessment(record=record, result=result, class_details=details, agreement_with=agreement_with)
+def _compute(
+    choice: Choice,
+    data: AnySplit,
+    names: Sequence[str],
+    outputs: tuple[NDArray, ...],
+    expected: Sequence[NDArray] | None,
+    class_outputs: Sequence[bool],
+    rebuilds_input: bool,
+    class_names: Sequence[Sequence[str]],
+) -> dict[str, Any]:
+    """Return the fields of an EvaluationRecord about accuracy and agreement; see `compute_scores`."""
+    return compute_scores(
+        outputs,
+        expected,
+        data,
+        choice,
+        reconstructs=rebuilds_input,
+        class_outputs=class_outputs,
+        names=names,
+        class_names=class_names,
+    )
+
+
+def _class_outputs(model: tflite.Model, outputs: Sequence[NDArray]) -> tuple[bool, ...]:
+    """Return for each output whether it predicts a class."""
+    graph = model.main_subgraph
+    return tuple(is_class_vector(graph, index, values) for index, values in zip(graph.outputs, outputs, strict=True))
 
 
 def _without_outputs(record: EvaluationRecord, result: BackendResult) -> Assessment:
@@ -209,6 +235,7 @@ def _class_details(
     class_outputs: Sequence[bool],
     is_scored: bool,
     limit: int,
+    class_names: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """Return the fields of an EvaluationRecord about single classes and examples.
 
@@ -225,13 +252,14 @@ def _class_details(
         return {"classes_reason": reasons[first], "differing_examples_reason": reasons[first]}
     labels = None if predictions.labels is None else labels_of_output(predictions.labels, predictions.names[output])
     values, others = predictions.outputs[output], None if expected is None else expected[output]
-    classes, classes_reason = class_figures(values, others, labels, data.class_names)
+    own_names = names_of_output(class_names, (output,))
+    classes, classes_reason = class_figures(values, others, labels, own_names)
     differing: dict[str, Any] | None = None
     reason: str | None = NO_REFERENCE
     if others is not None:
         truth = labels if classes is not None else None
         off = "evaluation.differing_examples is 0"
-        differing, reason = differing_examples(values, others, truth, data, limit) if limit else (None, off)
+        differing, reason = differing_examples(values, others, truth, data, limit, own_names) if limit else (None, off)
     return {
         "classes": classes,
         "classes_reason": classes_reason,
@@ -256,9 +284,10 @@ def _choose(
     names: tuple[str, ...],
     outputs: tuple[NDArray, ...],
     expected: Sequence[NDArray] | None,
-    class_outputs: Sequence[bool],
     config: EvaluationConfig,
+    class_outputs: Sequence[bool],
     rebuilds_input: bool,
+    class_names: Sequence[Sequence[str]],
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return the metric of the record, and for each output its scores with separate labels; {} without such labels.
 
@@ -270,7 +299,7 @@ def _choose(
         return choice, [{} for _ in names]
     metrics = metrics_of_outputs(config.output_metrics, names)
     choice, metrics = choose_for_labels(labels, names, outputs, metrics, chosen, config.output)
-    return choice, scores_of_outputs(metrics, labels, names, outputs, expected)
+    return choice, scores_of_outputs(metrics, labels, names, outputs, expected, class_names)
 
 
 def _costs(

@@ -70,4 +70,5 @@ def class_table(counts: State) -> MetricTable:
         columns=COLUMNS,
         values=np.stack([figures[name][rows] for name in COLUMNS], axis=1),
         counts=("support", "predicted"),
+        classes=tuple(map(int, rows)),
     )

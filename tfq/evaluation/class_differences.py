@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a model and its reference predict different classes: figures of each class, and single examples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from tfq.data import AnySplit, Split
 from tfq.errors import InputError
 from tfq.evaluation.classes import predicted
+from tfq.evaluation.metric import class_name
 from tfq.evaluation.metrics import checked_labels, is_probability
 from tfq.evaluation.thumbnails import thumbnails, why_no_picture
 
@@ -60,11 +62,11 @@ def class_figures(
     correct = [np.bincount(places[answer == truth], minlength=len(classes)).tolist() for answer in answers]
     return {
         "class": classes.tolist(),
-        "name": [_name(int(number), names) for number in classes] if names else None,
+        "name": [class_name(int(number), names) for number in classes] if names else None,
         "examples": examples.tolist(),
         "correct": correct[0],
         "reference_correct": correct[1] if len(correct) > 1 else None,
-        "confusion": confusion_of(truth, *answers),
+        "confusion": confusion_of(truth, answers[0], answers[1] if len(answers) > 1 else None, names),
     }, None
 
 
@@ -74,19 +76,23 @@ _MOST_PAIRS = 30
 
 
 def confusion_of(
-    truth: NDArray[np.int64], answer: NDArray[np.int64], reference: NDArray[np.int64] | None = None
+    truth: NDArray[np.int64],
+    answer: NDArray[np.int64],
+    reference: NDArray[np.int64] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return a confusion matrix as JSON values.
 
-    `classes` are those that occur, `matrix` has a row for each label and a column for each prediction, in numbers of
-    examples, and `reference_matrix` is that of the reference (null without one). For more than `MAX_CONFUSED` classes
-    both are null for a `reason`. `pairs` are the most frequent confusions, by the examples of the model: `label`,
-    `class`, `count` and `reference_count`.
+    `classes` are those that occur, and `names` their names (null without names). `matrix` has a row for each label and
+    a column for each prediction, in numbers of examples, and `reference_matrix` is that of the reference (null without
+    one). For more than `MAX_CONFUSED` classes both are null for a `reason`. `pairs` are the most frequent confusions,
+    by the examples of the model: `label`, `class`, `count` and `reference_count`.
 
     Args:
         truth: (n,) the labels.
         answer: (n,) the classes that the model predicts.
         reference: (n,) those of the reference.
+        names: The names of class 0, 1, ...; may be empty.
     """
     answers = [answer, *([] if reference is None else [reference])]
     classes = np.unique(np.concatenate([truth, *answers]))
@@ -98,6 +104,7 @@ def confusion_of(
     order = np.lexsort((wrong, -counts))[:_MOST_PAIRS]
     return {
         "classes": classes.tolist(),
+        "names": [class_name(int(number), names) for number in classes] if names else None,
         "matrix": matrices[0] if matrices else None,
         "reference_matrix": matrices[1] if len(matrices) > 1 else None,
         "reason": None if is_small else f"{size:,} classes; a matrix is kept for up to {MAX_CONFUSED}",
@@ -114,7 +121,12 @@ def confusion_of(
 
 
 def differing_examples(
-    values: NDArray, expected: NDArray, labels: NDArray | None, data: AnySplit, limit: int
+    values: NDArray,
+    expected: NDArray,
+    labels: NDArray | None,
+    data: AnySplit,
+    limit: int,
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Return examples for which the model and its reference predict different classes; or None and the reason.
 
@@ -129,6 +141,7 @@ def differing_examples(
         labels: The n labels of this output; None if there are none, or if they are not classes.
         data: The examples.
         limit: The largest number of examples.
+        names: The names of class 0, 1, ...; None for those of `data`.
     """
     try:
         answer, reference = classes_of(values), classes_of(expected)
@@ -142,7 +155,7 @@ def differing_examples(
     different = different[np.lexsort((different, -change[different], ~lost[different]))]
     chosen = different[:limit]
     pictures, picture_reason = _pictures(data, chosen)
-    names = data.class_names
+    names = data.class_names if names is None else names
     return {
         "count": len(different),
         "order": _ORDER,
@@ -155,7 +168,9 @@ def differing_examples(
                 "score": _number(scores[index]),
                 "reference_class": int(reference[index]),
                 "reference_score": _number(reference_scores[index]),
-                "names": {str(number): _name(number, names) for number in _classes(index, truth, answer, reference)}
+                "names": {
+                    str(number): class_name(number, names) for number in _classes(index, truth, answer, reference)
+                }
                 if names
                 else {},
                 "picture": picture,
@@ -167,10 +182,6 @@ def differing_examples(
 
 def _classes(index: int, *arrays: NDArray | None) -> list[int]:
     return sorted({int(array[index]) for array in arrays if array is not None})
-
-
-def _name(number: int, names: tuple[str, ...]) -> str | None:
-    return names[number] if number < len(names) else None
 
 
 def _scores(values: NDArray, classes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -118,7 +118,7 @@ def _same_length(function: Callable[[Any, Any], Difference]) -> Callable[[Any, A
     return compare
 
 
-def _difference_of_metric(new: readers.MetricPairs, old: readers.MetricPairs) -> Difference | None:
+def difference_of_metric(new: readers.MetricPairs, old: readers.MetricPairs) -> Difference | None:
     """Return the paired difference of a metric; None if a record does not keep what it needs."""
     if new.num_examples != old.num_examples:
         return None
@@ -143,7 +143,7 @@ FIGURES = (
         noise=ROUNDING,
         read=readers.accuracy,
         depends_on="values",
-        difference=_difference_of_metric,
+        difference=difference_of_metric,
         other_bounds=("min_accuracy", "max_accuracy_drop"),
     ),
     Figure(
@@ -156,7 +156,7 @@ FIGURES = (
         noise="as accuracy",
         read=readers.other_scores,
         depends_on="values",
-        difference=_difference_of_metric,
+        difference=difference_of_metric,
         other_bounds=("metrics",),
     ),
     Figure(

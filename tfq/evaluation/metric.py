@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of metrics: their properties, the outputs and labels they accept, and states that can be merged."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -64,6 +65,16 @@ def unknown_interval(state: State) -> tuple[float, float] | None:
     return None
 
 
+def class_name(number: int, names: Sequence[str]) -> str | None:
+    """Return the name of a class; None if it has none.
+
+    Args:
+        number: The number of the class, from 0.
+        names: The names of class 0, 1, ...; may be empty, or fewer than the classes.
+    """
+    return names[number] or None if 0 <= number < len(names) else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricTable(NotebookRecord):
     """The figures of each class.
@@ -74,6 +85,8 @@ class MetricTable(NotebookRecord):
         values: (rows, columns) real numbers; NaN where a figure is not defined, which records store as null.
         unit: A key of `UNITS`, of all columns except `counts`.
         counts: The columns that are numbers of examples (of pixels, boxes ...).
+        classes: The class number of each row, None for a row that is not a class, such as "all". Evaluations then
+            replace the rows by the names of these classes, if they are known. Empty if the rows are not classes.
     """
 
     rows: tuple[str, ...]
@@ -81,9 +94,10 @@ class MetricTable(NotebookRecord):
     values: NDArray[np.float64]
     unit: str = "fraction"
     counts: tuple[str, ...] = ()
+    classes: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the shape and the unit."""
+        """Check the shape, the unit and the number of classes."""
         shape = (len(self.rows), len(self.columns))
         if np.shape(self.values) != shape:
             raise InputError(
@@ -100,9 +114,34 @@ class MetricTable(NotebookRecord):
                 expected=tuple(UNITS),
                 got=self.unit,
             )
+        if self.classes and len(self.classes) != len(self.rows):
+            raise InputError(
+                f"the table of a metric has {len(self.rows)} rows and {len(self.classes)} classes. Return a class, or "
+                "None, for each row",
+                field="classes",
+                expected=len(self.rows),
+                got=len(self.classes),
+            )
+
+    def with_names(self, names: Sequence[str]) -> "MetricTable":
+        """Return the table with names of classes as rows, instead of their numbers.
+
+        A name that several classes have is followed by the number: "bat (3)". A class without a name keeps its number.
+
+        Args:
+            names: The names of class 0, 1, ...; may be empty, or fewer than the classes.
+        """
+        pairs = list(zip(self.rows, self.classes or (None,) * len(self.rows), strict=True))
+        rows = [row if number is None else class_name(number, names) or row for row, number in pairs]
+        counts = Counter(rows)
+        unique = [
+            f"{row} ({number})" if number is not None and counts[row] > 1 else row
+            for row, (_, number) in zip(rows, pairs, strict=True)
+        ]
+        return replace(self, rows=tuple(unique))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; a figure that is not defined is null."""
+        """Return plain JSON values; a figure that is not defined is null, and so are `classes` of other rows."""
         rows = [[float(value) if np.isfinite(value) else None for value in row] for row in np.asarray(self.values)]
         return {
             "rows": list(self.rows),
@@ -110,6 +149,7 @@ class MetricTable(NotebookRecord):
             "values": rows,
             "unit": self.unit,
             "counts": list(self.counts),
+            "classes": list(self.classes) or None,
         }
 
 

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.evaluation.metric import Metric, MetricTable, Outputs, Weights
+from tfq.evaluation.metrics import wilson_interval
 from tfq.evaluation.paired import (
     PairedDifference,
     bootstrap_difference,
     mean_difference,
+    mean_interval,
     percentile_interval,
     replicates,
 )
@@ -20,6 +22,7 @@ from tfq.evaluation.record import NO_REFERENCE
 
 TOO_LONG = "a bootstrap of {} would take too long for so many examples and output values"
 NOT_RESAMPLED = "{} declares neither `examples` nor `resampled`, one of which a paired interval needs"
+NO_SCORES = "`examples` of {} does not return one score for each example"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +60,7 @@ class MetricScore:
         reference_table: The same for the reference.
         scores: (n,) the score of each example, if the metric is their mean.
         replicates: The values for the draws of a bootstrap, if the metric is not a mean over the examples.
+        unpaired: Why there are neither scores nor replicates, so that no difference can have a paired interval.
     """
 
     metric: Metric
@@ -71,14 +75,23 @@ class MetricScore:
     reference_table: MetricTable | None = None
     scores: NDArray | None = None
     replicates: NDArray | None = None
+    unpaired: str | None = None
 
     @property
     def drop(self) -> float | None:
         """By how much the model is worse than the reference; None without a reference or a direction."""
         return None if self.reference is None else drop_of(self.metric, self.value, self.reference)
 
-    def facts(self) -> dict[str, Any]:
-        """Return the entry of `EvaluationRecord.metrics`, as JSON values."""
+    def facts(self, class_names: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the entry of `EvaluationRecord.metrics`, as JSON values.
+
+        Args:
+            class_names: The names of class 0, 1, ..., which replace the numbers in the tables; may be empty.
+        """
+        table, reference_table = (
+            None if item is None else item.with_names(class_names).to_dict()
+            for item in (self.table, self.reference_table)
+        )
         return {
             **self.metric.facts(),
             "value": self.value,
@@ -89,8 +102,8 @@ class MetricScore:
             "difference_reason": self.difference_reason,
             "note": self.note,
             "reference_note": self.reference_note,
-            "table": None if self.table is None else self.table.to_dict(),
-            "reference_table": None if self.reference_table is None else self.reference_table.to_dict(),
+            "table": table,
+            "reference_table": reference_table,
         }
 
 
@@ -129,15 +142,18 @@ def score_metrics(scored: Sequence[Scored]) -> list[MetricScore]:
     results = [_scored_once(item) for item in scored]
     measures: list[Callable[[Weights], float]] = []
     places: list[tuple[int, int, bool]] = []
+    unpaired: dict[int, str] = {}
     for index, (item, (_, is_mean)) in enumerate(zip(scored, results, strict=True)):
         own = None if is_mean else item.metric.resampler(item.outputs, item.labels)
         if own is not None:
             other = None if item.reference is None else item.metric.resampler(*item.reference)
             places.append((index, len(measures), other is not None))
             measures += [own, *([] if other is None else [other])]
+        elif not is_mean:
+            unpaired[index] = _why_unpaired(item.metric)
     num_examples = len(scored[0].labels) if scored else 0
     draws = replicates(measures, num_examples) if measures else []
-    scores = [score for score, _ in results]
+    scores = [replace(score, unpaired=unpaired.get(index)) for index, (score, _) in enumerate(results)]
     for index, place, has_other in places:
         scores[index] = _bootstrapped(
             scores[index], draws[place], draws[place + 1] if has_other else None, num_examples
@@ -158,10 +174,8 @@ def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
             "reference": metric.value_of(other),
             "reference_note": metric.note_of(other),
             "reference_table": metric.table_of(other),
-            "difference_reason": NOT_RESAMPLED.format(metric.title or metric.name),
+            "difference_reason": _why_unpaired(metric),
         }
-        if metric.resampled is not None:
-            results["difference_reason"] = TOO_LONG.format(metric.title or metric.name)
         base = _examples(metric, *item.reference)
         if own is not None and base is not None:
             difference = mean_difference(own, base)
@@ -170,12 +184,25 @@ def _scored_once(item: Scored) -> tuple[MetricScore, bool]:
     return MetricScore(
         metric=metric,
         value=value,
-        interval=metric.interval(state),
+        interval=metric.interval(state) or (None if own is None else _interval_of_mean(own)),
         note=metric.note_of(state),
         table=metric.table_of(state),
         scores=own,
         **results,
     ), own is not None
+
+
+def _why_unpaired(metric: Metric) -> str:
+    """Return why the difference of a metric that is not a mean over the examples has no paired interval."""
+    reason = NOT_RESAMPLED if metric.examples is None else NO_SCORES
+    return (reason if metric.resampled is None else TOO_LONG).format(metric.title or metric.name)
+
+
+def _interval_of_mean(scores: NDArray) -> tuple[float, float] | None:
+    """Return the 95% interval of the mean of (n,) scores: Wilson's for right and wrong, else Student's t."""
+    if scores.dtype.kind == "b":
+        return wilson_interval({"correct": scores.sum(), "examples": np.asarray(scores.size)})
+    return mean_interval(scores)
 
 
 def _examples(metric: Metric, outputs: Outputs, labels: NDArray) -> NDArray | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.data import AnySplit, check_output_names, is_one_hot, labeled_outputs, labels_of_output
 from tfq.errors import InputError, did_you_mean
+from tfq.evaluation.class_names import names_of_output
 from tfq.evaluation.metric import Metric, MetricChoice, as_metric, as_metrics
 from tfq.evaluation.metric_scores import Scored, score_metrics
 from tfq.evaluation.scores import Choice, choose_metrics, compute_scores, default_metric
@@ -123,6 +124,7 @@ def scores_of_outputs(
     names: Sequence[str],
     outputs: Sequence[NDArray],
     expected: Sequence[NDArray] | None,
+    class_names: Sequence[Sequence[str]] = (),
 ) -> list[dict[str, Any]]:
     """Return the scores of each output; {} for those without labels.
 
@@ -135,6 +137,7 @@ def scores_of_outputs(
         names: The names of the outputs.
         outputs: Their real values.
         expected: The values of the reference; None without one.
+        class_names: For each output the names of its classes; may be empty.
     """
     results: list[dict[str, Any]] = []
     for name in names:
@@ -155,7 +158,10 @@ def scores_of_outputs(
                 "accuracy": main.value,
                 "reference_accuracy": main.reference,
                 "accuracy_drop": main.drop,
-                "metrics": {score.metric.name: score.facts() for score in scores},
+                "metrics": {
+                    score.metric.name: score.facts(names_of_output(class_names, score.metric.outputs))
+                    for score in scores
+                },
             }
         )
     return results
@@ -186,7 +192,9 @@ def score_outputs(
     chosen, labels, by_output = as_metrics(metric), data.all_labels(), {}
     if labels is not None and labeled_outputs(labels):
         choice, metrics = choose_for_labels(labels, names, outputs, {}, chosen, "")
-        by_output = dict(zip(names, scores_of_outputs(metrics, labels, names, outputs, None), strict=True))
+        class_names = [data.class_names] * len(outputs)
+        scored = scores_of_outputs(metrics, labels, names, outputs, None, class_names)
+        by_output = dict(zip(names, scored, strict=True))
     else:
         choice = choose_metrics(chosen, names, class_outputs, reconstructs=reconstructs, output="")
     scores = compute_scores(

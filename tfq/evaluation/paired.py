@@ -276,6 +276,15 @@ def mean_difference(scores: NDArray, base_scores: NDArray) -> PairedDifference |
     )
 
 
+def mean_interval(scores: NDArray) -> tuple[float, float] | None:
+    """Return the 95% Student t interval of the mean of (n,) scores; None for fewer than `MIN_PAIRS`."""
+    if len(scores) < MIN_PAIRS:
+        return None
+    values = scores.astype(np.float64)
+    half_width = student_t(0.5 + CONFIDENCE / 2, len(values) - 1) * float(values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half_width, float(values.mean()) + half_width
+
+
 NUM_DRAWS = 1000
 # Fewer examples have too few different resamples for percentiles at 2.5% and 97.5%.
 MIN_RESAMPLED = 10

@@ -74,6 +74,7 @@ class ExampleResults:
         scores: For each metric that is a mean over the examples, (n,) whether each example is right, or its score.
         replicates: For each other metric, its values for the draws of a bootstrap (`tfq.evaluation.paired`), float32.
             All evaluations of n examples use the same draws, so that the differences of their replicates are paired.
+        unpaired: Why a metric has neither, so that no difference of it can have a paired interval.
         outputs: The results of each output, by name.
         left_out: Why arrays of outputs are missing in a record: all together were larger than `MAX_BYTES`.
     """
@@ -81,6 +82,7 @@ class ExampleResults:
     num_examples: int
     scores: Mapping[str, NDArray] = field(default_factory=dict)
     replicates: Mapping[str, NDArray] = field(default_factory=dict)
+    unpaired: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, OutputResults] = field(default_factory=dict)
     left_out: str | None = None
 
@@ -105,6 +107,7 @@ class ExampleResults:
             "num_examples": self.num_examples,
             "scores": scores,
             "replicates": draws,
+            "unpaired": dict(self.unpaired),
             "outputs": outputs,
             "left_out": left_out,
         }
@@ -119,11 +122,13 @@ class ExampleResults:
         count = values.get("num_examples")
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= _MOST_EXAMPLES:
             raise _damaged("num_examples", "a positive number of examples", count)
-        outputs, scores, draws = (_mapping(values, name) for name in ("outputs", "scores", "replicates"))
+        names = ("outputs", "scores", "replicates", "unpaired")
+        outputs, scores, draws, unpaired = (_mapping(values, name) for name in names)
         return cls(
             num_examples=count,
             scores=_arrays(scores, count, "scores"),
             replicates=_arrays(draws, num_draws(count), "replicates"),
+            unpaired={name: str(reason) for name, reason in unpaired.items()},
             outputs={
                 name: OutputResults(
                     **{

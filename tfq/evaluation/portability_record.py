@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tfq.evaluation.instructions import InstructionRecord
+from tfq.evaluation.metric_text import score_text
 from tfq.evaluation.parity import ParityRecord
-from tfq.evaluation.record import EvaluationRecord, score_text
+from tfq.evaluation.record import EvaluationRecord
 from tfq.text_table import aligned
 
 NOT_COUNTED = "it does not count instructions"

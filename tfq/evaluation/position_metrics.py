@@ -178,11 +178,12 @@ def _table(state: State) -> MetricTable:
         ratios = [correct / whole for whole in wholes]
     values = np.stack([*ratios, labeled], axis=1)[occurs]
     rows = tuple(str(number) for number in occurs)
+    classes: tuple[int | None, ...] = tuple(map(int, occurs))
     if int(state["ignored"]):
-        rows += ("ignored",)
+        rows, classes = (*rows, "ignored"), (*classes, None)
         values = np.concatenate([values, [[np.nan] * len(wholes) + [float(state["ignored"])]]])
     columns = ("IoU", "Dice", "precision", "recall", "pixels")
-    return MetricTable(rows=rows, columns=columns, values=values, unit="score", counts=("pixels",))
+    return MetricTable(rows=rows, columns=columns, values=values, unit="score", counts=("pixels",), classes=classes)
 
 
 def _resampled(measure: Callable[[NDArray, NDArray, NDArray], float]) -> Callable[..., Callable[[Weights], float]]:

@@ -308,6 +308,7 @@ def _table(area: Area, title: str, state: State) -> MetricTable | None:
         values=np.stack([support, _values(area, columns)], axis=1).astype(np.float64),
         unit="score",
         counts=("support",),
+        classes=tuple(map(int, columns.names)),
     )
 
 

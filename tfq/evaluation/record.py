@@ -2,12 +2,14 @@
 """The results of an evaluation, and checks of them against requirements."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.evaluation.costs import cost_rows
+from tfq.evaluation.metric_text import paired_text, score_text
+from tfq.evaluation.record_tables import confusions_text, metric_tables
 from tfq.notebook import NotebookRecord, NotebookTable
+from tfq.text_table import aligned
 
 NO_REFERENCE = "there is no reference model"
 IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
@@ -142,12 +144,19 @@ class EvaluationRecord(NotebookRecord):
         return {**values, **{name: list(values[name]) for name in ("outputs", "warnings", "caveats")}}
 
     def to_text(self) -> str:
-        """Return lines for the terminal, one per number, without the warnings, which were already printed."""
-        return "\n".join(f"{name:<12} {value}" for name, value in self._rows())
+        """Return lines for the terminal, one per number, then the tables of the metrics.
+
+        The warnings are left out, because they were already printed.
+        """
+        lines = [f"{name:<12} {value}" for name, value in self._rows()]
+        for table in metric_tables(self.metrics):
+            cells = aligned([list(table.columns), *map(list, table.rows)], left=1)
+            lines += ["", table.caption, *(f"  {line}" for line in cells)]
+        return "\n".join(lines)
 
     def notebook_tables(self) -> list[NotebookTable]:
-        """Return the lines of `to_text` as a table."""
-        return [NotebookTable(rows=self._rows(), left=2)]
+        """Return the parts of `to_text` as tables."""
+        return [NotebookTable(rows=self._rows(), left=2), *metric_tables(self.metrics)]
 
     def _rows(self) -> list[tuple[str, str]]:
         """Return the name and the text of each number."""
@@ -158,6 +167,7 @@ class EvaluationRecord(NotebookRecord):
             *self._other_metrics(),
             *self._outputs(),
             ("agreement", score_text("fraction", self.agreement) or _shown_reason(self.agreement_reason)),
+            ("confusions", confusions_text(self.classes)),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or _shown_reason(self.output_sqnr_db_reason)),
             ("examples", f"{self.num_examples:,}"),
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
@@ -228,29 +238,6 @@ class EvaluationRecord(NotebookRecord):
         return (
             f"{self.clipped_input_fraction:.2%} of values clipped, {self.unused_range_fraction:.0%} of the range unused"
         )
-
-
-def paired_text(difference: Mapping[str, Any] | None, unit: str) -> str | None:
-    """Return a `PairedDifference` as text; a fraction in percentage points. None for None."""
-    if difference is None:
-        return None
-    scale, word, form = (
-        (100, " points", "+.2f") if unit == "fraction" else (1, "", "+.4f" if unit == "score" else "+.4g")
-    )
-    text = f"{scale * difference['difference']:{form}}{word}"
-    low, high = difference["low"], difference["high"]
-    if low is None or high is None:
-        return f"{text} (no interval)"
-    return f"{text} (95% interval {scale * low:{form}} to {scale * high:{form}})"
-
-
-def score_text(unit: str, value: float | None) -> str | None:
-    """Return a value as text, by its unit: a fraction as a percentage, a score with four decimals; None for None."""
-    if value is None:
-        return None
-    if unit == "fraction":
-        return f"{value:.2%}"
-    return f"{value:.4f}" if unit == "score" else f"{value:.6g}"
 
 
 def _shown_reason(reason: str | None) -> str | None:

@@ -14,6 +14,7 @@ from tfq.config.base import check_fraction
 from tfq.data.output_labels import labeled_outputs, labels_of_output
 from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
+from tfq.evaluation.class_names import names_of_output
 from tfq.evaluation.classes import agreement, num_classes, predicted
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, as_metrics
 from tfq.evaluation.metric_bounds import metric_bounds
@@ -277,6 +278,7 @@ def compute_scores(
     reconstructs: bool,
     class_outputs: Sequence[bool] = (False,),
     names: Sequence[str] = (),
+    class_names: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Return the fields of an EvaluationRecord about accuracy and agreement, with the reasons for missing ones.
 
@@ -288,7 +290,9 @@ def compute_scores(
         reconstructs: Whether the model reconstructs its input.
         class_outputs: For each output whether it predicts a class, see `is_class_vector`.
         names: The names of the outputs, for labels of several outputs.
+        class_names: For each output the names of its classes, see `class_names_by_output`; empty for those of `data`.
     """
+    class_names = class_names or [data.class_names] * len(outputs)
     chosen, companions = choice.metric, _companions(choice, reconstructs=reconstructs)
     requested = [chosen, *choice.others]
     everything = [*requested, *companions]
@@ -310,7 +314,9 @@ def compute_scores(
     return {
         "metric": chosen.name,
         "metrics": {
-            item.name: results[item.name].facts() if item.name in results else missing_facts(item, reason or NO_LABELS)
+            item.name: results[item.name].facts(names_of_output(class_names, item.outputs))
+            if item.name in results
+            else missing_facts(item, reason or NO_LABELS)
             for item in everything
             if item.name in results or item in requested
         },
@@ -373,6 +379,7 @@ def _per_example(
         num_examples=len(predictions.outputs[0]),
         scores={name: own if own.dtype.kind == "b" else own.astype(np.float32) for name, own in scores.items()},
         replicates={name: score.replicates for name, score in results.items() if score.replicates is not None},
+        unpaired={name: score.unpaired for name, score in results.items() if score.unpaired is not None},
         outputs=outputs,
     ).to_dict()
 

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import DASH, count, is_number, percent, plain, points, significant
+from tfq.report.formatting import class_text, count, is_number, percent, plain, points, significant
 from tfq.report.record import REFERENCE, Record, Reported, models_of, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 
@@ -36,7 +36,7 @@ def _class_table(model: Reported) -> Table | None:
         accuracy, expected = _fraction(ours, total), _fraction(theirs, total)
         difference = None if accuracy is None or expected is None else accuracy - expected
         order = (0.0 if difference is None else difference, accuracy or 0.0)
-        cells = (_class_text(number, name), count(total), percent(expected), percent(accuracy), points(difference))
+        cells = (class_text(number, name), count(total), percent(expected), percent(accuracy), points(difference))
         rows.append((order, cells))
     rows.sort(key=lambda row: row[0])
     further = len(rows) - _MOST_CLASSES
@@ -54,13 +54,6 @@ def _class_table(model: Reported) -> Table | None:
 
 def _fraction(part_of: Any, total: Any) -> float | None:
     return part_of / total if is_number(part_of) and is_number(total) and total else None
-
-
-def _class_text(number: Any, name: Any) -> str:
-    if number is None:
-        return DASH
-    # The names of some data sources are the numbers.
-    return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
 
 
 def examples_section(record: Record) -> Section | None:
@@ -99,11 +92,11 @@ def _example_table(model: Reported, examples: Sequence[Record], picture_reason: 
     rows = []
     for item in examples:
         names, label = part(item, "names"), item.get("label")
-        cells = [f"{_class_text(item.get(key), names.get(str(item.get(key))))}" for key in ("reference_class", "class")]
+        cells = [f"{class_text(item.get(key), names.get(str(item.get(key))))}" for key in ("reference_class", "class")]
         rows.append(
             (
                 f"#{plain(item.get('index'))}",
-                _class_text(label, names.get(str(label))),
+                class_text(label, names.get(str(label))),
                 cells[0],
                 significant(item.get("reference_score")),
                 cells[1],

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from tfq.comparison.change import FORMAL_PARTS, PARTS, Change
+from tfq.comparison.metric_changes import changes_from_reference, metric_cells, metric_notes
 from tfq.comparison.text import changed_values
 from tfq.report.content import provenance_sections
 from tfq.report.formatting import (
@@ -164,13 +165,26 @@ def _outputs(record: Record) -> Iterator[Section]:
         f"Both files ran on the same {number_of(evaluation.get('compared'), 'example')}. SQNR is the ratio of A's "
         "output to the difference; agreement is the fraction of examples with the same class."
     )
-    paragraphs = [about]
-    if is_number(evaluation.get("accuracy")):
-        name = plain(evaluation.get("metric"))
-        paragraphs.append(
-            f"{name}: A {scalar(evaluation.get('reference_accuracy'))}, B {scalar(evaluation['accuracy'])}."
+    yield Section(
+        key="outputs", title="Outputs", paragraphs=(about,), tables=(table, *_metrics(evaluation)), folded=False
+    )
+
+
+def _metrics(evaluation: Record) -> Iterator[Table]:
+    """Yield the table of every metric of both files; nothing without labels."""
+    try:
+        changes = changes_from_reference(evaluation)
+        rows = [tuple(map(plain, metric_cells(change))) for change in changes]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return
+    if rows:
+        yield Table(
+            key="metrics",
+            columns=("metric", "A", "B (95% interval)", "B - A (95% interval)"),
+            rows=tuple(rows),
+            caption="Metrics against the labels",
+            notes=tuple(map(plain, metric_notes(changes))),
         )
-    yield Section(key="outputs", title="Outputs", paragraphs=tuple(paragraphs), tables=(table,), folded=False)
 
 
 def _largest(comparison: Record) -> Iterator[Section]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfq.analysis.explain import NO_STEP, NOT_SAID
-from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain
+from tfq.report.formatting import DASH, class_text, count, is_number, number_of, percent, plain
 from tfq.report.record import Record
 from tfq.report.tables import Section, Table
 
@@ -91,7 +91,7 @@ def _examples(explained: Record, pictures: str) -> Table:
 def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         count(item["index"]),
-        count(item["target"]),
+        class_text(item["target"], item.get("target_name")),
         f"{item['float_score']:.4g}",
         f"{item['int8_score']:.4g}",
         _score(item["correlation"]),

@@ -222,6 +222,14 @@ def plain(value: Any) -> str:
     return "".join(character if character.isprintable() else " " for character in str(value)).strip()
 
 
+def class_text(number: Any, name: Any) -> str:
+    """Return "3 cat", or the number alone if the class has no name; a dash for None."""
+    if number is None:
+        return DASH
+    # The names of some data sources are the numbers.
+    return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
+
+
 def model_label(name: Any) -> str:
     """Return a model's name for readers: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8"."""
     text = plain(name)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfq.comparison.gate_result import FAILURES, FigureResult, change_text, number, tolerance_text
+from tfq.comparison.metric_changes import MetricChange, metric_cells, metric_notes
 from tfq.evaluation.per_example import Difference
 from tfq.report.formatting import number_of, plain
 from tfq.report.record import Record, part
@@ -52,7 +53,10 @@ def gate_sections(gate: Record) -> Iterator[Section]:
             key=f"figures_{place}",
             title=f"Figures{suffix}",
             paragraphs=tuple(notes),
-            tables=(_figures(figures, strict=gate.get("strict") is True),) if figures else (),
+            tables=(
+                *((_figures(figures, strict=gate.get("strict") is True),) if figures else ()),
+                *_metrics(model),
+            ),
             folded=False,
         )
         changes = _dicts(model, "changes")
@@ -103,6 +107,25 @@ def _figures(figures: list[dict[str, Any]], *, strict: bool) -> Table:
         bad=frozenset(bad),
         sortable=True,
     )
+
+
+def _metrics(model: Record) -> Iterator[Table]:
+    """Yield the table of every metric that both records have; nothing without metrics."""
+    changes = []
+    for item in _dicts(model, "metrics"):
+        try:
+            change = MetricChange.from_dict(item)
+            changes.append((change, metric_cells(change)))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    if changes:
+        yield Table(
+            key="metrics",
+            columns=("metric", "baseline (95% interval)", "new (95% interval)", "difference (95% interval)"),
+            rows=tuple(tuple(map(plain, cells)) for _, cells in changes),
+            caption="Every metric that both records have",
+            notes=tuple(map(plain, metric_notes([change for change, _ in changes]))),
+        )
 
 
 def _figure(item: dict[str, Any]) -> FigureResult | None:

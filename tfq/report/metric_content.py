@@ -6,6 +6,7 @@ from typing import Any
 
 from tfq.report.formatting import (
     DASH,
+    class_text,
     count,
     difference_with_interval,
     interval_text,
@@ -84,18 +85,19 @@ def _class_table(model: Reported, name: str, facts: Mapping[str, Any]) -> Table 
         return None
     counts, unit = table.get("counts") or [], plain(table.get("unit"))
     theirs = dict(zip(reference.get("rows") or [], reference.get("values") or [], strict=False))
-    rows = []
-    for row, cells in list(zip(table.get("rows") or [], values, strict=False))[:_MOST_ROWS]:
+    names, rows = table.get("rows") or [], []
+    numbers = table.get("classes") or [None] * len(names)
+    for row, number, cells in list(zip(names, numbers, values, strict=False))[:_MOST_ROWS]:
         others = theirs.get(row) or [None] * len(columns)
         texts = [
             _cell(value, other, unit, is_count=column in counts)
             for column, value, other in zip(columns, cells, others, strict=False)
         ]
-        rows.append((plain(row), *texts))
+        rows.append((plain(row) if number is None else class_text(number, row), *texts))
     further = len(values) - len(rows)
     return Table(
         key=f"metric-{plain(name)}",
-        columns=("class" if "support" in columns else "", *map(plain, columns)),
+        columns=("class" if table.get("classes") else "", *map(plain, columns)),
         rows=tuple(rows),
         caption=f"{metric_title(model.evaluation, name)} in detail, {model.label}",
         notes=(f"{count(further)} further rows in the record",) if further > 0 else (),
@@ -139,11 +141,11 @@ def _confusion(model: Reported) -> Mapping[str, Any]:
 
 def _pair_table(model: Reported) -> Table:
     confusion = _confusion(model)
-    names = _names(model)
+    names = class_names(confusion)
     rows = tuple(
         (
-            names.get(item.get("label"), plain(item.get("label"))),
-            names.get(item.get("class"), plain(item.get("class"))),
+            class_text(item.get("label"), names.get(item.get("label"))),
+            class_text(item.get("class"), names.get(item.get("class"))),
             count(item.get("reference_count")),
             count(item.get("count")),
         )
@@ -161,10 +163,7 @@ def _pair_table(model: Reported) -> Table:
     )
 
 
-def _names(model: Reported) -> dict[Any, str]:
-    classes = part(model.evaluation, "classes")
-    names = classes.get("name") or []
-    return {
-        number: f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
-        for number, name in zip(classes.get("class") or [], names, strict=False)
-    }
+def class_names(confusion: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return {class number: its name} of a confusion matrix; without those that have no name."""
+    pairs = zip(confusion.get("classes") or [], confusion.get("names") or [], strict=False)
+    return {number: name for number, name in pairs if name}

@@ -27,7 +27,7 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import kernels_word
-from tfq.report.metric_content import confusion_key
+from tfq.report.metric_content import class_names, confusion_key
 from tfq.report.record import (
     Record,
     Reported,
@@ -236,7 +236,8 @@ def _confusion(confusion: Record, label: str) -> tuple[str, str]:
     if theirs:
         pairs = zip(ours, theirs, strict=True)
         panels.append(("minus float", [[a - b for a, b in zip(*rows, strict=True)] for rows in pairs]))
-    classes = [_short_class(name) for name in confusion["classes"]]
+    names = class_names(confusion)
+    classes = [_short_class(names.get(number, number)) for number in confusion["classes"]]
     # Long names stand upright below the matrix, and need room.
     longest = max(map(len, classes))
     figure = Figure(figsize=(_WIDE, _WIDE / len(panels) + 0.5 + 0.07 * longest), layout="constrained")

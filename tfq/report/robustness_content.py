@@ -4,7 +4,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import DASH, NO_INTERVAL, count, is_number, model_label, percent, plain, significant
+from tfq.report.formatting import (
+    DASH,
+    NO_INTERVAL,
+    class_text,
+    count,
+    is_number,
+    model_label,
+    percent,
+    plain,
+    significant,
+)
 from tfq.report.plots import Plot, color_of, drawn, figure_of, marker_of, svg_of
 from tfq.report.record import Record, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
@@ -203,7 +213,7 @@ def _classes(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | Non
     order = sorted(range(len(numbers)), key=lambda place: last["corrupted"][place] - last["clean"][place])
     rows = tuple(
         (
-            _class_text(numbers[place], names[place]),
+            class_text(numbers[place], names[place]),
             count(examples[place]),
             *(
                 f"{percent(fractions['clean'][place])} → {percent(fractions['corrupted'][place])}"
@@ -222,10 +232,6 @@ def _classes(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | Non
     )
 
 
-def _class_text(number: Any, name: Any) -> str:
-    return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
-
-
 def _examples(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return two rows for each example: clean and corrupted, with what each model predicts."""
     degraded = part(values, "degraded")
@@ -237,7 +243,7 @@ def _examples(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | No
     def text(number: Any) -> str:
         if not isinstance(number, int):
             return DASH
-        return _class_text(number, names[number] if 0 <= number < len(names) else None)
+        return class_text(number, names[number] if 0 <= number < len(names) else None)
 
     rows: list[tuple[str, ...]] = []
     pictures: list[Any] = []

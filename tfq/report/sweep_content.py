@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfq.report.content import provenance_sections, subtitle_of
-from tfq.report.formatting import DASH, is_number, number_of, plain, seconds
+from tfq.report.formatting import DASH, NO_INTERVAL, is_number, number_of, plain, seconds
 from tfq.report.kinds import RecordKind, register
 from tfq.report.record import Record, part
 from tfq.report.sweep_plots import QUANTIZATION, compared_axes, front_key, sweep_plots
@@ -40,6 +40,10 @@ def sweep_verdict(record: Record) -> Verdict:
     sentence = plain(best.get("sentence") or "This record has no best group: it is one shard, or it is damaged.")
     if not name:
         return Verdict(state=BAD if best else OPEN, headline=sentence, checks=tuple(checks))
+    unknown = part(best, "without_interval")
+    if unknown:
+        answer = f"{number_of(len(unknown), 'group')}; their differences from the best have no interval"
+        checks.append(Check(key="unpaired", state=OPEN, question="not compared with noise", answer=answer))
     same = [plain(other) for other in best.get("indistinguishable") or []]
     if same:
         size = "file after gzip" if best.get("size") == "gzip_bytes" else "file"
@@ -73,18 +77,44 @@ def _details(group: Group, metric: Metric, split: str) -> Iterator[str]:
     yield f"mean of {number_of(len(group.record.get('seeds') or []), 'seed')}"
     std = group.number("scores", split, "std")
     if std is not None:
-        yield f"standard deviation over seeds {metric.factor * std:.2f}"
+        yield f"standard deviation over seeds {metric.spread(std)}"
     if not group.is_reference:
         yield f"minus the reference: {_difference(part(part(group.record, 'differences'), split), metric)}"
 
 
 def _difference(difference: Record, metric: Metric) -> str:
-    """Return "+0.62 (+0.31 to +0.93)"; a dash without a difference."""
+    """Return "+0.62 (+0.31 to +0.93)", "+0.62 (no interval)", or a dash without a difference."""
     value, low, high = (difference.get(key) for key in ("difference", "low", "high"))
     if not is_number(value):
         return DASH
-    interval = f" ({metric.change(low)} to {metric.change(high)})" if is_number(low) and is_number(high) else ""
-    return f"{metric.change(value)}{interval}"
+    interval = f"{metric.change(low)} to {metric.change(high)}" if _has_interval(difference) else NO_INTERVAL
+    return f"{metric.change(value)} ({interval})"
+
+
+def _has_interval(difference: Record) -> bool:
+    return is_number(difference.get("low")) and is_number(difference.get("high"))
+
+
+def _unpaired_notes(what: str, reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a sentence for each reason why differences have no interval, with the groups.
+
+    Args:
+        what: What the differences are taken from.
+        reasons: Group -> the reason.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(plain(reason), []).append(plain(name))
+    return tuple(f"No interval of the difference {what}: {_listed(names)}: {why}" for why, names in groups.items())
+
+
+def _reasons(differences: Mapping[str, Record]) -> dict[str, str]:
+    """Return {group: why} of the differences without an interval."""
+    return {
+        name: plain(item.get("reason") or "the record does not say why")
+        for name, item in differences.items()
+        if is_number(item.get("difference")) and not _has_interval(item)
+    }
 
 
 # Where the spread over seeds in an interval comes from (`SeedDifference.spread_from`).
@@ -99,6 +129,7 @@ def _spread_from(difference: Record) -> str:
 def _sections(record: Record) -> Iterator[Section]:
     fronts = fronts_of(record)
     yield _result(record, fronts)
+    yield from _others(record)
     if compared_axes(record) is not None:
         about = (
             "Both make a model smaller. Where a color lies above another one, its quantization keeps more accuracy in "
@@ -130,6 +161,7 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
         cost: {plain(item.get("group")) for item in objects(front, "members")} for cost, front in fronts.items()
     }
     reasons, rows = Reasons(), []
+    differences: dict[str, Record] = {}
     reported = reported_split(record)
     for group in groups:
         scores = [_spread_text(group, metric, split) for split in splits]
@@ -143,7 +175,7 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
             if cell == DASH:
                 reasons.add(cost_format(cost).title, group.name, group.reason("costs", cost))
         fronts_text = ", ".join(cost_format(cost).title for cost, names in on_front.items() if group.name in names)
-        difference = part(part(group.record, "differences"), reported)
+        differences[group.name] = difference = part(part(group.record, "differences"), reported)
         rows.append(
             (
                 group.name + (" (reference)" if group.is_reference else ""),
@@ -166,7 +198,7 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
         ),
         rows=tuple(rows),
         numeric=(False, *(True for _ in splits), True, False, *(True for _ in costs), False),
-        notes=reasons.notes(),
+        notes=(*reasons.notes(), *_unpaired_notes("from the reference", _reasons(differences))),
         sortable=True,
     )
     about = (
@@ -178,11 +210,53 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
     return Section(key="result", title="All groups", paragraphs=(about,), tables=(table,), folded=False)
 
 
+def _others(record: Record) -> Iterator[Section]:
+    """Yield the section of the metrics other than the main one, on the split that the page reports."""
+    groups, split = groups_of(record), reported_split(record)
+    metrics = {
+        plain(name): Metric(name=plain(name), unit=plain(item.get("unit") or "none"), direction="")
+        for group in groups
+        for name, item in part(part(group.record, "others"), split).items()
+        if isinstance(item, Mapping)
+    }
+    if not metrics:
+        return
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for name in metrics:
+        items = {group.name: part(part(part(group.record, "others"), split), name) for group in groups}
+        notes += _unpaired_notes(
+            f"in {name} from the reference", _reasons({key: part(item, "difference") for key, item in items.items()})
+        )
+    for group in groups:
+        cells = [group.name]
+        for name, metric in metrics.items():
+            item = part(part(part(group.record, "others"), split), name)
+            value = part(item, "value")
+            std = value.get("std")
+            mean = metric.text(value["mean"]) if is_number(value.get("mean")) else DASH
+            spread = f" ± {metric.spread(std)}" if is_number(std) and mean != DASH else ""
+            cells += [f"{mean}{spread}", _difference(part(item, "difference"), metric)]
+        rows.append(tuple(cells))
+    table = Table(
+        key="others",
+        columns=("group", *(text for name in metrics for text in (name, "minus reference"))),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        sortable=True,
+    )
+    about = (
+        f"Mean over the seeds on {split}, and the difference from the reference with its 95% interval, paired by "
+        "example. These metrics do not decide the fronts or the best group."
+    )
+    yield Section(key="others", title="Other metrics", paragraphs=(about,), tables=(table,))
+
+
 def _spread_text(group: Group, metric: Metric, split: str) -> str:
     mean, std = group.number("scores", split), group.number("scores", split, "std")
     if mean is None:
         return DASH
-    return metric.text(mean) + ("" if std is None else f" ± {metric.factor * std:.2f}")
+    return metric.text(mean) + ("" if std is None else f" ± {metric.spread(std)}")
 
 
 def _axes_text(record: Record) -> str:
@@ -224,8 +298,16 @@ def _front_table(cost: str, front: Record, metric: Metric) -> Table:
         )
     possible = [
         f"{plain(name)} is within noise of {plain(item.get('member'))}"
+        if _has_interval(part(item, "difference"))
+        else f"it is not known whether {plain(name)} is within noise of {plain(item.get('member'))}: "
+        f"{plain(part(item, 'difference').get('reason'))}"
         for name, item in part(front, "possible").items()
         if isinstance(item, Mapping)
+    ]
+    unknown = [
+        note
+        for item in objects(front, "members")
+        for note in _unpaired_notes(f"of {plain(item.get('group'))} from", part(item, "without_interval"))
     ]
     left_out = [f"{plain(name)} is not compared: {plain(reason)}" for name, reason in part(front, "left_out").items()]
     return Table(
@@ -241,7 +323,7 @@ def _front_table(cost: str, front: Record, metric: Metric) -> Table:
         rows=tuple(rows),
         numeric=(False, True, True, True, False, False),
         caption=f"{metric.name} against {shown.title}",
-        notes=(*possible, *left_out),
+        notes=(*possible, *unknown, *left_out),
     )
 
 
@@ -259,6 +341,7 @@ def _best(record: Record) -> Iterator[Section]:
     if not against and not missed:
         return
     same = {plain(name) for name in best.get("indistinguishable") or []}
+    unknown = {plain(name): plain(reason) for name, reason in part(best, "without_interval").items()}
     tables = []
     if against:
         rows = tuple(
@@ -266,7 +349,7 @@ def _best(record: Record) -> Iterator[Section]:
                 plain(name),
                 _difference(item, metric) if isinstance(item, Mapping) else DASH,
                 _spread_from(item) if isinstance(item, Mapping) else DASH,
-                "within noise" if plain(name) in same else "differs",
+                "within noise" if plain(name) in same else "not known" if plain(name) in unknown else "differs",
             )
             for name, item in against.items()
         )
@@ -285,6 +368,7 @@ def _best(record: Record) -> Iterator[Section]:
                 rows=rows,
                 numeric=(False, True, False, False),
                 caption=caption,
+                notes=_unpaired_notes("from it", unknown),
                 sortable=True,
             )
         )

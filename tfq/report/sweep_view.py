@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tfq.evaluation.metric_text import change_text
 from tfq.report.formatting import is_number, kilobytes, millions, percent, plain, significant
 from tfq.report.record import Record, part
 
@@ -102,8 +103,12 @@ class Metric:
         return percent(value) if self.unit == "fraction" else significant(value, 4)
 
     def change(self, value: Any) -> str:
-        """Return a difference with its sign, in points for fractions."""
-        return f"{self.factor * value:+.2f}".replace("-", "−") if is_number(value) else "–"
+        """Return a difference with its sign, in points for fractions, else in the metric's unit."""
+        return change_text(self.unit, value).replace("-", "−") if is_number(value) else "–"
+
+    def spread(self, value: float) -> str:
+        """Return a standard deviation, in points for fractions, else in the metric's unit."""
+        return change_text(self.unit, value).lstrip("+")
 
 
 def objects(record: Record, key: str) -> list[Record]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.evaluation.record import score_text
+from tfq.evaluation.metric_text import score_text
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.text_table import aligned
 

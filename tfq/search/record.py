@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.config import ConversionConfig
+from tfq.evaluation.metric_text import change_text, score_text
 from tfq.evaluation.paired import PairedDifference
-from tfq.evaluation.record import score_text
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
 from tfq.search.criterion import BY_LABELS, Criterion
@@ -191,7 +191,7 @@ class SearchResult(NotebookRecord):
                 "*" if candidate is self.chosen else "",
                 candidate.name,
                 score_text(unit, candidate.accuracy) or "",
-                change_text(candidate.against_float.difference, unit),
+                change_text(unit, candidate.against_float.difference),
                 f"{candidate.agreement:.2%}",
                 f"{candidate.model_bytes:,}",
                 "" if candidate.latency_ratio is None else f"{candidate.latency_ratio:.2f}x",
@@ -216,17 +216,10 @@ class SearchResult(NotebookRecord):
         return lines, [head, *rows], results
 
 
-def change_text(value: float, unit: str) -> str:
-    """Return a signed difference as text: percentage points of a fraction, else in the unit."""
-    if unit == "fraction":
-        return f"{100 * value:+.2f}"
-    return f"{value:+.4f}" if unit == "score" else f"{value:+.4g}"
-
-
 def difference_text(difference: PairedDifference, unit: str) -> str:
     """Return a difference with its interval as text: in percentage points of a fraction, else in the unit."""
     word = " points" if unit == "fraction" else ""
-    text = f"{change_text(difference.difference, unit)}{word}"
+    text = f"{change_text(unit, difference.difference)}{word}"
     if difference.low is None or difference.high is None:
         return f"{text} (no interval)"
-    return f"{text} ({change_text(difference.low, unit)} to {change_text(difference.high, unit)})"
+    return f"{text} ({change_text(unit, difference.low)} to {change_text(unit, difference.high)})"

@@ -18,7 +18,7 @@ from tfq.data import AnySplit, as_split, input_specs, representative_samples, st
 from tfq.errors import TfqError, warn
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, as_metric
-from tfq.evaluation.record import score_text
+from tfq.evaluation.metric_text import score_text
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
 from tfq.search.criterion import Criterion, choose_criterion, metric_criterion

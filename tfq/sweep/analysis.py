@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tfq.config.sweep import SweepBudgetConfig
-from tfq.evaluation.per_example import unpacked
 from tfq.requirement import ROUNDING
-from tfq.sweep.record import DONE, Cost, Front, FrontMember, GroupRecord, PointRecord, Spread
+from tfq.sweep.paired_scores import PairedScore, difference_of
+from tfq.sweep.record import DONE, Cost, Front, FrontMember, GroupRecord, OtherSpread, PointRecord, Spread
 from tfq.sweep.seed_pool import Member, SeedPool
-from tfq.sweep.statistics import SeedDifference, SeedSpread, seed_difference
+from tfq.sweep.statistics import SeedDifference, SeedSpread
 
 _NO_COST = Cost(reason="it was not measured")
 
@@ -46,13 +46,13 @@ class Group:
 
     Attributes:
         record: Its record.
-        examples: Split -> {seed: (n,) scores of each example}; without the seeds that have none.
+        scores: Split -> {seed: the score, with what pairs it by example}; without the seeds that have no score.
         direction: 1 if a higher score is better, -1 if a lower one is.
         pooled: Split -> the spreads over seeds of the differences of groups.
     """
 
     record: GroupRecord
-    examples: Mapping[str, Mapping[int, NDArray]]
+    scores: Mapping[str, Mapping[int, PairedScore]]
     direction: int
     pooled: Mapping[str, SeedPool]
 
@@ -62,12 +62,15 @@ class Group:
         return None if mean is None else self.direction * mean
 
     def minus(self, other: "Group", split: str, comparisons: int = 1) -> SeedDifference | None:
-        """Return the difference of the mean scores on the seeds that both have; None without scores of each example."""
-        mine, others = self.examples.get(split, {}), other.examples.get(split, {})
+        """Return the difference of the mean scores on the seeds that both have; None if there are none.
+
+        It has no interval, but the reason, if the scores cannot be paired by example.
+        """
+        mine, others = self.scores.get(split, {}), other.scores.get(split, {})
         seeds = [seed for seed in mine if seed in others]
-        if not seeds or len({len(each[seed]) for each in (mine, others) for seed in seeds}) != 1:
+        if not seeds:
             return None
-        return seed_difference(
+        return difference_of(
             [mine[seed] for seed in seeds],
             [others[seed] for seed in seeds],
             comparisons=max(1, comparisons),
@@ -161,35 +164,66 @@ def _group(
         },
         differences=differences,
         is_reference=is_reference,
+        others={split: _others(done, by_id, split) for split in splits},
     )
-    examples = {
-        split: {point.seed: scores for point in done if (scores := _examples(point, split)) is not None}
+    scores = {
+        split: {point.seed: paired for point in done if (paired := _paired(point, split)) is not None}
         for split in splits
     }
     directions = [score.direction for point in done for score in point.scores.values()]
-    return Group(record=record, examples=examples, direction=-1 if directions[:1] == ["lower"] else 1, pooled=pooled)
+    return Group(record=record, scores=scores, direction=-1 if directions[:1] == ["lower"] else 1, pooled=pooled)
+
+
+def _others(points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str) -> dict[str, OtherSpread]:
+    """Return the metrics other than the main one of the points of a group."""
+    known = {
+        name: item for point in points if split in point.scores for name, item in point.scores[split].others.items()
+    }
+    results = {}
+    for name, item in known.items():
+        measured = [point.scores[split].others.get(name) if split in point.scores else None for point in points]
+        values = [None if each is None else each.value for each in measured]
+        results[name] = OtherSpread(
+            unit=item.unit,
+            direction=item.direction,
+            value=_spread([(value, "a seed has no value") for value in values], None),
+            difference=_from_references(points, by_id, split, {}, name),
+        )
+    return results
 
 
 def _from_references(
-    points: Sequence[PointRecord], by_id: Mapping[str, PointRecord], split: str, pooled: Mapping[str, SeedPool]
+    points: Sequence[PointRecord],
+    by_id: Mapping[str, PointRecord],
+    split: str,
+    pooled: Mapping[str, SeedPool],
+    metric: str = "",
 ) -> dict[str, Any] | None:
-    """Return the mean difference of points from their references as JSON values; None if no pair has results."""
+    """Return the mean difference of points from their references as JSON values; None if no pair has results.
+
+    Args:
+        points: The points of a group.
+        by_id: All points.
+        split: The split.
+        pooled: The spreads over seeds of the main metric; may be empty.
+        metric: The metric; "" for the main one.
+    """
     pairs, spread = [], None
     for point in points:
         other = by_id.get(point.reference or "")
-        mine, base = _examples(point, split), None if other is None else _examples(other, split)
-        if mine is not None and base is not None and len(mine) == len(base):
+        mine, base = _paired(point, split, metric), None if other is None else _paired(other, split, metric)
+        if mine is not None and base is not None:
             pairs.append((mine, base))
             spread = _spread_between(pooled, split, point.group, other.group if other else "")
     if not pairs:
         return None
-    return seed_difference([mine for mine, _ in pairs], [base for _, base in pairs], pooled=spread).to_dict()
+    return difference_of([mine for mine, _ in pairs], [base for _, base in pairs], pooled=spread).to_dict()
 
 
-def _examples(point: PointRecord, split: str) -> NDArray | None:
-    """Return the (n,) scores of each example of a point; None if there are none."""
+def _paired(point: PointRecord, split: str, metric: str = "") -> PairedScore | None:
+    """Return a metric of a point, "" for the main one, with what pairs it by example; None without a value."""
     score = point.scores.get(split)
-    return None if score is None else unpacked(score.per_example, score.num_examples, "per_example")
+    return None if score is None else score.paired(metric)
 
 
 def _spread(values: Sequence[tuple[float | None, str | None]], why: str | None) -> Spread:
@@ -251,18 +285,27 @@ def _front_member(
     group, price, value = compared[index]
     gain = None if before is None else group.minus(before, split, steps)
     cheaper = [other for other, cost, _ in compared if cost <= price and other is not group]
-    noise = []
+    noise: list[str] = []
+    unknown: dict[str, str] = {}
     for other in cheaper:
         difference = group.minus(other, split, len(cheaper))
-        if difference is not None and difference.is_noise is not False:
+        if difference is not None and difference.is_noise:
             noise.append(other.record.group)
+        elif difference is None or difference.is_noise is None:
+            unknown[other.record.group] = why_no_interval(difference)
     return FrontMember(
         group=group.record.group,
         cost=price,
         score=group.direction * value,
         gain=None if gain is None else gain.to_dict(),
         within_noise=tuple(noise),
+        without_interval=unknown,
     )
+
+
+def why_no_interval(difference: SeedDifference | None) -> str:
+    """Return why a difference has no interval."""
+    return "no seed has a score of both" if difference is None else str(difference.reason)
 
 
 def _possible(

@@ -4,8 +4,8 @@
 from collections.abc import Mapping, Sequence
 
 from tfq.config.sweep import SweepBudgetConfig
-from tfq.evaluation.record import score_text
-from tfq.sweep.analysis import BOUNDED, Group, bounds_of, missed_bounds
+from tfq.evaluation.metric_text import change_text, score_text
+from tfq.sweep.analysis import BOUNDED, Group, bounds_of, missed_bounds, why_no_interval
 from tfq.sweep.record import Best, PointRecord
 from tfq.sweep.statistics import SeedDifference
 
@@ -62,12 +62,13 @@ def best_of(
     best = min(feasible, key=lambda group: (-(group.value(chosen_on) or 0.0), _bytes(group, size)))
     others = [group for group in feasible if group is not best]
     against = {group.record.group: best.minus(group, reported_on, len(others)) for group in others}
-    same = tuple(name for name, difference in against.items() if difference is None or difference.is_noise is not False)
-    alike = [best, *(group for group in others if group.record.group in same)]
+    same = tuple(name for name, difference in against.items() if difference is not None and difference.is_noise)
+    unknown = _without_interval(against)
+    alike = [best, *(group for group in others if group.record.group in (*same, *unknown))]
     cheapest = min(alike, key=lambda group: _bytes(group, size))
     score = best.record.scores.get(reported_on)
     return Best(
-        sentence=_sentence(best, others, against, same, cheapest, size, bounds, chosen_on, reported_on, unit),
+        sentence=_sentence(best, others, against, same, unknown, cheapest, size, bounds, chosen_on, reported_on, unit),
         group=best.record.group,
         chosen_on=chosen_on,
         reported_on=reported_on,
@@ -78,6 +79,7 @@ def best_of(
         cheapest=cheapest.record.group,
         size=size,
         missed=failed,
+        without_interval=unknown,
     )
 
 
@@ -118,6 +120,7 @@ def _sentence(
     others: Sequence[Group],
     against: Mapping[str, SeedDifference | None],
     same: Sequence[str],
+    unknown: Mapping[str, str],
     cheapest: Group,
     size: str,
     bounds: Mapping[str, float],
@@ -133,13 +136,19 @@ def _sentence(
     if not others:
         return f"{start} No other group {'meets the bounds' if bounds else 'has a result'}."
     signed = {name: best.direction * item.difference for name, item in against.items() if item is not None}
-    ahead = [name for name in signed if name not in same and signed[name] < 0]
+    ahead = [name for name in signed if name not in (*same, *unknown) and signed[name] < 0]
     if ahead:
         leader = min(ahead, key=lambda name: signed[name])
         return (
             f"{start} But {leader} is better on {reported_on}: the difference of {name} is "
             f"{_difference_text(against[leader], unit)}, more than noise. Choose on more examples."
         )
+    if unknown:
+        start = f"{start} {_unknown_text(unknown, len(others))}"
+    if len(unknown) == len(others):
+        return f"{start} {_smallest_text(best, cheapest, size)}"
+    if not same and unknown:
+        return f"{start} It is better than the others by more than noise. {_smallest_text(best, cheapest, size)}"
     if not same:
         runner_up = min(signed, key=lambda name: signed[name])
         return (
@@ -151,29 +160,56 @@ def _sentence(
 
 def _same_text(best: Group, same: Sequence[str], cheapest: Group, size: str, others: int) -> str:
     """Return the sentences about groups that are within noise of the best one."""
-    listed = ", ".join(same[:_LISTED]) + (f" and {len(same) - _LISTED} more" if len(same) > _LISTED else "")
     which = "the only other group" if others == 1 else f"{len(same)} of {others} other groups"
-    unit = "bytes after gzip" if size == "gzip_bytes" else "bytes"
-    smallest = (
-        f"It is also the smallest of these{' after gzip' if size == 'gzip_bytes' else ''}."
-        if cheapest is best
-        else f"The smallest of these is {cheapest.record.group}, with {_bytes(cheapest, size):,.0f} instead of "
-        f"{_bytes(best, size):,.0f} {unit}."
-    )
     return (
-        f"It is not better than {which} by more than noise ({listed}): the 95% interval of each of these differences "
-        f"contains 0, together for {others} comparison{'' if others == 1 else 's'}. {smallest}"
+        f"It is not better than {which} by more than noise ({_listed(same)}): the 95% interval of each of these "
+        f"differences contains 0, together for {others} comparison{'' if others == 1 else 's'}. "
+        f"{_smallest_text(best, cheapest, size)}"
+    )
+
+
+def _without_interval(against: Mapping[str, SeedDifference | None]) -> dict[str, str]:
+    """Return {group: why} of the differences without an interval."""
+    return {
+        name: why_no_interval(difference)
+        for name, difference in against.items()
+        if difference is None or difference.is_noise is None
+    }
+
+
+def _unknown_text(unknown: Mapping[str, str], others: int) -> str:
+    """Return the sentence about groups whose difference from the best one has no interval."""
+    which = "the only other group" if others == 1 else f"{len(unknown)} of {others} other groups"
+    reasons = "; ".join(dict.fromkeys(unknown.values()))
+    return (
+        f"It is not known whether it is better than {which} by more than noise ({_listed(list(unknown))}), because "
+        f"these differences have no interval: {reasons}."
+    )
+
+
+def _smallest_text(best: Group, cheapest: Group, size: str) -> str:
+    is_gzip = size == "gzip_bytes"
+    if cheapest is best:
+        return f"It is also the smallest of these{' after gzip' if is_gzip else ''}."
+    return (
+        f"The smallest of these is {cheapest.record.group}, with {_bytes(cheapest, size):,.0f} instead of "
+        f"{_bytes(best, size):,.0f} {'bytes after gzip' if is_gzip else 'bytes'}."
     )
 
 
 _LISTED = 4
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
 def _difference_text(difference: SeedDifference | None, unit: str) -> str:
     """Return "+0.62 points (95% interval +0.31 to +0.93, together for 5 comparisons)"."""
     assert difference is not None and difference.low is not None and difference.high is not None
-    scale, word = (100, " points") if unit == "fraction" else (1, "")
-    value, low, high = (scale * number for number in (difference.difference, difference.low, difference.high))
-    count = difference.comparisons
+    word, count = " points" if unit == "fraction" else "", difference.comparisons
+    value, low, high = (
+        change_text(unit, number) for number in (difference.difference, difference.low, difference.high)
+    )
     together = f"together for {count} comparison{'' if count == 1 else 's'}"
-    return f"{value:+.2f}{word} (95% interval {low:+.2f} to {high:+.2f}, {together})"
+    return f"{value}{word} (95% interval {low} to {high}, {together})"

@@ -10,9 +10,9 @@ import numpy as np
 from tfq.evaluation.per_example import ExampleResults, packed
 from tfq.executors import TaskFailure, TaskResult
 from tfq.store import StageResult
+from tfq.sweep.paired_scores import NOT_KEPT, PairedScore, difference_of
 from tfq.sweep.plan import Chain, family_of
-from tfq.sweep.record import DONE, FAILED, NOT_RUN, Cost, PointRecord, SplitScore
-from tfq.sweep.statistics import seed_difference
+from tfq.sweep.record import DONE, FAILED, NOT_RUN, Cost, OtherMetric, PointRecord, SplitScore
 
 NO_REFERENCE = "it is a reference"
 
@@ -105,20 +105,17 @@ def _score(chain: Chain, reference: Chain | None, split: str, outcomes: Outcomes
     metric = details["metric"]
     facts = details["metrics"].get(metric, {})
     mine = _examples(details)
-    base, why = None, NO_REFERENCE
+    base, stored, why = None, None, NO_REFERENCE
     if reference is not None:
         task = reference.tasks.get(f"evaluate {split}")
         stored = None if task is None else outcomes.results.get(task.key)
         base, why = (_examples(stored.details), "") if stored is not None else (None, "the reference has no result")
     agreement, agreement_reason = _agreement(mine, base) if base is not None or not why else (None, why)
-    difference, difference_reason = None, why or f"{metric} is not a mean over the examples"
-    own = None if mine is None else mine.scores.get(metric)
-    theirs = None if base is None else base.scores.get(metric)
+    own = _paired(details, mine)
+    theirs = None if stored is None or reference is None else _paired(stored.details, base)
+    difference, difference_reason = None, why or "there is no value to compare"
     if own is not None and theirs is not None:
-        if len(own) == len(theirs):
-            difference, difference_reason = seed_difference([own], [theirs]).to_dict(), ""
-        else:
-            difference_reason = "the reference was evaluated on other examples"
+        difference, difference_reason = difference_of([own], [theirs]).to_dict(), ""
     interval = facts.get("interval")
     return SplitScore(
         metric=metric,
@@ -133,7 +130,47 @@ def _score(chain: Chain, reference: Chain | None, split: str, outcomes: Outcomes
         agreement_reason=agreement_reason,
         difference=difference,
         difference_reason=difference_reason or None,
-        per_example=None if own is None else packed(own),
+        per_example=None if own is None or own.scores is None else packed(own.scores),
+        replicates=None if own is None or own.replicates is None else packed(own.replicates),
+        unpaired_reason=None if own is None else own.reason,
+        others={
+            name: _other(facts, _paired(details, mine, name))
+            for name, facts in details["metrics"].items()
+            if name != metric
+        },
+    )
+
+
+def _other(facts: Mapping[str, Any], own: PairedScore | None) -> OtherMetric:
+    interval = facts.get("interval")
+    return OtherMetric(
+        unit=str(facts.get("unit", "none")),
+        direction=facts.get("direction"),
+        value=None if own is None else own.value,
+        interval=None if interval is None else (interval[0], interval[1]),
+        per_example=None if own is None or own.scores is None else packed(own.scores),
+        replicates=None if own is None or own.replicates is None else packed(own.replicates),
+        unpaired_reason=None if own is None else own.reason,
+    )
+
+
+def _paired(details: Mapping[str, Any], examples: ExampleResults | None, metric: str = "") -> PairedScore | None:
+    """Return a metric of an evaluation, "" for the main one, with what pairs it by example; None without a value."""
+    value = details["metrics"][metric].get("value") if metric else details["accuracy"]
+    metric = metric or details["metric"]
+    if value is None:
+        return None
+    if examples is None:
+        reason = "the backend returned no results of each example"
+        return PairedScore(value=value, num_examples=details["num_examples"], reason=reason)
+    scores, replicates = examples.scores.get(metric), examples.replicates.get(metric)
+    has_any = scores is not None or replicates is not None
+    return PairedScore(
+        value=value,
+        num_examples=examples.num_examples,
+        scores=scores,
+        replicates=replicates,
+        reason=None if has_any else examples.unpaired.get(metric, NOT_KEPT),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.notebook import NotebookRecord
+from tfq.sweep.paired_scores import PairedScore
 
 DONE, FAILED, NOT_RUN = "done", "failed", "not_run"
 
@@ -31,6 +32,29 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherMetric:
+    """A metric of a point other than the main one.
+
+    Attributes:
+        unit: Its unit.
+        direction: "higher" or "lower" is better; None if the metric does not declare it.
+        value: Its value; None if there is none.
+        interval: [low, high] of 95% confidence over the examples, or None.
+        per_example: As in `SplitScore`, like the next two.
+        replicates: The values for the draws of a bootstrap.
+        unpaired_reason: Why there is neither.
+    """
+
+    unit: str
+    direction: str | None
+    value: float | None
+    interval: tuple[float, float] | None
+    per_example: Mapping[str, Any] | None = None
+    replicates: Mapping[str, Any] | None = None
+    unpaired_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitScore:
     """The evaluation of a point on one split.
 
@@ -46,10 +70,14 @@ class SplitScore:
         agreement: The fraction of examples with the class that the reference point predicts; None if there is none.
         agreement_reason: Why there is none.
         difference: The value minus that of the reference point, paired by example (`SeedDifference` of one seed); None
-            for the reference itself, or without scores of each example.
+            for the reference itself, or without a value.
         difference_reason: Why there is none.
         per_example: Whether each example is right, or its score, packed as in `tfq.evaluation.per_example`; None if the
             metric is not a mean over the examples.
+        replicates: The values of another metric for the draws of a bootstrap, packed in the same way. All points use
+            the same draws, so that the differences of their replicates are paired by example.
+        unpaired_reason: Why there is neither, so that differences of this point have no interval.
+        others: The other metrics by name. They do not decide fronts or the best group.
     """
 
     metric: str
@@ -65,6 +93,36 @@ class SplitScore:
     difference: Mapping[str, Any] | None
     difference_reason: str | None
     per_example: Mapping[str, Any] | None
+    replicates: Mapping[str, Any] | None = None
+    unpaired_reason: str | None = None
+    others: Mapping[str, OtherMetric] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SplitScore":
+        """Return the evaluation in JSON values."""
+        others = {
+            name: OtherMetric(**{**item, "interval": _ends(item["interval"])})
+            for name, item in (values.get("others") or {}).items()
+        }
+        return cls(**{**values, "interval": _ends(values["interval"]), "others": others})
+
+    def paired(self, metric: str = "") -> PairedScore | None:
+        """Return a metric with what pairs it by example; None without a value.
+
+        Args:
+            metric: The name of one of `others`; "" for the main metric.
+
+        Raises:
+            InputError: The packed arrays are damaged.
+        """
+        item = self.others.get(metric) if metric else self
+        if item is None:
+            return None
+        return PairedScore.of(item.value, self.num_examples, item.per_example, item.replicates, item.unpaired_reason)
+
+
+def _ends(interval: Any) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +178,7 @@ class PointRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PointRecord":
         """Return the point in JSON values of `to_dict`."""
-        scores = {
-            split: SplitScore(**{**score, "interval": None if score["interval"] is None else tuple(score["interval"])})
-            for split, score in values["scores"].items()
-        }
+        scores = {split: SplitScore.from_dict(score) for split, score in values["scores"].items()}
         costs = {name: Cost(**cost) for name, cost in values["costs"].items()}
         return cls(**{**values, "scores": scores, "costs": costs, "warnings": tuple(values["warnings"])})
 
@@ -152,6 +207,23 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherSpread:
+    """A metric other than the main one over the seeds of a group.
+
+    Attributes:
+        unit: Its unit.
+        direction: "higher" or "lower" is better; None if the metric does not declare it.
+        value: The metric over the seeds.
+        difference: The difference from the reference group (`SeedDifference`), or None without values to compare.
+    """
+
+    unit: str
+    direction: str | None
+    value: Spread
+    difference: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """All seeds of one combination of the axes.
 
@@ -163,8 +235,9 @@ class GroupRecord:
         scores: Split -> the main metric over the seeds.
         costs: Name -> the cost over the seeds.
         differences: Split -> the difference from the reference group, with an interval over examples and seeds
-            (`SeedDifference`), or None.
+            (`SeedDifference`, whose `reason` says why one has no interval), or None without values to compare.
         is_reference: Whether the other groups are compared with it.
+        others: Split -> metric -> the metrics other than the main one.
     """
 
     group: str
@@ -175,6 +248,7 @@ class GroupRecord:
     costs: Mapping[str, Spread]
     differences: Mapping[str, Mapping[str, Any] | None]
     is_reference: bool = False
+    others: Mapping[str, Mapping[str, OtherSpread]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +260,11 @@ class FrontMember:
         cost: Its mean cost.
         score: Its mean score on the split that chooses.
         gain: The score minus that of the next cheaper member (`SeedDifference` with Bonferroni's correction for all
-            steps of this front); None for the cheapest member, or without scores of each example.
+            steps of this front); None for the cheapest member.
         within_noise: Groups of any cost below or equal to this one that are within noise of it: the interval of
             the difference (with Bonferroni's correction for all these groups) contains 0.
+        without_interval: Groups of any cost below or equal to this one whose difference has no interval, so that it is
+            not known whether they are within noise -> why.
     """
 
     group: str
@@ -196,6 +272,7 @@ class FrontMember:
     score: float
     gain: Mapping[str, Any] | None
     within_noise: tuple[str, ...]
+    without_interval: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +285,8 @@ class Front:
         members: The members, the cheapest first.
         possible: Dominated groups that are within noise of the best member that costs at most as much: group ->
             {"member": that member, "difference": the group's score minus its (`SeedDifference`, with Bonferroni's
-            correction for all dominated groups)}. With other examples or seeds they may be on the front.
+            correction for all dominated groups)}. With other examples or seeds they may be on the front. So may those
+            whose difference has no interval, which are listed too.
         left_out: Group -> why it is not compared: a missing cost or score.
         reason: Why there is no front.
     """
@@ -236,9 +314,10 @@ class Best:
         score: The mean score of the best group on `reported_on`, over the seeds.
         against: The other groups that meet all bounds, each with the difference of the best group from it
             (`SeedDifference`; the intervals hold together with confidence 0.95, by Bonferroni's correction).
-        indistinguishable: The groups in `against` that are within noise of the best one: the interval contains 0,
-            or there is none.
-        cheapest: The group with the smallest `size` among the best one and `indistinguishable`.
+        indistinguishable: The groups in `against` that are within noise of the best one: the interval contains 0.
+        without_interval: The groups in `against` whose difference has no interval, so that it is not known whether it
+            is noise -> why.
+        cheapest: The group with the smallest `size` among the best one, `indistinguishable` and `without_interval`.
         size: The cost that "smallest" compares: "gzip_bytes" if the budget bounds that and not the file, else
             "model_bytes".
         missed: Group -> the bounds that it misses, as sentences.
@@ -255,6 +334,7 @@ class Best:
     cheapest: str | None
     size: str
     missed: Mapping[str, tuple[str, ...]]
+    without_interval: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError
+from tfq.evaluation.paired import percentile_interval
 
 CONFIDENCE = 0.95
 # Fewer examples give no interval.
@@ -35,6 +36,8 @@ class SeedDifference:
             groups of the sweep). None without it.
         spread_from: The estimate of the spread over seeds that the interval uses: "own", "families" or "all"; None
             for one seed or without an interval.
+        method: How the part of the interval over the examples was computed: "student_t", or "bootstrap" for metrics
+            that are not means over the examples; "none" without an interval.
         wins: Pairs of example and seed that only the first group gets right; None if scores are not right or wrong.
         losses: Pairs that only the second group gets right.
         num_examples: The number of examples of each seed.
@@ -56,6 +59,7 @@ class SeedDifference:
     num_examples: int
     num_seeds: int
     reason: str | None = None
+    method: str = "student_t"
 
     @property
     def is_noise(self) -> bool | None:
@@ -187,6 +191,121 @@ def seed_difference(
         num_examples=count,
         num_seeds=num_seeds,
         reason=reason,
+        method="none" if low is None else "student_t",
+    )
+
+
+def resampled_difference(
+    values: Sequence[float],
+    base_values: Sequence[float],
+    replicates: Sequence[NDArray],
+    base_replicates: Sequence[NDArray],
+    num_examples: int,
+    *,
+    comparisons: int = 1,
+    pooled: SeedSpread | None = None,
+) -> SeedDifference:
+    """Return the difference of a metric that is not a mean over the examples, of two groups of models, paired by seed.
+
+    All models were resampled with the same draws (`tfq.evaluation.paired`), so that the difference of two replicates is
+    paired by example. The part over the examples is the percentile interval of the replicates' differences, averaged
+    over the seeds. Its half below the estimate and its half above it count as the reach of Student's t for a standard
+    error, which may differ: so the interval of a skewed metric stays skewed. The variance over the seeds is added as in
+    `seed_difference`, on each side. For one seed and one comparison, the result is the percentile interval itself. For
+    more comparisons the halves are widened by the ratio of the quantiles of Student's t, because 1,000 draws have too
+    few values beyond the percentiles that Bonferroni's correction needs.
+
+    Args:
+        values: For each seed, the metric of the first group on all examples.
+        base_values: The same for the second group, with the seeds in the same order.
+        replicates: For each seed, (num_draws,) the values of the first group for the draws; NaN where it is undefined.
+        base_replicates: The same for the second group.
+        num_examples: The number of examples.
+        comparisons: The number of intervals that shall hold together.
+        pooled: As in `seed_difference`.
+
+    Raises:
+        InputError: The numbers of seeds or draws differ, or there are none.
+    """
+    sizes = {len(each) for each in (*replicates, *base_replicates)}
+    counts = {len(each) for each in (values, base_values, replicates, base_replicates)}
+    if not len(values) or len(counts) != 1 or len(sizes) != 1:
+        raise InputError(
+            f"replicates of {len(replicates)} and {len(base_replicates)} seeds with {sorted(sizes)} draws: expected "
+            "the same seeds and draws for both groups, at least one",
+            field="replicates",
+            got=(len(replicates), len(base_replicates)),
+        )
+    num_seeds, confidence = len(values), 1 - (1 - CONFIDENCE) / comparisons
+    of_seeds = np.array(values, np.float64) - np.array(base_values, np.float64)
+    difference = float(of_seeds.mean())
+    of_draws = np.mean([new - base for new, base in zip(replicates, base_replicates, strict=True)], axis=0)
+    ends, reason = percentile_interval(of_draws, num_examples)
+    std = float(of_seeds.std(ddof=1)) if num_seeds > 1 else None
+    low = high = spread_from = None
+    if ends is not None:
+        spread = max(std or 0.0, pooled.std if pooled is not None and std is not None else 0.0)
+        over_seeds = spread**2 / num_seeds
+        of_spread = num_seeds - 1 if pooled is None else pooled.freedom
+        unit = t_quantile(0.5 + CONFIDENCE / 2, num_examples - 1)
+        reaches = []
+        for half in (difference - ends[0], ends[1] - difference):
+            # A biased percentile interval may end before the estimate, which the interval must contain.
+            over_examples = (max(half, 0.0) / unit) ** 2
+            freedom = _degrees_of_freedom((over_examples, num_examples - 1), (over_seeds, of_spread))
+            reaches.append(t_quantile(0.5 + confidence / 2, freedom) * math.sqrt(over_examples + over_seeds))
+        low, high = difference - reaches[0], difference + reaches[1]
+        reason = ONE_SEED if num_seeds == 1 else None
+        if std is not None:
+            spread_from = OWN if pooled is None or std > pooled.std else pooled.over
+    return SeedDifference(
+        difference=difference,
+        low=low,
+        high=high,
+        confidence=confidence,
+        comparisons=comparisons,
+        std_over_seeds=std,
+        pooled_std=None if pooled is None or std is None else pooled.std,
+        pooled_over=None if pooled is None or std is None else pooled.over,
+        spread_from=spread_from,
+        wins=None,
+        losses=None,
+        num_examples=num_examples,
+        num_seeds=num_seeds,
+        reason=reason,
+        method="none" if low is None else "bootstrap",
+    )
+
+
+def difference_without_interval(
+    values: Sequence[float], base_values: Sequence[float], num_examples: int, reason: str, *, comparisons: int = 1
+) -> SeedDifference:
+    """Return the difference of the mean values of two groups, with the reason why it has no interval.
+
+    Args:
+        values: For each seed, the metric of the first group.
+        base_values: The same for the second group, with the seeds in the same order.
+        num_examples: The number of examples.
+        reason: Why there is no interval.
+        comparisons: The number of comparisons that it is one of.
+    """
+    of_seeds = np.array(values, np.float64) - np.array(base_values, np.float64)
+    return SeedDifference(
+        difference=float(of_seeds.mean()),
+        low=None,
+        high=None,
+        confidence=1 - (1 - CONFIDENCE) / comparisons,
+        comparisons=comparisons,
+        std_over_seeds=float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None,
+        pooled_std=None,
+        pooled_over=None,
+        spread_from=None,
+        wins=None,
+        losses=None,
+        num_examples=num_examples,
+        num_seeds=len(of_seeds),
+        reason=reason,
+        method="none",
     )
 
 

@@ -2,13 +2,15 @@
 """Add the analysis to the points of a whole sweep, and show it on the terminal."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tfq.config.sweep import SweepBudgetConfig
-from tfq.evaluation.record import score_text
+from tfq.evaluation.metric_text import change_text, score_text
 from tfq.sweep.analysis import Group, front_of, groups_of, seed_pools
 from tfq.sweep.best import best_of
-from tfq.sweep.record import DONE, GroupRecord, Spread, SweepResult
-from tfq.text_table import aligned
+from tfq.sweep.record import DONE, GroupRecord, OtherSpread, Spread, SweepResult
+from tfq.text_table import aligned, listed
 
 
 def summarized(result: SweepResult) -> SweepResult:
@@ -75,6 +77,8 @@ def text_of(result: SweepResult) -> str:
         "mean over the seeds ± standard deviation; difference from the reference (95% interval); * is on the front of "
         f"{result.settings['choose_on']} against gzip bytes",
     ]
+    lines += _unpaired_lines(result.groups)
+    lines += _other_lines((*result.reference_groups, *result.groups))
     if missing:
         lines += ["", *missing]
     return "\n".join([*lines, "", result.best.sentence if result.best else ""]).rstrip()
@@ -83,17 +87,49 @@ def text_of(result: SweepResult) -> str:
 def _spread_text(spread: Spread | None, unit: str) -> str:
     if spread is None or spread.mean is None:
         return "-"
-    scale = 100 if unit == "fraction" else 1
-    return f"{score_text(unit, spread.mean)}" + ("" if spread.std is None else f" ± {scale * spread.std:.2f}")
+    std = "" if spread.std is None else f" ± {change_text(unit, spread.std).lstrip('+')}"
+    return f"{score_text(unit, spread.mean)}{std}"
 
 
 def _difference_text(group: GroupRecord, unit: str) -> str:
     difference = group.differences.get("test")
-    if difference is None or difference["low"] is None:
-        return "-"
-    scale = 100 if unit == "fraction" else 1
-    value, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+    return "-" if difference is None else _interval_text(difference, unit)
+
+
+def _interval_text(difference: Mapping[str, Any], unit: str) -> str:
+    value = change_text(unit, difference["difference"])
+    if difference["low"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({change_text(unit, difference['low'])} to {change_text(unit, difference['high'])})"
+
+
+def _other_lines(groups: Sequence[GroupRecord]) -> list[str]:
+    """Return a table of the metrics other than the main one on the test split; [] if there are none."""
+    names = dict.fromkeys(name for group in groups for name in group.others.get("test", {}))
+    if not names:
+        return []
+    rows = [["on test", *(text for name in names for text in (name, "difference"))]]
+    for group in groups:
+        cells = [group.group]
+        for name in names:
+            item = group.others.get("test", {}).get(name)
+            cells += ["-", "-"] if item is None else [_spread_text(item.value, item.unit), _change(item)]
+        rows.append(cells)
+    return ["", *aligned(rows, 1)]
+
+
+def _change(item: OtherSpread) -> str:
+    return "-" if item.difference is None else _interval_text(item.difference, item.unit)
+
+
+def _unpaired_lines(groups: Sequence[GroupRecord]) -> list[str]:
+    """Return a line for each reason why differences from the reference have no interval, with the groups."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        difference = group.differences.get("test")
+        if difference is not None and difference["low"] is None:
+            names.setdefault(str(difference["reason"]), []).append(group.group)
+    return [f"no interval: {listed(groups)}: {reason}" for reason, groups in names.items()]
 
 
 def _cost_text(spread: Spread | None) -> str:

@@ -116,6 +116,7 @@ def _table(state: State) -> MetricTable:
         values=np.concatenate([mean_figures(values)[None], values]),
         unit="score",
         counts=("boxes",),
+        classes=(None, *map(int, classes)),
     )
 
 
