@@ -3,6 +3,7 @@
 
 import json
 
+import metric_examples
 import numpy as np
 import pytest
 from golden_models import golden
@@ -142,3 +143,19 @@ def test_the_targets_of_maps_have_names():
     assert explained.examples[0].target_name in explained.to_text()
     without = explain(golden("digits_int8"), golden("digits_float32"), examples((), 2), config)
     assert without.examples[0].target_name is None
+
+
+@pytest.mark.parametrize("name", metric_examples.EXAMPLES)
+def test_every_metric_names_its_classes_and_nothing_else(name):
+    metric, (outputs, labels) = as_metric(name), metric_examples.EXAMPLES[name]
+    own = metric.table_of(metric.state_of(outputs, labels))
+    if own is None:
+        return
+    # Rows that are not classes: all classes together, positions to ignore, bins of confidence.
+    others = [row for row in own.rows if not row.isdigit()]
+    assert (not own.classes) == (len(others) == len(own.rows))
+    for row, number, named in zip(
+        own.rows, own.classes, own.with_names([f"c{i}" for i in range(20)]).rows, strict=False
+    ):
+        assert (number, named) == ((None, row) if row in others else (int(row), f"c{row}"))
+    assert {"coco_map": ["all"], "dice": ["ignored"], "f1": []}.get(name, others) == others

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -12,6 +13,8 @@ from messages import refused
 
 from tfq.config import DataConfig, RunConfig, SweepConfig
 from tfq.errors import InputError
+from tfq.evaluation.paired import resampled_weights
+from tfq.evaluation.per_example import ExampleResults
 from tfq.executors import TaskFailure
 from tfq.sweep import merged, parse_shard, read_shards, shard_file, summarized, text_of
 from tfq.sweep.plan import cheapest_first
@@ -192,3 +195,47 @@ def test_a_reference_among_the_points_is_not_added(tmp_path):
     by_id = {chain.point.id: chain.reference for chain in planned.chains}
     assert by_id["pruned80/int4/seed1"] == "dense/int4/seed1".replace("int4", "int8")
     assert by_id["dense/int8/seed0"] is None
+
+
+def by_error(outcomes, draws=True):
+    """Make the results those of a main metric that is not a mean over the examples, with top1 as another one."""
+    weights = np.stack(list(resampled_weights(100)))
+    for result in outcomes.results.values():
+        if "metric" not in result.details:
+            continue
+        examples = ExampleResults.from_dict(result.details["per_example"])
+        top1, wrong = result.details["accuracy"], (~examples.scores["top1"]).astype(float)
+        kept = {"replicates": {"rms": np.sqrt(weights @ wrong / 100)}} if draws else {"unpaired": {"rms": "too long"}}
+        facts = {"unit": "score", "direction": "lower", "interval": None}
+        result.details.update(
+            metric="rms",
+            metrics={"rms": facts, "top1": {**result.details["metrics"]["top1"], "value": top1}},
+            accuracy=math.sqrt(1 - top1),
+            per_example=dataclasses.replace(examples, **kept).to_dict(),
+        )
+
+
+def test_points_keep_draws_and_other_metrics_also_through_the_records_of_shards(tmp_path):
+    grid, planned = sweep_fakes.plan()
+    outcomes = sweep_fakes.outcomes_of(planned, tmp_path)
+    by_error(outcomes)
+    result = whole(grid, planned, outcomes)
+    again = merged([json.loads(json.dumps({"command": "sweep", "shard": [1, 1], **result.to_dict()}))])
+    complete = summarized(result)
+    assert again.to_dict() == complete.to_dict()
+    for group in complete.groups:
+        assert group.differences["test"]["method"] == "bootstrap" and group.differences["test"]["low"] is not None
+        other = group.others["test"]["top1"]
+        means = [point.scores["test"].scores["top1"] for point in complete.points if point.group == group.group]
+        assert other.value.mean == pytest.approx(np.mean(means)) and other.difference["wins"] is not None
+    assert complete.best.without_interval == {} and "top1" in text_of(complete)
+
+
+def test_points_without_draws_say_why_their_differences_have_no_interval(tmp_path):
+    grid, planned = sweep_fakes.plan()
+    outcomes = sweep_fakes.outcomes_of(planned, tmp_path)
+    by_error(outcomes, draws=False)
+    result = summarized(whole(grid, planned, outcomes))
+    assert set(result.best.without_interval.values()) == {"too long"} and "too long" in result.best.sentence
+    assert all(point.scores["test"].difference["reason"] == "too long" for point in result.points)
+    assert "no interval: dense/int8" in text_of(result) and "(no interval)" in text_of(result)
