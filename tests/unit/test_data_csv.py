@@ -141,6 +141,7 @@ def test_a_large_table_is_streamed_and_read_from_the_middle(csv, monkeypatch):
         ('a,label\n1,0.5\n2,"1,5"\n', ("line 3", "column label", "'1,5'", "'0.5' in line 2")),
         ("a,label\n1,0.5\n2,inf\n", ("line 3", "column label", "'inf'")),
         ("a,label\n1,1e39\n", ("line 2", "column label", "float32")),
+        (f"a,label\n1,0\n1,{'9' * 500}\n", ("line 3", "column label", "float32")),
         ("a,label\r1,0\r", ("line 1", "line feed")),
         (f"a,{'b' * 200_000},label\n1,2,0\n", ("line 1", "field limit")),
     ],

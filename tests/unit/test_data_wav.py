@@ -10,6 +10,7 @@ from messages import refused
 
 from tfq.config import DataConfig
 from tfq.data import DataSource, MissingSplitError, load_calibration_split, load_split, source_fingerprint
+from tfq.data.sources.wav import chosen_for_val
 from tfq.data.waveforms import read_waveform, resample
 from tfq.errors import InputError
 from tfq.registry import entries
@@ -40,6 +41,57 @@ def test_class_folders_with_splits_give_whole_recordings(tmp_path):
     assert test.class_names == ("no", "yes") and test.labels.tolist() == [1]
     train, val = load_split(source(tmp_path), "train"), load_split(source(tmp_path), "val")
     assert sorted([*train.labels.tolist(), *val.labels.tolist()]) == [0, 0, 1]
+
+
+def recordings_of(examples, values):
+    """Return the names of the recordings that windows are from; `values` has the samples of each recording."""
+    first = {array[0]: name for name, array in values.items()}
+    return {first[window[0]] for window in examples.inputs["x"] if window[0] in first}
+
+
+def test_all_windows_of_a_recording_are_in_train_or_in_val(tmp_path):
+    values = {}
+    for number in range(20):
+        for name in ("yes", "no"):
+            path = f"{name}/{number}"
+            values[path] = record(tmp_path / "train" / f"{path}.wav", seconds=0.03, seed=len(values))
+    config = source(tmp_path, window_secs=0.01)
+    train, val = (load_split(config, split) for split in ("train", "val"))
+    assert (train.num_examples, val.num_examples) == (108, 12)
+    held_out = recordings_of(val, values)
+    assert len(held_out) == 4 and recordings_of(train, values) == set(values) - held_out
+    assert sorted(val.labels.tolist()) == [0] * 6 + [1] * 6
+    assert "4 of 40 training recordings (12 of 120 windows)" in val.information[-1] == train.information[-1]
+    assert load_calibration_split(config).num_examples == 120
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "train").rename(tmp_path / "moved" / "train")
+    assert load_split(source(tmp_path / "moved", window_secs=0.01), "val").sha256() == val.sha256()
+
+
+def test_every_class_keeps_a_recording_in_train(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        classes = {f"{number}.wav": str(rng.integers(0, 6)) for number in range(rng.integers(7, 60))}
+        held_out = chosen_for_val(classes, tmp_path)
+        assert len(held_out) == max(1, len(classes) // 10)
+        assert {classes[path] for path in classes if path not in held_out} == set(classes.values())
+    assert len(chosen_for_val({"a": "0", "b": "1"}, tmp_path)) == 1
+
+
+def test_rows_of_one_file_are_in_one_split(tmp_path):
+    for number in range(4):
+        record(tmp_path / f"{number}.wav", seed=number)
+    rows = [f"{number}.wav,{part % 2},train,{part / 10},{(part + 1) / 10}" for part in range(4) for number in range(4)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split,start,end", *rows]))
+    train, val = (load_split(source(tmp_path / "m.csv"), split) for split in ("train", "val"))
+    assert (train.num_examples, val.num_examples) == (12, 4) and sorted(val.labels.tolist()) == [0, 0, 1, 1]
+
+
+def test_a_single_recording_is_divided_and_the_note_says_so(tmp_path):
+    values = record(tmp_path / "train" / "a" / "x.wav", seconds=1)
+    val = load_split(source(tmp_path, window_secs=0.05), "val")
+    assert np.allclose(val.inputs["x"], values.reshape(20, 400)[18:], atol=1e-7)
+    assert any("same recording" in item for item in val.information)
 
 
 def test_the_lists_of_speech_commands_are_splits(tmp_path):
@@ -112,6 +164,13 @@ def test_labels_of_a_manifest_may_be_numbers(tmp_path, labels, expected, dtype):
     (tmp_path / "m.csv").write_text("path,label\n" + "".join(f"a.wav,{label}\n" for label in labels))
     test = load_split(source(tmp_path / "m.csv"), "test")
     assert test.labels.tolist() == expected and test.labels.dtype == dtype
+
+
+def test_integers_of_a_manifest_that_are_names_are_stated(tmp_path):
+    record(tmp_path / "a.wav")
+    (tmp_path / "m.csv").write_text("path,label\na.wav,1\na.wav,one\n")
+    test = load_split(source(tmp_path / "m.csv"), "test")
+    assert test.class_names == ("1", "one") and any("'one'" in item for item in test.information)
 
 
 def test_other_columns_of_a_manifest_are_named(tmp_path):
@@ -207,6 +266,7 @@ def test_different_lengths_and_rates_name_the_setting(tmp_path):
         ("m.csv", "path,label,start\na.wav,x,1e308\n"),
         ("m.csv", "path,label,end\na.wav,x,1e308\n"),
         ("m.csv", 'path,label\na.wav,1.5\na.wav,"1,5"\n'),
+        ("m.csv", "path,label\na.wav,1e39\n"),
         ("m.jsonl", '{"path": "a.wav", "label": ["x"]}'),
         ("m.jsonl", '{"path": "a.wav", "label": "\\ud800"}'),
         ("m.jsonl", '{"path": "\\ud800.wav", "label": "x"}'),

@@ -4,22 +4,24 @@
 Source of the format: RFC 4180, with the delimiter of the header: comma, semicolon or tab.
 """
 
+import collections
 import csv
 import dataclasses
 import itertools
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from tfq.artifacts import open_file, shown
+from tfq.artifacts import open_file, reason, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, MissingSplitError
+from tfq.data.text_labels import MAX_FLOAT, Kind, LabelText, TextLabels, finite_number, kind_of_label, labels_of
 from tfq.errors import InputError
 from tfq.registry import register
 
@@ -75,17 +77,13 @@ class Table:
         header: The columns.
         counts: Split -> its number of rows; "" in a file without the column `split`.
         marks: Split -> (position in bytes, number of the line before it) of every `_STEP`-th row.
-        first_class: The first row whose label is an integer >= 0, or None.
-        first_number: The first row whose label is another number, or None.
-        first_name: The first row whose label is not a number, or None.
+        first_labels: The first label of each kind.
     """
 
     header: Header
     counts: dict[str, int]
     marks: dict[str, list[tuple[int, int]]]
-    first_class: Row | None
-    first_number: Row | None
-    first_name: Row | None
+    first_labels: dict[Kind, LabelText]
 
 
 def read_header(path: Path, label: str) -> Header:
@@ -99,7 +97,7 @@ def read_header(path: Path, label: str) -> Header:
         InputError: The file is empty, has no header, or names a column twice.
     """
     with open_file(path, _EXPECTED, field="data.source") as file:
-        line = file.readline(_MAX_LINE_BYTES)
+        line = _line(file, path, 1)
         start = file.tell()
     text = _decoded(line, path, 1).lstrip("\ufeff")
     delimiter = max(_DELIMITERS, key=text.count)
@@ -109,7 +107,7 @@ def read_header(path: Path, label: str) -> Header:
         raise _csv_error(path, 1, error) from error
     if not any(names):
         raise _error(path, 1, "the file is empty, or its first line is", expected="a header with the names of columns")
-    numbers = [name for name in names if _number(name) is not None]
+    numbers = [name for name in names if finite_number(name) is not None]
     if len(numbers) == len(names):
         raise _error(
             path,
@@ -117,7 +115,8 @@ def read_header(path: Path, label: str) -> Header:
             f"the first line has only numbers ({', '.join(numbers[:3])} ...)",
             expected="a header with the names of the columns: add one",
         )
-    doubled = next((name for name in names if names.count(name) > 1 or not name), None)
+    counts = collections.Counter(names)
+    doubled = next((name for name in names if counts[name] > 1 or not name), None)
     if doubled is not None:
         raise _error(path, 1, f"the column {doubled!r} has no name or occurs twice", expected="different names")
     if label == SPLIT_COLUMN:
@@ -146,6 +145,13 @@ def read_header(path: Path, label: str) -> Header:
         split=split_place,
         start=start,
     )
+
+
+def _line(file: BinaryIO, path: Path, number: int) -> bytes:
+    try:
+        return file.readline(_MAX_LINE_BYTES)
+    except OSError as error:
+        raise _error(path, number, f"the file cannot be read ({reason(error)})", expected=_EXPECTED) from error
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
@@ -184,7 +190,7 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
         place = [position, line]
 
         def lines() -> Iterator[str]:
-            while content := file.readline(_MAX_LINE_BYTES):
+            while content := _line(file, path, place[1] + 1):
                 place[0] += len(content)
                 place[1] += 1
                 yield _decoded(content, path, place[1])
@@ -209,15 +215,6 @@ def rows_of(header: Header, position: int, line: int) -> Iterator[Row]:
             yield Row(fields=fields, line=place[1], end=place[0])
 
 
-def _number(text: str) -> float | None:
-    """Return the finite number in a field, or None. Python's underscores between digits are not numbers here."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in text else None
-
-
 def features_of(header: Header, row: Row) -> list[float]:
     """Return the inputs of a row.
 
@@ -226,7 +223,7 @@ def features_of(header: Header, row: Row) -> list[float]:
     """
     values = []
     for index in header.features:
-        value = _number(row.fields[index])
+        value = finite_number(row.fields[index])
         if value is None:
             raise _field_error(header, row, index)
         values.append(value)
@@ -241,7 +238,7 @@ def _field_error(header: Header, row: Row, index: int) -> InputError:
             header.path, row.line, problem, expected="a number: fill missing values, or remove the row", column=column
         )
     advice = "a number: encode categories as numbers, or name the column of the labels in data.label_key"
-    if _number(text.replace(",", ".")) is not None:
+    if finite_number(text.replace(",", ".")) is not None:
         advice = "a number with a decimal point, not a comma"
     return _error(header.path, row.line, f"{shown(text)[:40]!r} is not a finite number", expected=advice, column=column)
 
@@ -254,7 +251,7 @@ def scan(header: Header) -> Table:
     """
     counts: dict[str, int] = {}
     marks: dict[str, list[tuple[int, int]]] = {}
-    kinds: dict[str, Row] = {}
+    first_labels: dict[Kind, LabelText] = {}
     before = header.start, 1
     for row in rows_of(header, header.start, 1):
         features_of(header, row)
@@ -266,37 +263,25 @@ def scan(header: Header) -> Table:
         before = row.end, row.line
         if header.label is not None:
             text = row.fields[header.label].strip()
-            value = _number(text)
-            if value is None and text.lower() in _MISSING:
+            if text.lower() in _MISSING:
                 raise _field_error(header, row, header.label)
-            is_class = text.isdecimal() and len(text) <= _MOST_DIGITS
-            kinds.setdefault("class" if is_class else "name" if value is None else "number", row)
-            if value is not None and not is_class and abs(value) > _MAX_FLOAT:
-                raise _error(
-                    header.path,
-                    row.line,
-                    f"{value:g} is too large for float32",
-                    expected="at most 3.4e38: scale the column",
-                    column=header.names[header.label],
-                )
-    return Table(
-        header=header,
-        counts=counts,
-        marks=marks,
-        first_class=kinds.get("class"),
-        first_number=kinds.get("number"),
-        first_name=kinds.get("name"),
-    )
+            kind = kind_of_label(text)
+            if kind not in first_labels:
+                first_labels[kind] = _label_text(header, row, header.label)
+    return Table(header=header, counts=counts, marks=marks, first_labels=first_labels)
 
 
-# A class number of more digits may not fit into int64.
-_MOST_DIGITS = 18
-_MAX_FLOAT = float(np.finfo(np.float32).max)
+def _label_text(header: Header, row: Row, index: int) -> LabelText:
+    where = f"{shown(str(header.path))}, line {row.line}, column {shown(header.names[index])}"
+    place = f"line {row.line} of {shown(header.path.name)}"
+    return LabelText(text=row.fields[index].strip(), where=where, place=place)
+
+
 _MOST_CLASSES = 10_000
 
 
-def _class_names(headers: Iterable[Header]) -> tuple[str, ...]:
-    """Return the different labels of tables, sorted.
+def _all_labels(headers: Iterable[Header]) -> set[str]:
+    """Return the different labels of tables.
 
     Raises:
         InputError: There are too many to be the names of classes.
@@ -314,7 +299,7 @@ def _class_names(headers: Iterable[Header]) -> tuple[str, ...]:
                     expected="numbers, or the names of classes",
                     column=header.names[header.label],
                 )
-    return tuple(sorted(names))
+    return names
 
 
 def _split_of(header: Header, row: Row) -> str:
@@ -332,14 +317,13 @@ def _split_of(header: Header, row: Row) -> str:
     return text
 
 
-def _examples(table: Table, split: str, label_of: Callable[[str], float] | None, dtype: DTypeLike) -> Examples:
+def _examples(table: Table, split: str, labels_in: TextLabels | None) -> Examples:
     """Return the examples of a split of a table: {"x": float32 (n, features)}, and labels.
 
     Args:
         table: The table.
         split: The split; "" in a file without the column `split`.
-        label_of: Text of a label -> its number; None without labels.
-        dtype: The type of the labels.
+        labels_in: How labels become numbers; None without labels.
     """
     header = table.header
 
@@ -356,8 +340,9 @@ def _examples(table: Table, split: str, label_of: Callable[[str], float] | None,
             chosen = list(itertools.islice(rows, min(step, stop - first)))
             inputs = np.array([features_of(header, row) for row in chosen], np.float64)
             labels: NDArray | None = None
-            if label_of is not None and header.label is not None:
-                labels = np.array([label_of(row.fields[header.label].strip()) for row in chosen], dtype)
+            if labels_in is not None and header.label is not None:
+                texts = [row.fields[header.label].strip() for row in chosen]
+                labels = np.array([labels_in.number_of(text) for text in texts], labels_in.dtype)
             yield Piece(inputs={UNNAMED: _float32(inputs.reshape(-1, len(header.features)), header)}, labels=labels)
 
     return Examples(num_examples=table.counts[split], read=read)
@@ -365,7 +350,7 @@ def _examples(table: Table, split: str, label_of: Callable[[str], float] | None,
 
 def _float32(values: NDArray[np.float64], header: Header) -> NDArray[np.float32]:
     largest = np.abs(values).max(axis=0, initial=0)
-    if (largest > _MAX_FLOAT).any():
+    if (largest > MAX_FLOAT).any():
         column = header.names[header.features[int(largest.argmax())]]
         raise InputError(
             f"{shown(str(header.path))}, column {shown(column)}: {largest.max():g} is too large for float32. Scale the "
@@ -430,65 +415,26 @@ def read_csv(address: str, config: DataConfig, split: str) -> Examples:
             got=split,
         )
     table, own = by_split[stored_in]
-    label_of, dtype, class_names = _labels(tables.values())
+    labels = _labels(tables.values())
+    missing = f"{table.header.path} has no column {config.label_key!r} (data.label_key), so there are no labels"
     examples = dataclasses.replace(
-        _examples(table, own, label_of, dtype),
-        class_names=class_names,
-        information=_information(list(tables.values()), config),
+        _examples(table, own, labels),
+        class_names=labels.class_names if labels else (),
+        information=labels.information if labels else (missing,) * bool(config.label_key),
     )
     is_held_out = stored_in == "train" and "val" not in by_split
     return hold_out_val(examples, split, f"csv:{address}") if is_held_out else examples
 
 
-def _labels(
-    tables: Collection[Table],
-) -> tuple[Callable[[str], float] | None, DTypeLike, tuple[str, ...]]:
-    """Return how all tables write labels: text -> number, the type of the numbers, and the names of classes.
-
-    They are class numbers (int64) if all are integers >= 0, else numbers (float32) if all are numbers, else the names
-    of classes, numbered (int64) in sorted order.
-
-    Raises:
-        InputError: Some labels are names, and others numbers that are not class numbers.
-    """
+def _labels(tables: Collection[Table]) -> TextLabels | None:
+    """Return how all tables write labels; None if there is no column of labels."""
     headers = [table.header for table in tables]
     if headers[0].label is None:
-        return None, np.int64, ()
-    name = next(((table.header, table.first_name) for table in tables if table.first_name), None)
-    number = next(((table.header, table.first_number) for table in tables if table.first_number), None)
-    if name is None:
-        return (int, np.int64, ()) if number is None else (float, np.float32, ())
-    if number is not None:
-        (header, row), (other, numbered) = name, number
-        assert header.label is not None
-        text, value = (item.fields[header.label].strip() for item in (row, numbered))
-        compared_with = f"{value!r} in line {numbered.line} of {other.path.name} is"
-        raise _error(
-            header.path,
-            row.line,
-            f"the label {shown(text)[:40]!r} is not a number, but {compared_with}",
-            expected="numbers with a decimal point, or the names of classes",
-            column=header.names[header.label],
-        )
-    names = _class_names(headers)
-    numbers = {name: number for number, name in enumerate(names)}
-    return numbers.__getitem__, np.int64, names
-
-
-def _information(tables: Sequence[Table], config: DataConfig) -> tuple[str, ...]:
-    header = tables[0].header
-    if header.label is not None:
-        name = next((table for table in tables if table.first_name), None)
-        if name is None or name.first_name is None or not any(table.first_class for table in tables):
-            return ()
-        text = shown(name.first_name.fields[header.label].strip())[:40]
-        return (
-            f"column {shown(header.names[header.label])} has integers and texts, such as {text!r} in line "
-            f"{name.first_name.line} of {name.header.path.name}: all of them are names of classes, also the integers",
-        )
-    if not config.label_key:
-        return ()
-    return (f"{header.path} has no column {config.label_key!r} (data.label_key), so there are no labels",)
+        return None
+    first: dict[Kind, LabelText] = {}
+    for table in tables:
+        first = {**table.first_labels, **first}
+    return labels_of(first, lambda: _all_labels(headers))
 
 
 def _check_same_columns(headers: dict[str, Header]) -> None:

@@ -8,18 +8,19 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from tfq.artifacts import read_bytes, shown
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, MissingSplitError
+from tfq.data.text_labels import Kind, LabelText, TextLabels, kind_of_label, labels_of, names_of_classes
 from tfq.data.waveforms import MAX_RATE, WavFormat, read_format, read_waveform, resampled_length, resampled_part
 from tfq.errors import InputError
 from tfq.registry import register
@@ -30,7 +31,6 @@ _COLUMNS = ("path", "label", "split", "start", "end")
 _LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
 # Samples of an example: 1 GB. More is a wrong unit of data.window_secs.
 _MAX_LENGTH = 1 << 28
-_MAX_FLOAT = float(np.finfo(np.float32).max)
 _LAYOUT = (
     "expected PATH/{train,val,test}/CLASS/*.wav, PATH/CLASS/*.wav, or a manifest (.csv or .jsonl) with path, label, "
     "split (and start, end in seconds)"
@@ -232,7 +232,7 @@ def _of_classes(folders: Iterable[Path], root: Path) -> list[Recording]:
         for path in folder.rglob("*")
         if path.suffix.lower() == ".wav" and path.is_file() and not path.name.startswith(".")
     ]
-    return sorted(found, key=lambda item: hashlib.sha256(os.fsencode(item.path.relative_to(root))).digest())
+    return sorted(found, key=lambda item: _hash_of_path(item.path, root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,7 @@ def windows_of(recording: Recording, config: DataConfig) -> Windows:
     Raises:
         InputError: The file cannot be read, or start and end do not lie in it.
     """
-    wav = read_format(recording.path)
+    wav = _format_of(recording)
     # A time after the end of the file may be too large for an integer.
     first = round(min(recording.start * wav.rate, wav.frames))
     stop = wav.frames if recording.end is None else round(min(recording.end * wav.rate, wav.frames + 1))
@@ -329,10 +329,26 @@ def windows_of(recording: Recording, config: DataConfig) -> Windows:
     )
 
 
+def _format_of(recording: Recording) -> WavFormat:
+    """Return the header of a recording's file; an error also names the line of the manifest."""
+    try:
+        return read_format(recording.path)
+    except InputError as error:
+        if not recording.where:
+            raise
+        raise InputError(
+            f"{recording.where}: {error}",
+            field=error.field,
+            expected=error.expected,
+            got=error.got,
+            limit=error.limit,
+        ) from error
+
+
 def read_wav(address: str, config: DataConfig, split: str) -> Examples:
     """Return the windows of recordings as {"x": float32 (n, samples)} in [-1, 1), with the labels of the recordings.
 
-    The channels of a file are averaged. Without val, the last tenth of train is val.
+    The channels of a file are averaged. Without val, a tenth of the recordings of train is val.
 
     Raises:
         MissingSplitError: The split has no recordings.
@@ -349,53 +365,98 @@ def read_wav(address: str, config: DataConfig, split: str) -> Examples:
             got=split,
         )
     every = [recording for part in listing.splits.values() for recording in part]
-    label_of, dtype, names = _labels(every, recordings)
+    labels = _labels(every, recordings)
     windows = [windows_of(recording, config) for recording in recordings]
     _check_alike(windows)
-    examples = _examples(windows, label_of, dtype)
-    examples = dataclasses.replace(
-        examples,
-        class_names=names,
+    whole = dataclasses.replace(
+        _examples(windows, labels),
+        class_names=labels.class_names if labels else (),
         notes=(*listing.notes, *_notes(windows, stored_in)),
-        information=_information(windows),
+        information=(*(labels.information if labels else ()), *_information(windows)),
     )
-    is_held_out = stored_in == "train" and "val" not in listing.splits
-    return hold_out_val(examples, split, f"wav:{address}") if is_held_out else examples
+    if stored_in != "train" or "val" in listing.splits:
+        return whole
+    return _held_out(whole, windows, labels, split, listing.root)
 
 
-def _labels(
-    every: Sequence[Recording], recordings: Sequence[Recording]
-) -> tuple[Callable[[str], float] | None, DTypeLike, tuple[str, ...]]:
-    """Return how labels are written in all splits: text -> number, the type of the numbers, and the class names."""
+def _held_out(
+    whole: Examples, windows: Sequence[Windows], labels: TextLabels | None, split: str, root: Path
+) -> Examples:
+    """Return "train" or "val" of recordings without a val split. All windows of a file are in the same one."""
+    where = f"wav:{root}"
+    is_regression = labels is not None and np.dtype(labels.dtype).kind == "f"
+    classes: dict[str, str] = {}
+    for item in windows:
+        label = item.recording.label
+        classes.setdefault(_file_of(item), "" if label is None or is_regression else label)
+    if len(classes) < 2:
+        only = dataclasses.replace(
+            whole,
+            information=(
+                *whole.information,
+                f"{where} has one training recording and no val split: train and val are windows of the same recording",
+            ),
+        )
+        return hold_out_val(only, split, where)
+    held_out = chosen_for_val(classes, root)
+    chosen = [item for item in windows if (_file_of(item) in held_out) == (split == "val")]
+    part = _examples(chosen, labels)
+    num_val = part.num_examples if split == "val" else whole.num_examples - part.num_examples
+    message = (
+        f"{where} has no val split: {len(held_out):,} of {len(classes):,} training recordings ({num_val:,} of "
+        f"{whole.num_examples:,} windows) are used as val, chosen from all classes by a hash of their paths"
+    )
+    return dataclasses.replace(
+        whole,
+        num_examples=part.num_examples,
+        read=part.read,
+        information=(*whole.information, message),
+        undivided=whole,
+    )
+
+
+def _file_of(windows: Windows) -> str:
+    return os.path.normpath(windows.recording.path)
+
+
+def chosen_for_val(classes: Mapping[str, str], root: Path) -> set[str]:
+    """Return the files of a validation split: a tenth of all, at least one, at equal distances in the sorted classes.
+
+    The first file of each class is not chosen, unless every class has only one.
+
+    Args:
+        classes: File -> its class; "" for all if there are no classes.
+        root: Files are ordered by a hash of their path relative to it, so that moving the folder changes nothing.
+    """
+    order = sorted(classes, key=lambda path: (classes[path], _hash_of_path(path, root)))
+    first = {classes[path]: path for path in reversed(order)}
+    candidates = [path for path in order if first[classes[path]] != path] or order
+    count = min(len(candidates), max(1, len(order) // 10))
+    return {candidates[(2 * number + 1) * len(candidates) // (2 * count)] for number in range(count)}
+
+
+def _hash_of_path(path: str | Path, root: Path) -> bytes:
+    return hashlib.sha256(os.fsencode(os.path.relpath(path, root))).digest()
+
+
+def _labels(every: Sequence[Recording], recordings: Sequence[Recording]) -> TextLabels | None:
+    """Return how labels are written in all splits; None if these recordings have none.
+
+    Raises:
+        InputError: Some of the recordings have a label, or their labels do not belong together.
+    """
     missing = [recording for recording in recordings if recording.label is None]
     if missing and len(missing) < len(recordings):
         raise _error(f"{missing[0].where}: the recording has no label, but others have. Give all one, or none", None)
-    texts = sorted({recording.label for recording in every if recording.label is not None})
-    if missing or not texts:
-        return None, np.int64, ()
-    is_folder = not recordings[0].where
-    if not is_folder and all(text.isdecimal() and len(text) <= 18 for text in texts):
-        return int, np.int64, ()
-    number = next((text for text in texts if _is_number(text) and not text.isdecimal()), None)
-    name = next((text for text in texts if not _is_number(text)), None)
-    if not is_folder and name is None:
-        return float, np.float32, ()
-    if not is_folder and number is not None:
-        where = next(item.where for item in every if item.label == name)
-        raise _error(
-            f"{where}: the label {shown(str(name))[:40]!r} is not a float32 number, but {number!r} is. Expected "
-            "numbers, or the names of classes",
-            name,
-        )
-    return {text: number for number, text in enumerate(texts)}.__getitem__, np.int64, tuple(texts)
-
-
-def _is_number(text: str) -> bool:
-    """Check whether a label is a number that float32 can hold."""
-    try:
-        return abs(float(text)) <= _MAX_FLOAT
-    except ValueError:
-        return False
+    labeled = {recording.label: recording for recording in reversed(every) if recording.label is not None}
+    if missing or not labeled:
+        return None
+    if not recordings[0].where:  # a folder
+        return names_of_classes(labeled)
+    first: dict[Kind, LabelText] = {}
+    for text, item in reversed(labeled.items()):
+        first.setdefault(kind_of_label(text), LabelText(text=text, where=item.where, place=item.where))
+    return labels_of(first, lambda: labeled)
 
 
 def _check_alike(windows: Sequence[Windows]) -> None:
@@ -421,7 +482,7 @@ def _check_alike(windows: Sequence[Windows]) -> None:
             )
 
 
-def _examples(windows: Sequence[Windows], label_of: Callable[[str], float] | None, dtype: DTypeLike) -> Examples:
+def _examples(windows: Sequence[Windows], labels_in: TextLabels | None) -> Examples:
     ends = np.cumsum([item.count for item in windows])
     step = examples_per_piece(4 * windows[0].length)
 
@@ -437,7 +498,9 @@ def _examples(windows: Sequence[Windows], label_of: Callable[[str], float] | Non
                 pieces.append(item.samples(position - begin, end - begin))
                 labels += [item.recording.label] * (end - position)
                 position = end
-            numbers = None if label_of is None else np.array([label_of(str(label)) for label in labels], dtype)
+            numbers = None
+            if labels_in is not None:
+                numbers = np.array([labels_in.number_of(str(label)) for label in labels], labels_in.dtype)
             yield Piece(inputs={UNNAMED: np.concatenate(pieces)}, labels=numbers)
 
     return Examples(num_examples=int(ends[-1]), read=read)
@@ -480,7 +543,7 @@ def _information(windows: Sequence[Windows]) -> tuple[str, ...]:
 
 def _check(address: str, split: str) -> None:
     listing = find_recordings(address)
-    read_format(next(iter(next(iter(listing.splits.values())))).path)
+    _format_of(next(iter(next(iter(listing.splits.values())))))
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
