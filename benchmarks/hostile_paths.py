@@ -79,7 +79,7 @@ FORMATS = {
     "config": ("json",),
 }
 # What --data's sources call the addresses that are paths.
-PATH_ADDRESSES = ("DIR", "GLOB", "PATH")
+PATH_ADDRESSES = ("DIR", "GLOB", "PATH", "FOLDER", "ANNOTATIONS.json")
 # Kinds that are correct for a flag: an output directory may be missing, and a config may be empty in a sense.
 ACCEPTED = {
     "directory": {

@@ -9,6 +9,7 @@ all of them contain `NAME`, so that a test can find the path in a message.
 import contextlib
 import ctypes
 import functools
+import gzip
 import io
 import json
 import os
@@ -453,32 +454,38 @@ def _many_files(path: Path) -> None:
         (path / "class" / f"{number}.png").touch()
 
 
-def _saved_model(members: Mapping[str, Callable[[Path, str], str] | bytes]) -> Callable[[Path], None]:
+def _folder_of(members: Mapping[str, Callable[[Path, str], str] | Content]) -> Callable[[Path], None]:
     """Return a function that makes a directory with files, some of which are hostile paths themselves."""
 
     def make(path: Path) -> None:
         path.mkdir()
-        for name, member in members.items():
-            (path / name).parent.mkdir(exist_ok=True)
-            if isinstance(member, bytes):
-                (path / name).write_bytes(member)
-            else:
-                os.rename(member(path, ".tmp"), path / name)
+        _add(path, members)
 
     return make
+
+
+def _add(folder: Path, members: Mapping[str, Callable[[Path, str], str] | Content]) -> None:
+    for name, member in members.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if isinstance(member, bytes):
+            (folder / name).write_bytes(member)
+        elif member in PATHS.values():
+            os.rename(member(folder, ".tmp"), folder / name)  # type: ignore[call-arg, arg-type]
+        else:
+            (folder / name).write_bytes(member())  # type: ignore[call-arg, arg-type]
 
 
 @functools.cache
 def _saved_models() -> dict[str, Callable[[Path], None]]:
     empty_variables = {"variables/variables.index": b"\xff" * 100, "variables/variables.data-00000-of-00001": b"\0"}
     graphs = {"garbage": b"\xff" * 4000, "empty graph": b"\x08\x01", "truncated": b"\x12\xff\xff\xff\x7f"}
-    results = {kind: _saved_model({"saved_model.pb": graph, **empty_variables}) for kind, graph in graphs.items()}
+    results = {kind: _folder_of({"saved_model.pb": graph, **empty_variables}) for kind, graph in graphs.items()}
     kinds = ("named pipe", "device", "socket", "directory", "link to /", "dangling link", "unreadable", "empty")
     for kind in kinds:
-        results[f"graph: {kind}"] = _saved_model({"saved_model.pb": PATHS[kind]})
-        results[f"metadata: {kind}"] = _saved_model({"saved_model.pb": b"\x08\x01", "keras_metadata.pb": PATHS[kind]})
-        results[f"variables: {kind}"] = _saved_model({"saved_model.pb": b"\x08\x01", "variables": PATHS[kind]})
-        results[f"config: {kind}"] = _saved_model({"config.json": PATHS[kind], "metadata.json": b"{}"})
+        results[f"graph: {kind}"] = _folder_of({"saved_model.pb": PATHS[kind]})
+        results[f"metadata: {kind}"] = _folder_of({"saved_model.pb": b"\x08\x01", "keras_metadata.pb": PATHS[kind]})
+        results[f"variables: {kind}"] = _folder_of({"saved_model.pb": b"\x08\x01", "variables": PATHS[kind]})
+        results[f"config: {kind}"] = _folder_of({"config.json": PATHS[kind], "metadata.json": b"{}"})
     return results
 
 
@@ -523,6 +530,184 @@ _MANIFESTS: Mapping[str, str] = {
     "null in a path": '{"path": "a\\u0000b", "label": "a"}',
     "endless seconds": '{"path": "a.wav", "label": "a", "end": 1e999}',
 }
+
+
+def _wav(
+    samples: bytes = bytes(16_000), *, channels: int = 1, bits: int = 16, rate: int = 8000, code: int = 1
+) -> bytes:
+    """Return a WAV file whose header declares these values."""
+    width = channels * bits // 8
+    form = struct.pack("<HHIIHH", code, channels & 0xFFFF, rate, rate * width & 0xFFFFFFFF, width & 0xFFFF, bits)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(samples)) + samples
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+_RECORDINGS: Mapping[str, Content] = {
+    "empty": b"",
+    "garbage": b"\xff" * 5000,
+    "only its signature": b"RIFF\xff\xff\xff\xffWAVE",
+    "truncated": _wav()[:100],
+    "data beyond the end": _wav()[:40] + struct.pack("<I", 0xFFFFFFF0) + bytes(100),
+    "no samples": _wav(b""),
+    "no channels": _wav(channels=0),
+    "65,535 channels": _wav(channels=65_535),
+    "no rate": _wav(rate=0),
+    "rate of 4 GHz": _wav(rate=0xFFFFFFFF),
+    "bits that do not exist": _wav(bits=7),
+    "another encoding": _wav(code=85),
+    "NaN": _wav(b"\xff" * 16_000, bits=32, code=3),
+    "endless chunks": _wav()[:12] + b"junk\0\0\0\0" * 200_000,
+    "chunk that ends in front of itself": _wav()[:12] + b"junk\xff\xff\xff\xff" + bytes(100),
+}
+_SPECIAL_FILES = ("named pipe", "device", "socket", "directory", "dangling link", "link to itself", "unreadable")
+
+
+def _recording(member: Callable[[Path, str], str] | Content) -> Callable[[Path], None]:
+    """Return a function that writes a manifest of one recording, and the recording next to it."""
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps({"path": f"{NAME}.wav", "label": 1}))
+        _add(path.parent, {f"{NAME}.wav": member})
+
+    return make
+
+
+@functools.cache
+def _wav_contents() -> dict[str, Callable[[Path], object]]:
+    results = _written({kind: content.encode() for kind, content in _MANIFESTS.items()})
+    results |= {f"recording: {kind}": _recording(content) for kind, content in _RECORDINGS.items()}
+    return results | {f"recording: {kind}": _recording(PATHS[kind]) for kind in _SPECIAL_FILES}
+
+
+def _idx(sizes: tuple[int, ...], values: bytes, *, kind: int = 8, axes: int | None = None) -> bytes:
+    count = len(sizes) if axes is None else axes
+    return bytes([0, 0, kind, count]) + struct.pack(f">{len(sizes)}I", *sizes) + values
+
+
+@functools.cache
+def _idx_folders() -> dict[str, Callable[[Path], object]]:
+    images, labels = _idx((2, 8, 8), bytes(128)), _idx((2,), b"\0\1")
+    names = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+    hostile: dict[str, Content] = {
+        "empty": b"",
+        "garbage": b"\xff" * 5000,
+        "only its signature": images[:4],
+        "truncated": images[:-5],
+        "too long": images + bytes(5),
+        "floats": _idx((2, 8, 8), bytes(128), kind=13),
+        "no axes": _idx((), b""),
+        "255 axes": _idx((1,) * 255, b"\0"),
+        "no examples": _idx((0, 8, 8), b""),
+        "absurd sizes": _idx((0xFFFFFFFF,) * 3, bytes(128)),
+        "sizes whose product overflows": _idx((1 << 16,) * 4, b""),
+        "compressed garbage": b"\x1f\x8b" + b"\xff" * 500,
+        "compressed, truncated": gzip.compress(images)[:-10],
+        "compressed, expands": lambda: gzip.compress(_idx((1 << 9, 1 << 10, 1 << 10), b"") + bytes(1 << 29), 1),
+    }
+    results = {
+        f"{part}: {kind}": _folder_of({names[0]: images, names[1]: labels, names[place]: content})
+        for place, part in enumerate(("images", "labels"))
+        for kind, content in hostile.items()
+    }
+    results["more images than labels"] = _folder_of({names[0]: images, names[1]: _idx((1,), b"\0")})
+    results["labels of three axes"] = _folder_of({names[0]: images, names[1]: images})
+    for kind in _SPECIAL_FILES:
+        results[f"images: {kind}"] = _folder_of({names[0]: PATHS[kind], names[1]: labels})
+        results[f"labels: {kind}"] = _folder_of({names[0]: images, names[1]: PATHS[kind]})
+    return results
+
+
+_GOOD_PNG = png(8, 8, pixels=zlib.compress(bytes(8 * 9)))
+
+
+def _coco(
+    change: Callable[[dict], object] = lambda tables: None, member: Callable[[Path, str], str] | Content = _GOOD_PNG
+) -> Callable[[Path], None]:
+    """Return a function that writes an annotation file, changed, and its two images; the second one is `member`."""
+
+    def make(path: Path) -> None:
+        tables: dict = {
+            "images": [
+                {"id": number, "file_name": f"{NAME}{number}.png", "height": 8, "width": 8} for number in (1, 2)
+            ],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        change(tables)
+        path.write_text(json.dumps(tables))
+        (path.parent / "images").mkdir()
+        _add(path.parent / "images", {f"{NAME}1.png": _GOOD_PNG, f"{NAME}2.png": member})
+
+    return make
+
+
+def _field(table: str, name: str, value: object) -> Callable[[dict], object]:
+    """Return a change of a field of the last entry of a table."""
+    return lambda tables: tables[table][-1].update({name: value})
+
+
+_ANNOTATIONS: Mapping[str, Callable[[dict], object]] = {
+    "image in another folder": _field("images", "file_name", "../../../etc/passwd"),
+    "absolute path of an image": _field("images", "file_name", "/dev/zero"),
+    "null in the name of an image": _field("images", "file_name", "a\0b"),
+    "surrogate in the name of an image": _field("images", "file_name", "\ud800.png"),
+    "name of 100,000 characters": _field("images", "file_name", "a" * 100_000),
+    "name that is a number": _field("images", "file_name", 3),
+    "escape sequence in a name": _field("images", "file_name", "\x1b[31m.png"),
+    "the folder itself": _field("images", "file_name", "."),
+    "absurd size": _field("images", "height", 10**15),
+    "size of 0": _field("images", "width", 0),
+    "size that is a float": _field("images", "width", 1e308),
+    "id of many digits": _field("images", "id", 10**4000),
+    "NaN in a box": _field("annotations", "bbox", [float("nan"), 0, 1, 1]),
+    "infinite box": _field("annotations", "bbox", [0, 0, float("inf"), 1]),
+    "box of many digits": _field("annotations", "bbox", [0, 0, 10**4000, 1]),
+    "box of one number": _field("annotations", "bbox", [1]),
+    "box that is an object": _field("annotations", "bbox", {}),
+    "negative box": _field("annotations", "bbox", [4, 4, -2, 2]),
+    "crowd that is a list": _field("annotations", "iscrowd", []),
+    "area of many digits": _field("annotations", "area", 10**4000),
+    "unknown image": _field("annotations", "image_id", 9),
+    "category that is a list": _field("annotations", "category_id", [1]),
+    "no images": lambda tables: tables.update(images=[]),
+    "tables of another type": lambda tables: tables.update(annotations={"a": 1}),
+    "entries of another type": lambda tables: tables.update(annotations=[1, 2]),
+    "name of a category that is an object": _field("categories", "name", {"a": "\x1b[31m"}),
+}
+
+
+@functools.cache
+def _coco_contents() -> dict[str, Callable[[Path], object]]:
+    results: dict[str, Callable[[Path], object]] = dict(_written(_TEXTS))
+    results |= {kind: _coco(change) for kind, change in _ANNOTATIONS.items()}
+    results |= {f"image: {kind}": _coco(member=content) for kind, content in _IMAGES.items()}
+    return results | {f"image: {kind}": _coco(member=PATHS[kind]) for kind in _SPECIAL_FILES}
+
+
+@functools.cache
+def _mask_folders() -> dict[str, Callable[[Path], object]]:
+    places = {"image": "images/a.png", "mask": "masks/a.png"}
+    good: dict[str, Callable[[Path, str], str] | Content] = dict.fromkeys(places.values(), _GOOD_PNG)
+    hostile = {**_IMAGES, **{kind: PATHS[kind] for kind in _SPECIAL_FILES}}
+    results: dict[str, Callable[[Path], object]] = {
+        f"{name}: {kind}": _folder_of({**good, place: content})
+        for name, place in places.items()
+        for kind, content in hostile.items()
+    }
+
+    def unreadable(part: str) -> Callable[[Path], None]:
+        def make(path: Path) -> None:
+            _folder_of(good)(path)
+            (path / part).chmod(0)
+
+        return make
+
+    results["unreadable folder"] = unreadable(".")
+    results["unreadable folder of images"] = unreadable("images")
+    results["unreadable folder of masks"] = unreadable("masks")
+    return results
+
+
 CONTENTS: Mapping[str, tuple[str, Callable[[], Mapping[str, Callable[[Path], object]]]]] = {
     "flatbuffer": (".tflite", lambda: _written(_flatbuffers())),
     "keras": (".keras", lambda: _written(_keras_files())),
@@ -537,8 +722,10 @@ CONTENTS: Mapping[str, tuple[str, Callable[[], Mapping[str, Callable[[Path], obj
     "tfrecord": (".tfrecord", lambda: _written(_tfrecord_files())),
     "eembc": (".csv", lambda: _written(_CSV)),
     "csv": (".csv", lambda: _written(_TABLES)),
-    "wav": (".jsonl", lambda: _written({kind: content.encode() for kind, content in _MANIFESTS.items()})),
-    "masks": ("", lambda: {f"image: {kind}": _image_folder(content) for kind, content in _IMAGES.items()}),
+    "wav": (".jsonl", _wav_contents),
+    "masks": ("", _mask_folders),
+    "idx": ("", _idx_folders),
+    "coco": (".json", _coco_contents),
     "folder": (
         "",
         lambda: {

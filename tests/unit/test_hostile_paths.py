@@ -113,6 +113,33 @@ def test_a_hostile_table_of_labels_is_refused(kind, tmp_path):
         check_readable(DataConfig(source=f"eembc:{tmp_path}"), "test")
 
 
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("csv", "many columns"), ("csv", "huge label"), ("idx", "images: compressed garbage"),
+        ("idx", "labels: sizes whose product overflows"), ("idx", "images: named pipe"), ("wav", "a device"),
+        ("wav", "recording: named pipe"), ("wav", "recording: endless chunks"), ("masks", "unreadable folder"),
+        ("coco", "image: named pipe"), ("coco", "name of 100,000 characters"), ("coco", "box of many digits"),
+        ("coco", "name of a category that is an object"),
+    ],
+)  # fmt: skip
+def test_a_hostile_data_source_is_refused_and_named(form, kind, tmp_path):
+    suffix, contents = CONTENTS[form]
+    path = tmp_path / f"{NAME}{suffix}"
+    with as_ordinary_user():
+        contents()[kind](path)
+        with pytest.raises(InputError) as refused:
+            load_split(DataConfig(source=f"{form}:{path}"), "test")
+    path.chmod(0o700)
+    assert NAME in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["long name", "long path", "unreadable directory", "null"])
+def test_a_hostile_folder_of_idx_files_is_refused(kind, tmp_path):
+    with as_ordinary_user(), pytest.raises(InputError):
+        check_readable(DataConfig(source=f"idx:{PATHS[kind](tmp_path, '')}"), "test")
+
+
 def image_folder(path):
     from PIL import Image
 

@@ -78,7 +78,7 @@ def read_coco(address: str, config: DataConfig, split: str) -> Examples:
         raise MissingSplitError(_no_split(address, path, split), field="split", got=split)
     annotations = read_annotations(file)
     root = _images_folder(file, images.replace(SPLIT_FIELD, stored_in), annotations.files)
-    missing = [name for name in annotations.files if not (root / name).is_file()]
+    missing = [name for name in annotations.files if not os.path.isfile(root / name)]
     if missing:
         raise InputError(
             f"{shown(file)}: {len(missing):,} of {len(annotations.files):,} images are not in {shown(root)}, such as "
@@ -141,7 +141,7 @@ def _images_folder(file: Path, named: str, files: Sequence[str]) -> Path:
     next_to = [file.parent / name for name in dict.fromkeys(("images", stem, file.stem))]
     usual = [*next_to, file.parent, file.parent.parent / stem, file.parent.parent / "images"]
     for folder in usual:
-        if (folder / files[0]).is_file():
+        if os.path.isfile(folder / files[0]):
             return folder
     raise InputError(
         f"{shown(file)}: the image {shown(files[0])} is in none of {', '.join(shown(folder) for folder in usual)}. "
@@ -186,6 +186,8 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
         number, name = _integer(file, entry, f"categories[{place}]", "id"), entry.get("name", entry.get("id"))
         if number in classes:
             raise _invalid(file, f"categories[{place}].id", "occurs twice", "unique ids", number)
+        if not isinstance(name, str | int):
+            raise _invalid(file, f"categories[{place}].name", "is not a text", "a text", type(name).__name__)
         classes[number] = str(name)
     images = _images(file, tables["images"])
     order, class_ids = sorted(images), sorted(classes)
@@ -351,8 +353,9 @@ def _decoded(path: Path, size: tuple[int, int], file: Path, channels: int | None
     """Return an image as uint8 (height, width, channels); a grayscale image repeated to three channels if need be."""
     tf = import_tensorflow()
     try:
-        image: NDArray[np.uint8] = decode_image(tf.constant(path.read_bytes())).numpy()
-    except (tf.errors.OpError, OSError, UnicodeDecodeError) as error:
+        content = read_bytes(path, "a JPEG or PNG file", field="data.source")
+        image: NDArray[np.uint8] = decode_image(tf.constant(content)).numpy()
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
         raise InputError(
             f"{shown(path)} cannot be read as JPEG or PNG. Replace it, or remove it from {shown(file)}",
             field="data.source",

@@ -40,7 +40,7 @@ def find_idx_files(folder: Path, split: str) -> tuple[Path, Path] | None:
     found = []
     for kind, axes in (("images", 3), ("labels", 1)):
         names = [f"{_PREFIX[split]}-{kind}{dot}idx{axes}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
-        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        path = next((folder / name for name in names if os.path.isfile(folder / name)), None)
         if path is None:
             return None
         found.append(path)
@@ -120,7 +120,17 @@ def _folder(address: str) -> Path:
             expected="idx:FOLDER",
             got="idx",
         )
-    return Path(os.path.expanduser(address))
+    folder = os.path.expanduser(address)
+    # os.path, because pathlib raises OSError for a name that is too long.
+    if not os.path.isdir(folder) or not os.access(folder, os.X_OK):
+        raise InputError(
+            f"data.source=idx:{shown(address)} is not a folder that can be read. Expected a folder with files of "
+            "MNIST's format",
+            field="data.source",
+            expected="idx:FOLDER",
+            got=f"idx:{address}",
+        )
+    return Path(folder)
 
 
 def _files(address: str, split: str) -> tuple[Path, Path]:
@@ -131,9 +141,9 @@ def _files(address: str, split: str) -> tuple[Path, Path]:
         raise MissingSplitError(
             f"{shown(str(folder))} has no {split} split: expected {prefix}-images-idx3-ubyte and "
             f"{prefix}-labels-idx1-ubyte, each with or without .gz",
-            field="split" if folder.is_dir() else "data.source",
+            field="split",
             expected=f"{prefix}-images-idx3-ubyte",
-            got=split if folder.is_dir() else str(folder),
+            got=split,
         )
     return files
 

@@ -99,7 +99,16 @@ def _root(address: str) -> Path:
 def _folders(root: Path) -> dict[str, Path]:
     """Return {split: the folder that contains its images and masks}."""
     folders: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
+    try:
+        entries = sorted(root.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"data.source=masks:{shown(root)} cannot be read: {error.strerror}. {_LAYOUT}",
+            field="data.source",
+            expected="masks:DIR",
+            got=f"masks:{root}",
+        ) from error
+    for path in entries:
         name = SPLIT_FOLDERS.get(path.name.lower())
         if name and path.is_dir():
             if name in folders:
