@@ -10,12 +10,12 @@ from typing import Any
 
 from tfq import artifacts, data, workflows
 from tfq.backends import kind_of, make_backend
-from tfq.config import ConversionConfig, DataConfig, EvaluationConfig, ExecutorConfig, RobustnessConfig, RunConfig
-from tfq.config.base import Config
+from tfq.config import ConversionConfig, ExecutorConfig, RobustnessConfig, RunConfig
 from tfq.errors import InputError
 from tfq.executors import Task
 from tfq.sweep.grid import Grid, Point, reference_of
 from tfq.sweep.stages import CONVERTED, MODEL
+from tfq.workflows.stage_keys import settings_for_key
 
 _STAGES = "tfq.sweep.stages"
 # The steps of compression, in the order in which they run.
@@ -151,7 +151,7 @@ class _Planner:
         tasks["convert"] = self._task(
             "convert",
             config,
-            {**self._source(config, model), "conversion": content_of(config.conversion), **self._data(config)},
+            {**self._source(config, model), "conversion": settings_for_key(config.conversion), **self._data(config)},
             {MODEL: model} if model else {},
             allow_code=self._allow_code,
         )
@@ -159,7 +159,7 @@ class _Planner:
         for split in dict.fromkeys((self._sweep.choose_on, "test")):
             inputs = {
                 "split": split,
-                "evaluation": content_of(config.evaluation),
+                "evaluation": settings_for_key(config.evaluation),
                 "backend": make_backend(config.evaluation.backend).fingerprint(),
                 **self._data(config),
             }
@@ -177,13 +177,13 @@ class _Planner:
             tasks["robustness"] = self._task(
                 "robustness",
                 dataclasses.replace(config, evaluation=corrupted),
-                {"evaluation": content_of(corrupted), **self._data(config)},
+                {"evaluation": settings_for_key(corrupted), **self._data(config)},
                 needs,
             )
         if self._sweep.latency:
             from tfq.provenance import cpu
 
-            inputs = {"evaluation": content_of(config.evaluation), "cpu": cpu(), **self._data(config)}
+            inputs = {"evaluation": settings_for_key(config.evaluation), "cpu": cpu(), **self._data(config)}
             tasks["latency"] = self._task("latency", config, inputs, needs)
         return Chain(point=point, tasks=tasks, not_measured=not_measured)
 
@@ -205,12 +205,16 @@ class _Planner:
         """Add the tasks that make the model to convert, and return the last one; None if it is a file unchanged."""
         model = None
         if not workflows.is_file(config.model) or config.sweep.fine_tune:
-            inputs = {**self._source(config, None), "training": content_of(config.training), **self._seeded(config)}
+            inputs = {
+                **self._source(config, None),
+                "training": settings_for_key(config.training),
+                **self._seeded(config),
+            }
             model = tasks["train"] = self._task("train", config, inputs, {}, allow_code=self._allow_code)
         if workflows.is_compressed(config):
             inputs = {
                 **self._source(config, model),
-                "compression": _enabled_only(content_of(config.compression)),
+                "compression": _enabled_only(settings_for_key(config.compression)),
                 **self._seeded(config),
             }
             needs = {MODEL: model} if model else {}
@@ -240,7 +244,7 @@ class _Planner:
         return {"model_sha256": self._model_sha256[config.model]}
 
     def _data(self, config: RunConfig) -> dict[str, Any]:
-        values = content_of(config.data)
+        values = settings_for_key(config.data)
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data_sha256:
             self._data_sha256[key] = data.source_fingerprint(config.data)
@@ -269,26 +273,6 @@ def _unavailable(backend: str) -> str | None:
     if not (kind.counts_instructions or kind.reports_memory):
         return f"{backend} reports neither memory nor instructions"
     return make_backend(backend, field="sweep.cost_backends").unavailable()
-
-
-def content_of(config: Config) -> dict[str, Any]:
-    """Return the settings of a section as JSON values that contain no path: a file is replaced by its hash.
-
-    The address of a data source is left out: its fingerprint stands next to these values.
-    """
-    values = config.to_dict()
-    if isinstance(config, DataConfig):
-        return {**values, "source": config.source.partition(":")[0]}
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, item.name)
-        if isinstance(value, Config):
-            values[item.name] = content_of(value)
-        elif item.metadata.get("path_of") and value:
-            paths = [value] if isinstance(value, str) else list(value)
-            values[item.name] = [artifacts.sha256_path(path) for path in paths]
-    if isinstance(config, EvaluationConfig):
-        values.pop("require", None)
-    return values
 
 
 def _enabled_only(compression: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.robustness.inputs import check_corruptions
 from tfq.store import StageResult, StageStore
+from tfq.workflows.stage_keys import settings_for_key
 
 # The files of a stage. They do not contain the name of the model, which is not part of the key of a stage.
 FLATBUFFER = "model.tflite"
@@ -129,7 +130,7 @@ def _trained(run: Run) -> Loaded:
         loaded = Loaded(config, allow_code=run.allow_code)
         inputs = {
             "model": loaded.sha256,
-            "compression": config.compression.to_dict(),
+            "compression": settings_for_key(config.compression),
             "allow_code": run.allow_code,
             "plugins": [plugin.sha256 for plugin in registry.load_plugins(config.plugin)],
         }
@@ -148,8 +149,7 @@ def _trained(run: Run) -> Loaded:
 
     inputs = {
         "model": config.model,
-        "training": config.training.to_dict(),
-        "teachers": [artifacts.sha256_path(path) for path in config.training.teacher.files],
+        "training": settings_for_key(config.training),
         **data_inputs(run),
     }
     return _published(run, run.stage("train", inputs, make).directory / TRAINED, f"{run.name}.keras")
@@ -167,8 +167,7 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
 
     inputs = {
         "model": model.sha256,
-        "compression": run.config.compression.to_dict(),
-        "teachers": [artifacts.sha256_path(path) for path in run.config.compression.teacher.files],
+        "compression": settings_for_key(run.config.compression),
         **data_inputs(run),
     }
     result = run.stage(f"compress ({suffix.replace('_', ', ')})", inputs, make)
@@ -188,7 +187,7 @@ def _published(run: Run, built: Path, file: str) -> Loaded:
 
 def data_inputs(run: Run) -> dict[str, Any]:
     """Return the inputs of a stage that reads config.data."""
-    return {"data": run.config.data.to_dict(), "data_sha256": run.data_fingerprint, "seed": run.config.seed}
+    return {"data": settings_for_key(run.config.data), "data_sha256": run.data_fingerprint, "seed": run.config.seed}
 
 
 def make_flatbuffers(run: Run) -> tuple[list[Built], dict[str, float]]:
@@ -246,7 +245,7 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
         artifacts.write_bytes(directory / FLATBUFFER, built.content)
         return details
 
-    inputs = {"model": model.sha256, "conversion": conversion.to_dict(), **data_inputs(run)}
+    inputs = {"model": model.sha256, "conversion": settings_for_key(conversion), **data_inputs(run)}
     result = run.stage(stage, inputs, make)
     file = f"{run.name}_{suffix or scheme}.tflite"
     path = artifacts.copy_file(result.directory / FLATBUFFER, run.out / file)
@@ -488,8 +487,8 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
         inputs = {
             "model": artifacts.sha256(item.content),
             "reference": artifacts.sha256(built[0].content),
-            "audit": config.audit.for_conversion(config.conversion).to_dict(),
-            "evaluation": {**settings.to_dict(), "require": None},
+            "audit": settings_for_key(config.audit.for_conversion(config.conversion)),
+            "evaluation": settings_for_key(settings),
             "plugins": [plugin.sha256 for plugin in registry.plugins()],
             "machine": _machine(config.evaluation.backend, *evaluation.chosen_backends(config.evaluation)[0]),
             **data_inputs(run),
@@ -509,7 +508,7 @@ def _robustness(built: list[Built], run: Run, results: list[dict[str, Any]]) -> 
 
     inputs = {
         "models": {name: artifacts.sha256(content) for name, content in models.items()},
-        "evaluation": {**settings.to_dict(), "require": None, "backends": None},
+        "evaluation": {**settings_for_key(settings), "backends": None},
         "plugins": [plugin.sha256 for plugin in registry.plugins()],
         "machine": _machine(settings.backend),
         **data_inputs(run),
@@ -544,7 +543,7 @@ def _benchmark(built: list[Built], run: Run) -> dict[str, Any]:
 
     inputs = {
         "models": {item.name: artifacts.sha256(item.content) for item in built},
-        "benchmark": run.config.benchmark.to_dict(),
+        "benchmark": settings_for_key(run.config.benchmark),
         "machine": _machine(run.config.benchmark.backend),
         **data_inputs(run),
     }
