@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 
 import tfq
+from tfq.analysis import explain as explain_function
 from tfq.analysis import occlusion
 from tfq.config import ExplainConfig
 from tfq.errors import InputError
@@ -106,6 +108,38 @@ def test_examples_are_sorted_by_correlation_and_pictures_are_capped():
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(result.examples[0].picture))))
     assert picture.shape == (48, 3 * 48 + 2 * 4, 3)
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_curve_spans_the_lowest_and_the_highest_value():
+    time = np.arange(960)
+    signal = np.sin(time / 960 * 2 * np.pi)
+    pixels = occlusion.curve(signal, 33, 96)
+    assert pixels.shape == (33, 96, 3) and set(np.unique(pixels)) == {0, 255}
+    black = pixels[..., 0] == 0
+    # Each column has the rows between the lowest and the highest sample at its time, in an unbroken run.
+    for column in range(96):
+        rows = np.flatnonzero(black[:, column])
+        samples = (1 - signal[10 * column : 10 * column + 11]) / 2 * 32
+        assert (rows[0], rows[-1]) == (np.rint(samples.min()), np.rint(samples.max())), column
+        assert len(rows) == rows[-1] - rows[0] + 1
+    assert not black[17:, :40].any() and not black[:16, 56:].any()
+    assert (occlusion.curve(np.full(4, 7.0), 5, 8)[-1] == 0).all()
+
+
+def test_features_are_drawn_within_the_range_of_the_examples():
+    among = np.array([[0.0, 1000.0], [1.0, 3000.0], [0.5, 2000.0]])
+    pixels = occlusion.curve(among[2], 11, 2, among)
+    assert [np.flatnonzero(column == 0).tolist() for column in pixels[..., 0].T] == [[5], [5]]
+    assert np.flatnonzero(occlusion.curve(among[1], 11, 2, among)[:, 0, 0] == 0).tolist() == [0]
+
+
+def test_the_picture_of_a_signal_has_the_signal_under_both_maps():
+    inputs = np.random.default_rng(0).normal(size=(2, 300)).astype(np.float32)
+    grid = occlusion.grid_of((300,), ExplainConfig())
+    scores = np.arange(grid.num_parts, dtype=float)
+    pixels = sys.modules[explain_function.__module__]._picture(inputs, 1, (scores, -scores), grid)
+    assert pixels.shape == (2 * 12 + 2 * 4 + 32, 96, 3)
+    np.testing.assert_array_equal(pixels[-32:], occlusion.curve(inputs[1], 32, 96))
 
 
 def test_constant_maps_have_no_correlation_and_a_reason():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tfq import auditing, progress, tflite
 from tfq.analysis.occlusion import (
     Grid,
+    curve,
     draw,
     fill_of,
     grid_of,
@@ -43,6 +44,8 @@ _MOST_BYTES = 1 << 26
 _LONG_SECS = 20
 # Sides of the maps in a picture, in pixels.
 _SIDE, _GAP, _STRIP = 48, 4, 12
+# Height of the drawing of a signal, in pixels.
+_CURVE = 32
 _TEXT_ROWS = 10
 NOT_SAID = (
     "Occlusion says what the score of one output value depends on if one part of the input is replaced by a constant. "
@@ -72,8 +75,10 @@ class ExampleMaps:
             output; None if it is not quantized.
         float_map: The importance of each part, nested lists of the shape `Explanation.map_shape`; None if not stored.
         int8_map: The same for the int8 model.
-        picture: A PNG file in base64: the input if it is an image, the float map, the int8 map, from left to right
-            (top to bottom for signals and features). Each map is drawn relative to its own maximum. None if not stored.
+        picture: A PNG file in base64. Images: the image, the float map and the int8 map, from left to right. Signals
+            and features: the float map, the int8 map and the input, from top to bottom. Each map is drawn relative to
+            its own maximum, a signal between its lowest and highest value, and each feature between its lowest and
+            highest value in all examples. None if not stored.
     """
 
     index: int
@@ -424,16 +429,18 @@ def _mean(values: Sequence[float | None] | NDArray[np.float64]) -> float | None:
 
 def _with_maps(item: ExampleMaps, inputs: NDArray, pair: tuple[NDArray, NDArray], grid: Grid) -> ExampleMaps:
     one, other = (values.reshape(grid.map_shape).tolist() for values in pair)
-    picture = base64.b64encode(png(_picture(inputs[item.index], pair, grid))).decode()
+    picture = base64.b64encode(png(_picture(inputs, item.index, pair, grid))).decode()
     return dataclasses.replace(item, float_map=one, int8_map=other, picture=picture)
 
 
-def _picture(example: NDArray, pair: tuple[NDArray, NDArray], grid: Grid) -> NDArray[np.uint8]:
-    """Return RGB pixels of the example and both maps, with white gaps."""
+def _picture(inputs: NDArray, index: int, pair: tuple[NDArray, NDArray], grid: Grid) -> NDArray[np.uint8]:
+    """Return RGB pixels of an example and both maps, with white gaps."""
+    example = inputs[index]
     if grid.kind != "image":
         strips = draw([np.broadcast_to(_resized(grid.on_input(values)[None]), (_STRIP, _SIDE * 2)) for values in pair])
         gap = np.full((_GAP, strips[0].shape[1], 3), 255, np.uint8)
-        return np.concatenate([strips[0], gap, strips[1]], axis=0)
+        among = inputs if grid.kind == "features" else None
+        return np.concatenate([strips[0], gap, strips[1], gap, curve(example, _CURVE, 2 * _SIDE, among)], axis=0)
     maps = draw([_nearest(grid.on_input(values), *_size(example.shape)) for values in pair])
     gap = np.full((maps[0].shape[0], _GAP, 3), 255, np.uint8)
     shown = [] if why_no_picture(example.shape) else [_pixels(example), gap]

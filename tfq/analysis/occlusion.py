@@ -209,3 +209,29 @@ def draw(maps: Sequence[NDArray[np.float64]]) -> list[NDArray[np.uint8]]:
         blue = np.where(relative <= 0, full, fade)
         results.append(np.stack([red, fade, blue], axis=-1))
     return results
+
+
+def curve(values: NDArray, height: int, width: int, among: NDArray | None = None) -> NDArray[np.uint8]:
+    """Return a curve as RGB pixels (height, width, 3), black on white.
+
+    Args:
+        values: (time,) or (time, channels); the curves of all channels are drawn over each other.
+        height: Pixels from the lowest value to the highest.
+        width: Pixels of the whole time. A column spans the values at its time and the next one.
+        among: (n, time, ...) examples, which scale each place by its lowest and highest value; None scales all by the
+            lowest and highest value of `values`.
+    """
+    rows = np.asarray(values, np.float64).reshape(len(values), -1)
+    low, high = (np.asarray(limit, np.float64) for limit in (rows.min(), rows.max()))
+    if among is not None:
+        flat = np.asarray(among, np.float64).reshape(len(among), *rows.shape)
+        low, high = flat.min(axis=0), flat.max(axis=0)
+    extent = np.where(high > low, high - low, 1)
+    places = np.rint((1 - (rows - low) / extent) * (height - 1)).astype(int)
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    for column in range(width):
+        first = column * len(rows) // width
+        stop = max(first + 1, (column + 1) * len(rows) // width)
+        for channel in places[first : stop + 1].T:
+            pixels[channel.min() : channel.max() + 1, column] = 0
+    return pixels

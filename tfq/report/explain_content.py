@@ -9,6 +9,11 @@ from tfq.report.formatting import DASH, class_text, count, is_number, number_of,
 from tfq.report.record import Record
 from tfq.report.tables import Section, Table
 
+_HOW_DRAWN = {
+    "signal": "the signal between its lowest and its highest value, all channels over each other",
+    "features": "each feature between its lowest and its highest value in the examples",
+}
+
 
 def explain_section(explained: Record) -> Section:
     """Return the section on the maps of an `Explanation`."""
@@ -22,8 +27,9 @@ def explain_section(explained: Record) -> Section:
         "Pictures: the input, the map of the float model, the map of the int8 model. Red: hiding the part lowers the "
         "score; blue: it raises it. Each map is drawn relative to its own largest value."
         if explained["kind"] == "image"
-        else "Pictures: the map of the float model above that of the int8 model, along the input. Red: hiding the part "
-        "lowers the score; blue: it raises it. Each map is drawn relative to its own largest value."
+        else "Pictures: the map of the float model, that of the int8 model, and the input, from top to bottom. Red: "
+        "hiding the part lowers the score; blue: it raises it. Each map is drawn relative to its own largest value, "
+        f"{_HOW_DRAWN[explained['kind']]}."
     )
     return Section(
         key="explain",
