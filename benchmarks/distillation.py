@@ -49,7 +49,7 @@ def arrays(arguments: argparse.Namespace, out: Path) -> tfq.DataConfig:
 
 def train(arguments: argparse.Namespace, data: tfq.DataConfig, seed: int, teachers: tuple[str, ...]) -> dict:
     """Return the test accuracies of a student, and whether its int8 flatbuffer classifies each test image correctly."""
-    teacher = TeacherConfig(files=teachers, scale=arguments.teacher_scale)
+    teacher = TeacherConfig(files=teachers, scale=(arguments.teacher_scale,))
     training = TrainingConfig(epochs=arguments.epochs, batch_size=64, teacher=teacher)
     config = tfq.RunConfig(model=arguments.model, data=data, training=training, seed=seed)
     model, details = workflows.train(config)

@@ -23,9 +23,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfq.compression.output_losses import output_kind
-from tfq.config import DistillationConfig
+from tfq.compression.teacher_outputs import TeacherOutputs, kept_outputs
+from tfq.config import DistillationConfig, TrainConfig
+from tfq.data import AnySplit
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge import deterministic, import_tf_keras
 from tfq.keras_bridge.strategies import num_replicas, sum_over_replicas
 from tfq.patterns import check_fits, fits
 
@@ -97,6 +99,42 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, step: str = 
         )
 
 
+@contextlib.contextmanager
+def outputs_kept(
+    model: Any, train: AnySplit, config: TrainConfig, *, seed: int
+) -> Iterator[tuple[TeacherOutputs | None, dict[str, str]]]:
+    """Compute the outputs of the teachers of a `distilled` model for all training examples once.
+
+    If there are outputs, `fit` needs `labels_with(y, outputs)` instead of the labels y inside of the `with` block.
+
+    Args:
+        model: The student. A model without teachers is accepted too.
+        train: The training examples.
+        config: The settings of the training.
+        seed: Seed of the random generators, which are restored afterwards.
+
+    Yields:
+        The outputs, None if they are computed in each step; and {"teacher_outputs": sentence} for the record, empty
+        without a teacher.
+    """
+    state = getattr(model, "_distillation", None)
+    if state is None:
+        yield None, {}
+        return
+    with deterministic(seed):
+        outputs, text = kept_outputs(state.teacher_outputs, list(model.input_names), train, config)
+    state.has_kept_outputs = outputs is not None
+    try:
+        yield outputs, {"teacher_outputs": text}
+    finally:
+        state.has_kept_outputs = False
+
+
+def labels_with(labels: Any, outputs: Any) -> dict[str, Any]:
+    """Return the labels of examples and the outputs of the teachers for them, as one structure for `fit`."""
+    return {"labels": labels, "teachers": outputs}
+
+
 class _State:
     """The teachers and settings that the training step uses.
 
@@ -130,6 +168,9 @@ class _State:
         self.temperature, self.weight, self.layers_weight = config.temperature, config.weight, config.layers_weight
         self.loss_weights: Any = None
         self.in_training = False
+        # Whether fit gets `labels_with` instead of the labels, and the outputs of the step's batch.
+        self.has_kept_outputs = False
+        self.kept_outputs: Any = None
         self.steps_traced = 0
 
     def total_loss(self, loss: Any, x: Any, y_pred: Any, losses: list[Any], weights: list[float]) -> Any:
@@ -146,7 +187,8 @@ class _State:
 
         self.steps_traced += 1
         outputs = tf.nest.flatten(y_pred)
-        targets = tf.nest.map_structure(tf.stop_gradient, self.teacher_outputs(x))
+        computed = self.teacher_outputs(x) if self.kept_outputs is None else self.kept_outputs
+        targets = tf.nest.map_structure(tf.stop_gradient, computed)
         distances = [
             tf.reduce_mean(distance(output, tf.cast(target, output.dtype), kinds, self.temperature)) * weight
             for teacher_targets, teacher_kinds in zip(targets, self._kinds_for(losses), strict=True)
@@ -206,11 +248,15 @@ def _distilled_class(base: Any) -> Any:
             self._distillation.loss_weights = kwargs.get("loss_weights", args[3] if len(args) > 3 else None)
 
         def train_step(self, data: Any) -> Any:
-            self._distillation.in_training = True
+            state = self._distillation
+            state.in_training = True
+            if state.has_kept_outputs:
+                x, y = data
+                data, state.kept_outputs = (x, y["labels"]), y["teachers"]
             try:
                 return super().train_step(data)
             finally:
-                self._distillation.in_training = False
+                state.in_training, state.kept_outputs = False, None
 
         def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
             state = self._distillation

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import progress
+from tfq.compression.distillation import labels_with, outputs_kept
 from tfq.compression.mixed_precision import trained_in
 from tfq.compression.output_losses import OutputLosses, first_examples
+from tfq.compression.teacher_outputs import TeacherOutputs, numbered
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
 from tfq.data.split import batches_in_order, shuffled_batches
@@ -97,7 +99,8 @@ def train_model(
         {"loss_function": description, "loss": [...], "accuracy" (of classes) or "mae" (of values): [...],
         "val_loss": [...], ...}, with one value per epoch. For several outputs, "loss_function" has a description of
         each, and the other names start with those of the outputs: "boxes_loss", "boxes_mae". In mixed precision also
-        "dtype_policy", as it was used, and "loss_scale", the last factor of the loss or None.
+        "dtype_policy", as it was used, and "loss_scale", the last factor of the loss or None. With a teacher also
+        "teacher_outputs": whether its outputs were computed once or in every epoch, and why.
 
     Raises:
         InputError: Labels or inputs do not match the model, or a layer cannot compute in `config.dtype_policy`.
@@ -107,12 +110,21 @@ def train_model(
     keras = import_tf_keras() if model_kind(model) == "tf_keras" else import_keras()
     losses = OutputLosses(model, config, first_examples(train))
     streamed = _Streamed(model, losses, config.batch_size)
-    x, y = _arrays(model, losses, train) if isinstance(train, Split) else (streamed.dataset(train, seed), None)
+    x, y = _arrays(model, losses, train) if isinstance(train, Split) else (None, None)
     validation = None
     if val is not None:
         validation = _arrays(model, losses, val) if isinstance(val, Split) else streamed.dataset(val)
     steps = math.ceil(train.num_examples / config.batch_size) * config.epochs
-    with deterministic(seed), streamed.errors(), trained_in(model, config.dtype_policy) as precision:
+    with (
+        outputs_kept(model, train, config, seed=seed) as (outputs, teacher_facts),
+        deterministic(seed),
+        streamed.errors(),
+        trained_in(model, config.dtype_policy) as precision,
+    ):
+        if isinstance(train, SplitStream):
+            x = streamed.dataset(train, seed, outputs)
+        elif outputs is not None:
+            y = labels_with(y, outputs.arrays)
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(steps, 1))
         # Without XLA, because compiling takes longer than the training of a small model.
         model.compile(keras.optimizers.Adam(schedule), **losses.compile_arguments(keras), jit_compile=False)
@@ -139,7 +151,12 @@ def train_model(
                 expected="a finite loss",
                 got=series,
             )
-    return {"loss_function": losses.describe(keras), **precision, **losses.named_history(values)}
+    return {
+        "loss_function": losses.describe(keras),
+        **teacher_facts,
+        **precision,
+        **losses.named_history(values),
+    }
 
 
 @in_strategy
@@ -182,14 +199,16 @@ class _Streamed:
         self._model, self._losses, self._batch_size = model, losses, batch_size
         self._errors: list[Exception] = []
 
-    def dataset(self, stream: SplitStream, seed: int | None = None) -> Any:
+    def dataset(self, stream: SplitStream, seed: int | None = None, outputs: TeacherOutputs | None = None) -> Any:
         """Return a tf.data.Dataset of batches (x, y).
 
         Args:
             stream: The data.
             seed: Seed of the order, which differs between passes; None keeps the stream's order.
+            outputs: The outputs of teachers for the examples of the stream, which become part of y.
         """
-        like = self._batch(stream.first())
+        stream = stream if outputs is None else numbered(stream)
+        like = self._batch(stream.first(), outputs)
         epochs = itertools.count()
 
         def batches() -> Iterator[Any]:
@@ -198,16 +217,20 @@ class _Streamed:
                 if seed is not None:
                     order = shuffled_batches(stream, self._batch_size, seed, next(epochs))
                 for batch in order:
-                    yield self._batch(batch)
+                    yield self._batch(batch, outputs)
             except Exception as error:
                 self._errors.append(error)
                 raise
 
         return dataset_of(batches, like, math.ceil(stream.num_examples / self._batch_size))
 
-    def _batch(self, split: Split) -> tuple[Any, Any]:
+    def _batch(self, split: Split, outputs: TeacherOutputs | None) -> tuple[Any, Any]:
         """Return (x, y) with tuples instead of lists, which tf.data needs."""
-        return _without_lists(_arrays(self._model, self._losses, split))
+        if outputs is None:
+            return _without_lists(_arrays(self._model, self._losses, split))
+        split, arrays = outputs.of(split)
+        x, y = _arrays(self._model, self._losses, split)
+        return _without_lists((x, labels_with(y, arrays)))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

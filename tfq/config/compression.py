@@ -53,6 +53,12 @@ class TrainConfig(Config):
         "(for TPUs and new CPUs); weights stay float32, and quantization-aware training computes in float32",
         choices=("float32", "mixed_float16", "mixed_bfloat16"),
     )
+    teacher_cache_mb: int = setting(
+        512,
+        "megabytes of memory for the outputs of a teacher or of the model before a step, which are then computed once "
+        "for each example; larger ones are computed in every epoch, and 0 computes all in every epoch",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +73,14 @@ class TeacherConfig(Config):
         path_of="model",
         names_section=True,
     )
-    scale: float = setting(
-        1.0,
-        "factor of the teachers' inputs: they receive x * scale + offset, where x is the student's preprocessed input",
+    scale: tuple[float, ...] = setting(
+        (1.0,),
+        "factor of the teachers' inputs: they receive x * scale + offset, where x is the student's preprocessed input; "
+        "one for all teachers, or one for each in their order",
     )
-    offset: float = setting(0.0, "added to the teachers' inputs after scaling")
+    offset: tuple[float, ...] = setting(
+        (0.0,), "added to the teachers' inputs after scaling; one for all teachers, or one for each in their order"
+    )
     temperature: float = setting(4.0, "divides the logits of student and teachers", minimum=0.1)
     weight: float = setting(
         0.5,

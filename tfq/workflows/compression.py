@@ -193,7 +193,12 @@ def compress(model: Any, config: RunConfig, *, allow_code: bool = False) -> Comp
         details["bridge"] = bridged.to_dict()
         training, validation = load_split(config.data, "train"), load_split(config.data, "val")
         teachers, details["teachers"] = load_teachers(
-            settings.teacher, config, validation, field="compression.teacher", allow_code=allow_code
+            settings.teacher,
+            config,
+            bridged.model,
+            validation,
+            field="compression.teacher",
+            allow_code=allow_code,
         )
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.cluster.enabled:
