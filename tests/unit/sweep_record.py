@@ -115,10 +115,10 @@ def sweep_record():
         },
         "seed_spreads": {
             "test": {
-                "all": {"std": 0.031, "freedom": 5}, "min_freedom": 3,
+                "all": {"std": 0.031, "freedom": 5}, "min_freedom": 2,
                 "families": [
                     {"families": ["dense", "pruned"], "same_model": False, "std": 0.002, "freedom": 4, "used": True},
-                    {"families": ["pruned", "pruned"], "same_model": True, "std": 0.001, "freedom": 2, "used": False},
+                    {"families": ["pruned", "pruned"], "same_model": True, "std": 0.001, "freedom": 1, "used": False},
                 ],
             },
         },

@@ -25,7 +25,7 @@ from tfq.report.compression_content import UNSTRUCTURED
 from tfq.report.content import sections_of, stages_section
 from tfq.report.markdown import markdown_of
 from tfq.report.page import page_of
-from tfq.report.plots import plots_of
+from tfq.report.plots import confusion_plots, plots_of
 from tfq.report.verdict import checks_of, costs_of
 
 PIXELS = {"scale": 1 / 16, "offset": 0.5}
@@ -543,3 +543,36 @@ def test_inputs_and_outputs_are_shown_as_io_json_has_them():
     assert row(table(record, "io", "metadata"), label)["author"] == "the author <b>"
     assert "the author &lt;b&gt;" in page_of(record)
     assert not [item for item in sections_of(newest_record()) if item.key == "io"]
+
+
+def confusion_drawing(number, *, has_reference=True):
+    """Return the plot of the confusion matrix of that many classes."""
+    pytest.importorskip("matplotlib")
+    matrix = [[9 if row == column else (row + column) % 3 for column in range(number)] for row in range(number)]
+    confusion = {"matrix": matrix, "classes": [f"class {index}" for index in range(number)]}
+    confusion["reference_matrix"] = matrix[::-1] if has_reference else None
+    record = {"models": [{"name": "ptq_int8", "evaluation": {"classes": {"confusion": confusion}}}]}
+    (plot,) = confusion_plots(record).values()
+    return plot
+
+
+def test_numbers_in_a_confusion_matrix_are_black_or_white_as_their_cell_needs():
+    drawing = confusion_drawing(4, has_reference=False).svg
+    inks = {number: set(re.findall(rf"fill: (#\w+)[^>]*>{number}</text>", drawing)) for number in ("1", "9")}
+    # 1 is in dark blue cells, 9 in yellow ones.
+    assert inks == {"1": {"#ffffff"}, "9": {"#101010"}}
+
+
+def test_a_large_confusion_matrix_is_a_picture_with_some_names():
+    plot = confusion_drawing(50)
+    assert "<image" in plot.svg and len(plot.svg) < 200_000
+    assert "class 0" in plot.svg and "class 1<" not in plot.svg
+    assert "yellow is 9" in plot.caption
+
+
+def test_equal_confusion_matrices_are_stated():
+    pytest.importorskip("matplotlib")
+    confusion = {"matrix": [[1, 0], [0, 1]], "reference_matrix": [[1, 0], [0, 1]], "classes": ["a", "b"]}
+    record = {"models": [{"name": "ptq_int8", "evaluation": {"classes": {"confusion": confusion}}}]}
+    (plot,) = confusion_plots(record).values()
+    assert plot.caption.endswith("The float model has the same matrix.")

@@ -184,3 +184,41 @@ def test_scores_that_are_not_fractions_have_four_decimals():
     cells = row(record, "pruned50/int8")
     assert cells["mean_iou, test"].endswith("± 0.0020")
     assert cells["minus reference, test (95% interval)"] == "−0.0090 (−0.0150 to −0.0030)"
+
+
+def test_the_headline_is_the_first_sentence_and_a_check_has_the_rest():
+    record = sweep_record()
+    record["best"]["sentence"] = (
+        "dense/int8 is best, with 85.60% on test. It is not better than pruned50/int8. Smallest."
+    )
+    verdict = KINDS["sweep"].verdict(record)
+    assert verdict.headline == "dense/int8 is best, with 85.60% on test"
+    assert {check.key: check.answer for check in verdict.checks}["noise"].startswith("It is not better than pruned50")
+    record["best"]["indistinguishable"] = []
+    record["points"] = record["points"][:-1]
+    verdict = KINDS["sweep"].verdict(record)
+    assert (verdict.state, verdict.checks[-1].key) == ("good", "margin")
+    record["best"]["sentence"] = "dense/int8 is best. But pruned50/int8 is better on test."
+    assert KINDS["sweep"].verdict(record).state == "open"
+
+
+def test_labels_of_close_points_do_not_cover_each_other():
+    from tfq.report.plots import figure_of, style
+    from tfq.report.sweep_plots import _write_labels
+
+    with style():
+        figure, axes = figure_of(3.4, wide=True)
+        axes.set_xlim(0, 10)
+        axes.set_ylim(0, 10)
+        names = {
+            (5, 5): "pruned80/int8",
+            (5.2, 5): "pruned80/int4",
+            (5.1, 5.3): "pruned70/int4",
+            (9.9, 9): "float32 (reference)",
+        }
+        _write_labels(figure, axes, names)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)

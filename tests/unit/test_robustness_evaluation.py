@@ -2,6 +2,7 @@
 """Evaluations on corrupted inputs: paired numbers against an independent computation, bounds, and the report."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +152,38 @@ def test_report_shows_models_corruptions_mistakes_and_pictures(record):
     assert len(tables["robustness_classes"].rows) == len(values["classes"]["class"])
     if "robustness_examples" in tables:
         assert all(tables["robustness_examples"].pictures)
+    assert tables["mistakes"].rows[0][1] == "the app feeds the mirrored preview of a front camera"
     pytest.importorskip("matplotlib")
     assert "gaussian noise" in robustness_plots({"robustness": values})["robustness"].svg
+
+
+def test_report_shows_numbers_with_intervals_and_units(record):
+    values = json.loads(json.dumps(record.to_dict()))
+    tables = {table.key: table for table in robustness_section({"robustness": values}).tables}
+    number, interval = r"[−+]?\d+\.\d+", r" \([−+]?\d+\.\d+ to [−+]?\d+\.\d+\)"
+    summary = dict(zip(tables["robustness"].columns, tables["robustness"].rows[1], strict=True))
+    assert re.fullmatch(f"{number}%{interval}", summary["clean"])
+    assert re.fullmatch(number + interval, summary["drop, points"])
+    errors = tables["robustness_calibration"].rows
+    assert errors[0][3] == "—" and all(re.fullmatch(number + interval, cell) for cell in errors[1][1:])
+    values["models"][1]["ece"] |= {"low": None, "high": None}
+    (table,) = (
+        table for table in robustness_section({"robustness": values}).tables if table.key == "robustness_calibration"
+    )
+    assert table.rows[1][2].endswith("(no interval)")
+
+
+def test_each_column_of_the_plot_has_the_numbers_of_the_severities(record):
+    pytest.importorskip("matplotlib")
+    values = json.loads(json.dumps(record.to_dict()))
+    one = values["conditions"]
+    # Five panels are two rows, of which the last has one.
+    names = ("a", "b", "c", "d", "e")
+    values["conditions"] = [
+        {**item, "corruption": name} for name in names for item in one if item["corruption"] == "translation"
+    ]
+    drawing = robustness_plots({"robustness": values})["robustness"].svg
+    assert len(re.findall(r">5</text>", drawing)) == 4
 
 
 def test_degraded_examples_are_right_without_corruption(data):

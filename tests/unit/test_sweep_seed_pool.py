@@ -54,10 +54,10 @@ def test_groups_of_one_trained_model_are_pooled_apart():
 
 
 def test_a_family_with_too_few_seeds_uses_all_groups():
-    scores = np.random.default_rng(3).normal(size=(5, 2))
-    pool = SeedPool(members(["dense"] * 4 + ["clustered"], scores))
+    scores = np.random.default_rng(3).normal(size=(4, 2))
+    pool = SeedPool(members(["dense"] * 3 + ["clustered"], scores))
     assert pool.spread("g0", "g1").over == "families" and pool.spread("g0", "g1").freedom == MIN_FREEDOM
-    alone = pool.spread("g0", "g4")
+    alone = pool.spread("g0", "g3")
     assert alone.over == "all" and alone.std == pytest.approx(pooled_seed_std(scores).std)
     assert by_kind(pool)["clustered", "dense", False]["used"] is False
 
@@ -66,6 +66,12 @@ def test_groups_with_a_missing_seed_use_the_pool_but_are_not_in_it():
     scores = np.random.default_rng(4).normal(size=(4, 2))
     pool = SeedPool([*members(["dense"] * 4, scores), Member(name="late", family="dense", model="late", scores=None)])
     assert pool.spread("late", "g0") == pool.spread("g0", "g1")
+
+
+@pytest.mark.parametrize("families", [["dense"] * 2, ["dense", "pruned"]])
+def test_three_seeds_of_single_models_are_enough(families):
+    spread = SeedPool(members(families, np.random.default_rng(6).normal(size=(2, 3)))).spread("g0", "g1")
+    assert (spread.over, spread.freedom) == ("families", 2)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (1, 2), (3, 1)])

@@ -168,6 +168,8 @@ def name_rows(axes: Any, names: Sequence[str]) -> None:
 
 
 _QUANTILES = 21
+# The cells of larger confusion matrices have no numbers, and not every class is named.
+_WRITTEN_CLASSES = 12
 _MOST_ROWS = 24
 
 
@@ -227,6 +229,8 @@ def confusion_plots(record: Record) -> dict[str, Plot]:
 
 def _confusion(confusion: Record, label: str) -> tuple[str, str]:
     """Draw the matrix of the float model, that of the model, and their difference, as heat maps."""
+    import numpy as np
+    from matplotlib import colormaps
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.colors import Normalize, PowerNorm
     from matplotlib.figure import Figure
@@ -240,21 +244,31 @@ def _confusion(confusion: Record, label: str) -> tuple[str, str]:
     classes = [_short_class(names.get(number, number)) for number in confusion["classes"]]
     # Long names stand upright below the matrix, and need room.
     longest = max(map(len, classes))
-    figure = Figure(figsize=(_WIDE, _WIDE / len(panels) + 0.5 + 0.07 * longest), layout="constrained")
+    side = (_WIDE - 0.6 - 0.06 * longest) / len(panels)
+    figure = Figure(figsize=(_WIDE, side + 0.8 + 0.06 * longest), layout="constrained")
     FigureCanvasSVG(figure)
     largest = max(1, *(value for _, matrix in panels[:2] for row in matrix for value in row))
-    change = max(1, *(abs(value) for row in panels[-1][1] for value in row))
-    step = max(1, len(classes) // 12)
+    change = max(abs(value) for row in panels[-1][1] for value in row)
+    step = -(-len(classes) // _WRITTEN_CLASSES)
     for place, (axes, (title, matrix)) in enumerate(
         zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)
     ):
         is_difference = title == "minus float"
         # A square root, so that few confusions differ visibly from none next to a full diagonal.
-        norm = Normalize(-change, change) if is_difference else PowerNorm(0.5, 0, largest)
-        mesh = axes.pcolormesh(matrix, cmap="RdBu" if is_difference else "viridis", norm=norm)
+        norm = Normalize(-max(change, 1), max(change, 1)) if is_difference else PowerNorm(0.5, 0, largest)
+        colors = colormaps["RdBu" if is_difference else "viridis"]
+        if len(classes) <= _WRITTEN_CLASSES:
+            axes.pcolormesh(matrix, cmap=colors, norm=norm)
+            _write_cells(axes, matrix, colors, norm)
+            axes.invert_yaxis()
+        else:
+            # A path for each cell would make a page of megabytes. The pixels are repeated, so that edges stay sharp.
+            pixels = np.kron(np.asarray(matrix), np.ones((8, 8)))
+            axes.imshow(
+                colors(norm(pixels), bytes=True), extent=(0, len(classes), len(classes), 0), interpolation="none"
+            )
         axes.set_title(title, fontsize=10)
         axes.set_aspect("equal")
-        axes.invert_yaxis()
         ticks = [index + 0.5 for index in range(0, len(classes), step)]
         axes.xaxis.set_ticks(ticks, classes[::step], fontsize=7, rotation=90 if longest > 2 else 0)
         # The panels have the same rows.
@@ -262,11 +276,11 @@ def _confusion(confusion: Record, label: str) -> tuple[str, str]:
         axes.set_xlabel("predicted class", fontsize=8)
         if place == 0:
             axes.set_ylabel("label", fontsize=8)
-        if len(classes) <= 12:
-            _write_cells(axes, matrix, mesh)
     caption = f"Rows: labels. Columns: predicted classes. In examples: dark blue is 0, yellow is {largest:,g}."
-    if theirs:
+    if theirs and change:
         caption += f" Minus float: blue is more than the float model, up to {change:,g}, red is fewer."
+    elif theirs:
+        caption += " The float model has the same matrix."
     return svg_of(figure, f"Confusion matrix, {label}"), caption
 
 
@@ -275,14 +289,14 @@ def _short_class(name: Any) -> str:
     return text if len(text) <= 14 else f"{text[:7]}…{text[-6:]}"
 
 
-def _write_cells(axes: Any, matrix: Sequence[Sequence[float]], mesh: Any) -> None:
+def _write_cells(axes: Any, matrix: Sequence[Sequence[float]], colors: Any, norm: Any) -> None:
     """Write the numbers that are not 0 into their cells, black or white, whichever has more contrast."""
     for row, values in enumerate(matrix):
         for column, value in enumerate(values):
             if value:
-                red, green, blue, _ = (_linear(part) for part in mesh.cmap(mesh.norm(value)))
+                red, green, blue, _ = (_linear(part) for part in colors(norm(value)))
                 is_light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179
-                color = "#000000" if is_light else "#ffffff"
+                color = "#101010" if is_light else "#ffffff"
                 text = f"{value:g}".replace("-", "−")
                 axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=color)
 

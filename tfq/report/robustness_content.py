@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfq import registry
 from tfq.report.formatting import (
     DASH,
     NO_INTERVAL,
@@ -18,6 +19,7 @@ from tfq.report.formatting import (
 from tfq.report.plots import Plot, color_of, drawn, figure_of, marker_of, svg_of
 from tfq.report.record import Record, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
+from tfq.robustness.corruption import Corruption
 
 KEY = "robustness"
 _MOST_CLASSES = 20
@@ -65,6 +67,13 @@ def _score(values: Record, item: Any) -> str:
     return percent(value) if values.get("unit") == "fraction" else significant(value, 4)
 
 
+def _with_interval(values: Record, item: Any) -> str:
+    """Return an estimate of the metric with its interval."""
+    text = _score(values, item)
+    ends = [_score(values, {"value": item.get(key)}).rstrip("%") for key in ("low", "high")] if text != DASH else []
+    return f"{text} ({ends[0]} to {ends[1]})" if ends and DASH not in ends else text
+
+
 def _change(values: Record, item: Any) -> str:
     """Return an estimate of a difference with its interval, in percentage points if the metric is a fraction."""
     numbers = [item.get(key) for key in ("value", "low", "high")] if isinstance(item, Mapping) else []
@@ -108,8 +117,8 @@ def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
     rows = tuple(
         (
             model_label(item.get("model")),
-            _score(values, item.get("clean")),
-            _score(values, item.get("mean")),
+            _with_interval(values, item.get("clean")),
+            _with_interval(values, item.get("mean")),
             _change(values, item.get("drop")),
             _change(values, item.get("extra_drop")),
             percent(item["agreement"]) if is_number(item.get("agreement")) else DASH,
@@ -124,13 +133,13 @@ def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
             "clean",
             "corrupted",
             f"drop, {unit}",
-            "more than the reference's",
+            f"more than the reference's, {unit}",
             "agreement",
             "largest drop",
         ),
         rows=rows,
         numeric=(False, *(True,) * 5, False),
-        caption=f"{plain(values.get('metric'))}: mean over corruptions and severities",
+        caption=f"{plain(values.get('metric'))}: mean over corruptions and severities, with 95% intervals",
         row_series=tuple(range(len(models))),
     )
 
@@ -171,24 +180,29 @@ def _by_corruption(values: Record, models: Sequence[Mapping[str, Any]]) -> list[
     results = []
     for key, caption, is_mistake in (
         ("corruptions", "Each corruption, mean over severities", False),
-        ("mistakes", "Mistakes of apps: what the failure looks like in the field", True),
+        ("mistakes", "Mistakes of apps, as the failure looks in the field", True),
     ):
         scores = [item for item in _items(values, "corruptions") if bool(item.get("is_mistake")) == is_mistake]
         names = list(dict.fromkeys(plain(item.get("corruption")) for item in scores))
         if not names:
             continue
         cells = {(plain(item.get("corruption")), item.get("model")): item for item in scores}
+        known = registry.entries(Corruption)
+        helps = {name: known[name].help if name in known else "" for name in names}
         rows = tuple(
-            (name, *(_cell(values, cells.get((name, model.get("model"))) or {}) for model in models)) for name in names
+            (name, helps[name], *(_cell(values, cells.get((name, model.get("model"))) or {}) for model in models))
+            for name in names
         )
         heads = tuple(model_label(model.get("model")) for model in models)
+        what = "agreement with the reference" if values.get("accuracy_reason") else f"{plain(values.get('metric'))}"
         results.append(
             Table(
                 key=key,
-                columns=("mistake" if is_mistake else "corruption", *heads),
+                columns=("mistake" if is_mistake else "corruption", "what it is", *heads),
                 rows=rows,
-                caption=caption if not values.get("accuracy_reason") else f"{caption}: agreement with the reference",
-                column_series={place + 1: place for place in range(len(models))},
+                numeric=(False, False, *(True for _ in heads)),
+                caption=f"{caption}: {what}",
+                column_series={place + 2: place for place in range(len(models))},
                 sortable=len(rows) >= SORTABLE_FROM,
             )
         )
@@ -253,19 +267,22 @@ def _examples(values: Record, models: Sequence[Mapping[str, Any]]) -> Table | No
         for what, key, picture in (("clean", "clean_classes", "clean"), (condition, "classes", "corrupted")):
             predictions = [part(item, key).get(str(model.get("model"))) for model in models]
             wrong |= {
-                (len(rows), place + 3)
+                (len(rows), place + 4)
                 for place, prediction in enumerate(predictions)
                 if prediction is not None and prediction != item.get("label")
             }
-            rows.append((f"#{plain(item.get('index'))}", text(item.get("label")), what, *map(text, predictions)))
+            lost = f"{count(item.get('lost'))} of {count(degraded.get('conditions'))}" if key == "classes" else ""
+            label = text(item.get("label"))
+            rows.append((f"#{plain(item.get('index'))}", label, what, lost, *map(text, predictions)))
             pictures.append(item.get(picture))
-    reason = degraded.get("picture_reason")
+    reason, subject = degraded.get("picture_reason"), degraded.get("subject")
+    order = plain(degraded.get("order")).replace(plain(subject), model_label(subject))
     return Table(
         key="robustness_examples",
-        columns=("example", "label", "input", *(model_label(model.get("model")) for model in models)),
+        columns=("example", "label", "input", "lost versions", *(model_label(model.get("model")) for model in models)),
         rows=tuple(rows),
-        numeric=(False,) * (3 + len(models)),
-        caption=f"Examples that degrade most, {plain(degraded.get('order'))}",
+        numeric=(False,) * (4 + len(models)),
+        caption=f"Examples that degrade most, {order}",
         notes=(f"no pictures: {plain(reason)}",) if reason else (),
         pictures=tuple(pictures),
         bad=frozenset(wrong),
@@ -283,15 +300,18 @@ def _draw(values: Record) -> tuple[str, str]:
         return "", "not drawn: only mistakes of apps were applied"
     is_fraction = key == "agreement" or values.get("unit") == "fraction"
     factor = 100 if is_fraction else 1
-    rows = -(-len(names) // _COLUMNS)
-    figure, axes = figure_of(0.7 + 1.35 * rows, rows, wide=True, columns=min(_COLUMNS, len(names)))
+    columns = min(_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = figure_of(0.7 + 1.35 * rows, rows, wide=True, columns=columns)
     panels = list(axes.flat) if hasattr(axes, "flat") else [axes]
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel, name in zip(panels, names, strict=False):
         for place, model in enumerate(models):
             points = _points(values, conditions, name, model, key)
-            at = [severity for severity, _, _ in points]
+            # Next to each other, so that no model hides another one.
+            shift = (place - (len(models) - 1) / 2) * min(0.12, 0.5 / len(models))
+            at = [severity + shift for severity, _, _ in points]
             heights = [factor * value for _, value, _ in points]
             panel.plot(
                 at,
@@ -302,21 +322,23 @@ def _draw(values: Record) -> tuple[str, str]:
                 ms=3,
                 label=model_label(model),
             )
-            for severity, _, ends in points:
+            for x, (_, _, ends) in zip(at, points, strict=True):
                 if ends is not None:
-                    panel.plot(
-                        [severity] * 2, [factor * end for end in ends], "-", color=color_of(place), linewidth=0.6
-                    )
+                    panel.plot([x] * 2, [factor * end for end in ends], "-", color=color_of(place), linewidth=0.6)
         panel.set_title(name.replace("_", " "), fontsize=9)
         panel.grid(True)
         panel.set_xticks(range(6))
+    for panel in panels[max(0, len(names) - columns) : len(names)]:
+        # The last panel of each column, which need not be in the last row.
+        panel.tick_params(axis="x", labelbottom=True)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(5, len(models)))
     figure.supxlabel("severity; 0 is clean", fontsize=9)
     figure.supylabel(f"{key}, %" if is_fraction else plain(values.get("metric")), fontsize=9)
-    caption = "Each panel is a corruption; the panels share their vertical axis." + (
-        "" if key == "agreement" else " Vertical lines: 95% intervals of each model alone; paired ones are narrower."
-    )
+    caption = "Each panel is a corruption; the panels share their vertical axis"
+    caption += ", which does not start at 0." if panels[0].get_ylim()[0] > 0 else "."
+    if key == "accuracy" and not values.get("interval_reason"):
+        caption += " Vertical lines: 95% intervals of each model alone; paired ones are narrower."
     return svg_of(figure, "Accuracy by severity"), caption
 
 

@@ -40,6 +40,8 @@ def sweep_verdict(record: Record) -> Verdict:
     sentence = plain(best.get("sentence") or "This record has no best group: it is one shard, or it is damaged.")
     if not name:
         return Verdict(state=BAD if best else OPEN, headline=sentence, checks=tuple(checks))
+    # The names of groups contain no spaces.
+    headline, _, margin = sentence.partition(". ")
     unknown = part(best, "without_interval")
     if unknown:
         answer = f"{number_of(len(unknown), 'group')}; their differences from the best have no interval"
@@ -48,11 +50,15 @@ def sweep_verdict(record: Record) -> Verdict:
     if same:
         size = "file after gzip" if best.get("size") == "gzip_bytes" else "file"
         answer = f"{number_of(len(same), 'group')}; the smallest {size} of all is that of {plain(best.get('cheapest'))}"
-        checks.append(Check(key="noise", state=OPEN, question="within noise of the best", answer=answer))
+        checks.append(Check(key="noise", state=OPEN, question="within noise of the best", answer=margin or answer))
+    elif margin:
+        # Such as "But pruned50/int8 is better on test": the choice did not hold.
+        state = OPEN if margin.startswith("But ") else GOOD
+        checks.append(Check(key="margin", state=state, question="margin", answer=margin))
     group = next((item for item in groups_of(record) if item.name == plain(name)), None)
     return Verdict(
-        state=OPEN if checks else GOOD,
-        headline=sentence,
+        state=OPEN if any(check.state == OPEN for check in checks) else GOOD,
+        headline=headline if margin else sentence,
         subject=f"{plain(name)}:",
         costs=tuple(_tiles(group, metric, reported_split(record))) if group else (),
         checks=tuple(checks),
@@ -174,7 +180,7 @@ def _result(record: Record, fronts: Mapping[str, Record]) -> Section:
         for cost, cell in zip(costs, cells, strict=True):
             if cell == DASH:
                 reasons.add(cost_format(cost).title, group.name, group.reason("costs", cost))
-        fronts_text = ", ".join(cost_format(cost).title for cost, names in on_front.items() if group.name in names)
+        fronts_text = "; ".join(cost_format(cost).title for cost, names in on_front.items() if group.name in names)
         differences[group.name] = difference = part(part(group.record, "differences"), reported)
         rows.append(
             (
@@ -397,7 +403,7 @@ def _seed_spreads(record: Record) -> Iterator[Section]:
     def std(item: Record) -> str:
         return f"{metric.factor * item['std']:.2f}{' points' if metric.unit == 'fraction' else ''}"
 
-    rows = [("any two", "", std(total), plain(total.get("freedom")), "if there is no better one")]
+    rows = [("all groups", "", std(total), plain(total.get("freedom")), "if the families have too few")]
     for item in objects(spreads, "families"):
         if not is_number(item.get("std")):
             continue

@@ -83,7 +83,7 @@ def _front(groups: Sequence[Group], metric: Metric, cost: str, front: Record) ->
     if not placed:
         return "", f"not drawn: no group has both a {shown.title} and a score on {split}"
     figure, axes = figure_of(_HEIGHT, wide=True)
-    has_ranges, labels = False, 0
+    has_ranges, labels = False, dict[tuple[float, float], str]()
     for group, x, y in placed:
         is_member = group.name in members
         color = color_of(0) if is_member else INK if group.is_reference and not group.is_in_grid else color_of(1)
@@ -93,13 +93,13 @@ def _front(groups: Sequence[Group], metric: Metric, cost: str, front: Record) ->
             [x], [y], marker_of(0 if is_member else 1), markersize=7 if is_member else 5, color=color,
             fillstyle="full" if filled else "none", alpha=1 if is_member else 0.75,
         )  # fmt: skip
-        if is_member and labels < _MOST_LABELS:
-            labels += 1
-            axes.annotate(_short(group.name), (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+        if (is_member and len(labels) < _MOST_LABELS) or not group.is_in_grid:
+            labels[x, y] = _short(group.name) + ("" if group.is_in_grid else " (reference)")
     line = sorted((x, y) for group, x, y in placed if group.name in members)
     if len(line) > 1:
         axes.step([x for x, _ in line], [y for _, y in line], where="post", color=color_of(0), linewidth=1.2)
     _finish(axes, placed, shown.axis, metric.axis)
+    _write_labels(figure, axes, labels)
     better = {"higher": "Up and to the left is better", "lower": "Down and to the left is better"}
     caption = f"{better.get(metric.direction, 'To the left is cheaper')}; scores on {split}. "
     caption += "Circles and the line: groups that no other one beats in both. "
@@ -109,6 +109,43 @@ def _front(groups: Sequence[Group], metric: Metric, cost: str, front: Record) ->
     if isinstance(left_out, Mapping) and left_out:
         caption += f"Not compared: {', '.join(map(str, left_out))}. "
     return svg_of(figure, f"{metric.name} against {shown.title}"), caption.strip()
+
+
+# Offsets in points of a label from its point, and which of its ends is there.
+_PLACES = ((5, 5, "left"), (5, -12, "left"), (-5, 5, "right"), (-5, -12, "right"), (5, 16, "left"), (5, -23, "left"))
+_LABEL_SIZE = 8
+
+
+def _write_labels(figure: Any, axes: Any, labels: Mapping[tuple[float, float], str]) -> None:
+    """Write labels next to their points where they cover neither another label nor a point nor the edge of the plot."""
+    figure.draw_without_rendering()
+    per_point = figure.dpi / 72
+    points = {point: axes.transData.transform(point) for point in labels}
+    height = _LABEL_SIZE * 1.2 * per_point
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points.values()]
+    right = axes.bbox.x1
+    for point, text in labels.items():
+        x, y = points[point]
+        width = 0.6 * _LABEL_SIZE * len(text) * per_point
+        boxes = []
+        for across, up, end in _PLACES:
+            left = x + across * per_point - (width if end == "right" else 0)
+            boxes.append((left, y + up * per_point, left + width, y + up * per_point + height))
+        free = [
+            place
+            for place, box in enumerate(boxes)
+            if box[2] <= right and box[0] >= axes.bbox.x0 and not any(_overlap(box, other) for other in taken)
+        ]
+        chosen = free[0] if free else 0
+        across, up, end = _PLACES[chosen]
+        taken.append(boxes[chosen])
+        axes.annotate(
+            text, point, xytext=(across, up), textcoords="offset points", fontsize=_LABEL_SIZE, ha=end, va="bottom",
+        )  # fmt: skip
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _by_axes(groups: Sequence[Group], metric: Metric, split: str, conversion: str, compression: str) -> tuple[str, str]:

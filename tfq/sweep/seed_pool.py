@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from tfq.sweep.statistics import FAMILIES, SeedSpread, pooled_seed_std
 
-# With fewer, the interval of a difference would be wider than three times its normal width, and depend on chance.
-MIN_FREEDOM = 3
+# With one degree of freedom, the width of an interval is mostly chance: its quantiles 5% and 95% differ 31-fold.
+MIN_FREEDOM = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
