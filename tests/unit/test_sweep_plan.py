@@ -11,12 +11,12 @@ import pytest
 import sweep_fakes
 from messages import refused
 
-from tfq.config import DataConfig, RunConfig, SweepConfig
+from tfq.config import DataConfig, EvaluationConfig, RunConfig, SweepBudgetConfig, SweepConfig
 from tfq.errors import InputError
 from tfq.evaluation.paired import resampled_weights
 from tfq.evaluation.per_example import ExampleResults
 from tfq.executors import TaskFailure
-from tfq.sweep import merged, parse_shard, read_shards, shard_file, summarized, text_of
+from tfq.sweep import dry_run, merged, parse_shard, read_shards, shard_file, summarized, text_of
 from tfq.sweep.plan import cheapest_first
 from tfq.sweep.points import point_record
 from tfq.sweep.run import _result, shards_of
@@ -239,3 +239,14 @@ def test_points_without_draws_say_why_their_differences_have_no_interval(tmp_pat
     assert set(result.best.without_interval.values()) == {"too long"} and "too long" in result.best.sentence
     assert all(point.scores["test"].difference["reason"] == "too long" for point in result.points)
     assert "no interval: dense/int8" in text_of(result) and "(no interval)" in text_of(result)
+
+
+def test_a_loss_of_a_metric_in_0_to_1_is_bounded_by_a_fraction_and_another_by_its_unit(tmp_path):
+    (tmp_path / "grid.json").write_text(json.dumps({"axes": {"scheme": {"int8": {}}}}))
+    sweep = SweepConfig(grid=str(tmp_path / "grid.json"), budget=SweepBudgetConfig(max_accuracy_drop=2.5))
+    for metric in ((), ("top1", "rmse"), ("ece",)):
+        config = dataclasses.replace(sweep_fakes.COMMAND, sweep=sweep, evaluation=EvaluationConfig(metric=metric))
+        with refused(InputError, field="sweep.budget.max_accuracy_drop", got=2.5):
+            dry_run(config)
+    in_units = dataclasses.replace(sweep_fakes.COMMAND, sweep=sweep, evaluation=EvaluationConfig(metric=("rmse",)))
+    assert "1 point" in dry_run(in_units)

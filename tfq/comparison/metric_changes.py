@@ -191,7 +191,7 @@ def metric_lines(changes: Sequence[MetricChange], old: str, new: str) -> list[st
     if not changes:
         return []
     rows = [("metric", old, new, "difference"), *map(metric_cells, changes)]
-    lines = ["Metrics, with 95% intervals:", *(f"  {line}" for line in aligned(rows, left=1))]
+    lines = ["", "Metrics, with 95% intervals:", *(f"  {line}" for line in aligned(rows, left=1))]
     return [*lines, *(f"  {note}" for note in metric_notes(changes))]
 
 

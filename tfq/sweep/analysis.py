@@ -363,7 +363,9 @@ def missed_bounds(
             if value is None or base is None:
                 results.append(f"{name}: no score on {split} to compare with the reference")
             elif base - value > bound + ROUNDING:
-                results.append(f"{name}: {base - value:.4f} below the reference on {split}, at most {bound:g} allowed")
+                results.append(
+                    f"{name}: {base - value:.4g} worse than the reference on {split}, at most {bound:g} allowed"
+                )
             continue
         spread = group.record.costs.get(BOUNDED[name])
         if spread is None or spread.high is None:

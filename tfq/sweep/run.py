@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 
 from tfq import artifacts, progress
 from tfq.config import RunConfig
+from tfq.config.base import check_fraction
 from tfq.errors import InputError, TfqError, warn
+from tfq.evaluation.metric import BOUNDED_UNITS, as_metrics
 from tfq.executors import Executor, Task, open_executor
 from tfq.store import StageStore
 from tfq.sweep.grid import Grid
@@ -75,7 +77,9 @@ def dry_run(config: RunConfig, *, allow_code: bool = False) -> str:
 
     grid = Grid.load(config.sweep.grid)
     plan = plan_of(grid, config, allow_code=allow_code)
-    settings = grid.base_config(config).sweep
+    base = grid.base_config(config)
+    settings = base.sweep
+    _check_budget(base)
     store = _store(settings.store or config.out) if config.out else None
     return estimate_text(plan, settings, store, config.executor.num_workers or 1)
 
@@ -105,6 +109,7 @@ def run_sweep(config: RunConfig, *, allow_code: bool = False) -> SweepResult:
     grid = Grid.load(config.sweep.grid)
     base = grid.base_config(config)
     settings = base.sweep
+    _check_budget(base)
     shard = parse_shard(settings.shard)
     out = artifacts.make_out_dir(config.out)
     with progress.stage("planning the sweep"):
@@ -127,6 +132,13 @@ def run_sweep(config: RunConfig, *, allow_code: bool = False) -> SweepResult:
     }
     result = dataclasses.replace(result, timing=timing)
     return result if shard is not None else summarized(result)
+
+
+def _check_budget(base: RunConfig) -> None:
+    """Raise InputError if the bound on the loss of a metric in [0, 1] is larger than 1, such as a percentage."""
+    bound, metric = base.sweep.budget.max_accuracy_drop, next(iter(as_metrics(base.evaluation.metric)), None)
+    if bound is not None and (metric is None or metric.unit in BOUNDED_UNITS):
+        check_fraction("sweep.budget.max_accuracy_drop", bound)
 
 
 def _check_any_done(outcomes: Outcomes) -> None:
