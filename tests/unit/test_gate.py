@@ -134,10 +134,16 @@ def test_swapped_labels_of_the_data_fail_and_are_named(baseline, evaluated):
 
 
 def test_exchanged_classes_of_the_model_are_named(baseline, evaluated):
-    result = comparison.gate_records(evaluated(gate_models.with_classes_exchanged(3, 8)), baseline)
+    new = evaluated(gate_models.with_classes_exchanged(3, 8))
+    result = comparison.gate_records(new, baseline)
     item = figures(result)["accuracy"]
     assert item.status == "worse" and "classes" in item.causes[0]
     assert re.search(r"3 -> 8, 8 -> 3", item.causes[0])
+    named = copy.deepcopy([new, baseline])
+    for record in named:
+        record["sha256"]["data_parts"]["test"]["class_names"] = [f"digit {number}" for number in range(10)]
+    cause = figures(comparison.gate_records(*named))["accuracy"].causes[0]
+    assert "3 digit 3 -> 8 digit 8" in cause
 
 
 def test_changed_preprocessing_fails_and_its_field_is_named(baseline, evaluated):

@@ -15,6 +15,7 @@ import numpy as np
 
 from tfq.auditing.schemes import FLOATS
 from tfq.evaluation.figure_readers import Measured, per_example_of
+from tfq.evaluation.metric import class_name
 
 Kind = Literal["data", "interface", "layer", "environment"]
 # The settings of an evaluation that decide what its figures mean.
@@ -150,7 +151,8 @@ def _swapped_classes(new: Measured, old: Measured) -> str | None:
         if sorted(swapped) == sorted(swapped.values()) and explained >= max(
             _FEWEST_SWAPS, _EXPLAINED * int(changed.sum())
         ):
-            listed = ", ".join(f"{a} -> {b}" for a, b in swapped.items())
+            names = _parts(new).get("class_names") or ()
+            listed = ", ".join(f"{_class_text(a, names)} -> {_class_text(b, names)}" for a, b in swapped.items())
             return (
                 f"the predicted classes of output {name!r} are exchanged ({listed}) on {explained} of "
                 f"{int(changed.sum())} examples with another prediction: the order of the labels changed"
@@ -162,6 +164,11 @@ def same_inputs(new: Measured, old: Measured) -> bool:
     """Check whether both records evaluated the same inputs; the labels may differ."""
     parts = [_parts(item).get("inputs") for item in (new, old)]
     return parts[0] is not None and parts[0] == parts[1]
+
+
+def _class_text(number: int, names: Sequence[str]) -> str:
+    name = class_name(number, names)
+    return str(number) if name in (None, str(number)) else f"{number} {name}"
 
 
 def _parts(measured: Measured) -> Mapping[str, Any]:
