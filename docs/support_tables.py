@@ -299,7 +299,9 @@ def metrics() -> str:
             is_right = metric.examples(metric.select(outputs), labels).dtype.kind == "b"
             interval = "score" if is_right else "Student's t"
         table = metric.table_of(metric.state_of(outputs, labels))
-        what = "-" if table is None else "by class" if table.classes else "bins of confidence"
+        what = "-" if metric.table is None else "by class, if there are several"
+        if table is not None:
+            what = "by class" if table.classes else "bins of confidence"
         contract, unit = metric.contract, metric.unit.replace("_", " ")
         rows.append(
             (f"`{metric.name}`", contract.outputs, contract.labels, better[metric.direction], unit, interval, what)
