@@ -26,7 +26,7 @@ def main(invocation: flags.Invocation) -> None:
     record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
     out = invocation.config.out
     files = "\n".join(filter(None, [f"{out}/report.html", report.bundle_text(record, out)]))
-    parts = [report.summary_table(record), report.portability_text(record), files]
+    parts = [report.summary_table(record), report.portability_text(record), report.robustness_text(record), files]
     process.show(invocation, record, "\n\n".join(filter(None, parts)))
     require(record)
 

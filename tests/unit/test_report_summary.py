@@ -176,6 +176,7 @@ def test_control_characters_never_reach_the_terminal():
         (model_label("ptq_weight_only_int8"), "PTQ weight-only int8"),
         (model_label("pruned_qat_int16x8"), "pruned + QAT int16x8"),
         (model_label("something_else"), "something_else"),
+        (model_label("resnet8_cifar10_int8"), "resnet8_cifar10_int8"),
     ],
 )
 def test_numbers_and_names_read_as_expected(shown, expected):

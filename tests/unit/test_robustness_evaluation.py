@@ -15,7 +15,7 @@ from tfq.errors import InputError
 from tfq.evaluation import requirements_of
 from tfq.evaluation.figure_readers import Measured
 from tfq.evaluation.figures import figure_named
-from tfq.report.robustness_content import robustness_plots, robustness_section
+from tfq.report.robustness_content import robustness_plots, robustness_section, robustness_text
 from tfq.robustness.corruption import Corruption, corrupt
 from tfq.robustness.statistic import mean_of
 from tfq.workflows import robustness_fields
@@ -171,6 +171,17 @@ def test_report_shows_numbers_with_intervals_and_units(record):
         table for table in robustness_section({"robustness": values}).tables if table.key == "robustness_calibration"
     )
     assert table.rows[1][2].endswith("(no interval)")
+
+
+def test_terminal_text_has_the_means_of_each_model_and_what_is_missing(record):
+    values = json.loads(json.dumps(record.to_dict()))
+    lines = robustness_text({"robustness": values}).splitlines()
+    shown = [line for line in lines if line.startswith("int8")]
+    assert f"{record.model('int8').mean.value:.2%}" in shown[0]
+    assert f"{record.model('int8').ece.value:.3f}" in shown[1]
+    values["ece_reason"] = "too few examples"
+    assert "too few examples" in robustness_text({"robustness": values})
+    assert robustness_text({"robustness": None}) == ""
 
 
 def test_each_column_of_the_plot_has_the_numbers_of_the_severities(record):

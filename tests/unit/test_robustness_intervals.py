@@ -205,6 +205,14 @@ def test_mean_and_difference_of_draws_are_those_of_each_draw():
     assert percentiles(expected) == ends(result.estimate()[0])
 
 
+@pytest.mark.parametrize("value", [-3.0, 0.0, 3.0])
+def test_an_interval_contains_its_number(value):
+    draws = np.random.default_rng(0).uniform(-1, 1, size=400)
+    estimate, _ = Statistic(value=value, num_examples=50, draws=draws).estimate()
+    low, high = percentiles(draws)
+    assert (estimate.low, estimate.high) == pytest.approx((min(low, value), max(high, value)))
+
+
 def test_a_mean_with_a_missing_number_is_missing():
     assert average([Statistic(value=1.0, num_examples=5), None]) is None
     assert minus(None, Statistic(value=1.0, num_examples=5)) is None

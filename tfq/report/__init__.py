@@ -10,6 +10,7 @@ from tfq.report.files import build_report, write_report
 from tfq.report.kinds import KINDS, RecordKind
 from tfq.report.model_explorer import write_node_data
 from tfq.report.portability_content import portability_text
+from tfq.report.robustness_content import robustness_text
 from tfq.report.summary import summary_table
 
 _CONTENTS = (content, command_content, analysis_content, comparison_content, sweep_content)
@@ -20,6 +21,7 @@ __all__ = [
     "build_report",
     "bundle_text",
     "portability_text",
+    "robustness_text",
     "summary_table",
     "write_node_data",
     "write_report",

@@ -127,8 +127,14 @@ def change_text(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> 
 
 DASH = "—"
 
-# Words of model names that readers know in another spelling.
-_TITLE_WORDS = {"ptq": "PTQ", "qat": "QAT"}
+# The words for steps in the names of a run's models, and how readers know them. Names of files have other words.
+_STEPS = {
+    "ptq": "PTQ",
+    "filtered": "filtered",
+    "pruned": "pruned",
+    "clustered": "clustered",
+    "qat": "QAT",
+}
 _SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic_range", "float16", "float32")
 
 
@@ -235,8 +241,10 @@ def model_label(name: Any) -> str:
     text = plain(name)
     for scheme in _SCHEMES:
         if text.endswith(f"_{scheme}"):
-            words = [_TITLE_WORDS.get(word, word) for word in text.removesuffix(f"_{scheme}").split("_")]
-            return f"{' + '.join(words)} {scheme.replace('weight_only', 'weight-only').replace('_', ' ')}"
+            words = text.removesuffix(f"_{scheme}").split("_")
+            if all(word in _STEPS for word in words):
+                steps = " + ".join(_STEPS[word] for word in words)
+                return f"{steps} {scheme.replace('weight_only', 'weight-only').replace('_', ' ')}"
     return text
 
 

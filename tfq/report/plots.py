@@ -267,7 +267,7 @@ def _confusion(confusion: Record, label: str) -> tuple[str, str]:
             axes.imshow(
                 colors(norm(pixels), bytes=True), extent=(0, len(classes), len(classes), 0), interpolation="none"
             )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title if len(title) <= 20 else f"{title[:9]}…{title[-10:]}", fontsize=10)
         axes.set_aspect("equal")
         ticks = [index + 0.5 for index in range(0, len(classes), step)]
         axes.xaxis.set_ticks(ticks, classes[::step], fontsize=7, rotation=90 if longest > 2 else 0)

@@ -20,6 +20,7 @@ from tfq.report.plots import Plot, color_of, drawn, figure_of, marker_of, svg_of
 from tfq.report.record import Record, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 from tfq.robustness.corruption import Corruption
+from tfq.text_table import aligned
 
 KEY = "robustness"
 _MOST_CLASSES = 20
@@ -45,6 +46,20 @@ def robustness_section(record: Record) -> Section | None:
         tables=tuple(tables),
         plots=(KEY,),
     )
+
+
+def robustness_text(record: Record) -> str:
+    """Return the means over corruptions as text for the terminal; "" if the record has none."""
+    values = part(record, KEY)
+    models = _items(values, "models")
+    if not models:
+        return ""
+    lines = [f"on corrupted inputs: {count(values.get('num_examples'))} examples"]
+    for table in (_summary(values, models), _calibration(models)):
+        if table is not None:
+            lines += ["", table.caption, *aligned([table.columns, *table.rows], 1)]
+    reasons = _missing(values)
+    return "\n".join([*lines, *(["", *reasons] if reasons else [])])
 
 
 def robustness_plots(record: Record) -> dict[str, Plot]:

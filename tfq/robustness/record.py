@@ -219,7 +219,7 @@ class RobustnessRecord(NotebookRecord):
         for caption, is_mistake in (("by corruption, mean over severities", False), ("mistakes of apps", True)):
             names = list(dict.fromkeys(item.corruption for item in self.corruptions if item.is_mistake == is_mistake))
             if names:
-                columns = ("corruption", *(item.model for item in self.models))
+                columns = ("mistake" if is_mistake else "corruption", *(item.model for item in self.models))
                 tables.append(NotebookTable(caption=caption, columns=columns, rows=[self._row(name) for name in names]))
         return tables
 

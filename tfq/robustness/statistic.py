@@ -38,7 +38,8 @@ class Statistic:
         """Return the number with its 95% interval, and why it has none.
 
         It is the metric's own interval; else Student's t interval of a mean over the examples; else the percentiles of
-        the draws.
+        the draws, extended to the number itself: a metric that is larger for resampled examples, such as the
+        calibration error, may have percentiles above it.
         """
         if self.interval is not None:
             return Estimate(value=self.value, low=self.interval[0], high=self.interval[1]), None
@@ -47,8 +48,9 @@ class Statistic:
         if self.draws is None:
             return Estimate(value=self.value), None
         ends, reason = percentile_interval(self.draws, self.num_examples)
-        low, high = ends or (None, None)
-        return Estimate(value=self.value, low=low, high=high), reason
+        if ends is None:
+            return Estimate(value=self.value), reason
+        return Estimate(value=self.value, low=min(ends[0], self.value), high=max(ends[1], self.value)), None
 
 
 def mean_of(values: NDArray[Any]) -> Estimate:
