@@ -15,15 +15,17 @@ from tfq.robustness.statistic import Statistic, average, minus
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = {"float": GOLDEN / "digits_float32.tflite", "int8": GOLDEN / "digits_int8.tflite"}
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 24
 # Fewer than by default, to save time.
-NUM_DRAWS = 200
+NUM_DRAWS = 100
 CONDITIONS = (("gaussian_noise", 4), ("gaussian_noise", 5), ("translation", 4), ("translation", 5))
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(runs, "num_draws", lambda work: NUM_DRAWS)
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "num_draws", lambda work: NUM_DRAWS)
+        yield
 
 
 def config():
@@ -143,11 +145,18 @@ def test_calibration_error_has_the_interval_of_a_bootstrap_by_hand(data, outputs
     assert all(item.ece.low is not None for item in (*record.corruptions, *record.conditions))
 
 
+@pytest.fixture(scope="module")
+def record_of_f1(data):
+    return tfq.evaluate_robustness(MODELS, data, config(), reference="float", metric="f1")
+
+
 @pytest.mark.parametrize(("name", "measure"), [("f1", macro_f1), ("mean_iou", mean_iou)])
-def test_metric_without_scores_of_examples_has_paired_intervals(name, measure, data, outputs):
-    labels = np.eye(10, dtype=np.int64)[data.labels] if name == "mean_iou" else data.labels
-    split = tfq.Split(name="test", inputs=data.inputs, labels=labels, source="arrays")
-    record = tfq.evaluate_robustness(MODELS, split, config(), reference="float", metric=name)
+def test_metric_without_scores_of_examples_has_paired_intervals(name, measure, data, outputs, record_of_f1):
+    labels, record = data.labels, record_of_f1
+    if name == "mean_iou":
+        labels = np.eye(10, dtype=np.int64)[data.labels]
+        split = tfq.Split(name="test", inputs=data.inputs, labels=labels, source="arrays")
+        record = tfq.evaluate_robustness(MODELS, split, config(), reference="float", metric=name)
     draws = by_hand(measure, outputs, labels)
     result, (clean, mean) = record.model("int8"), draws["int8"]
     assert percentiles(mean) == ends(result.mean)
@@ -164,8 +173,8 @@ def test_draws_of_models_that_are_not_paired_have_a_wider_difference(errors):
     assert np.ptp(percentiles(unpaired)) > 2 * np.ptp(percentiles(paired))
 
 
-def test_conditions_that_run_one_by_one_give_the_same_record(data, monkeypatch):
-    one = tfq.evaluate_robustness(MODELS, data, config(), reference="float", metric="f1")
+def test_conditions_that_run_one_by_one_give_the_same_record(data, record_of_f1, monkeypatch):
+    one = record_of_f1
     monkeypatch.setattr(runs, "MAX_KEPT_BYTES", 2 * NUM_EXAMPLES * 10 * 4)
     other = tfq.evaluate_robustness(MODELS, data, config(), reference="float", metric="f1")
     assert (one.models, one.conditions) == (other.models, other.conditions)

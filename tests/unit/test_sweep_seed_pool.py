@@ -80,7 +80,7 @@ def test_one_group_or_one_seed_has_no_spread(shape):
     assert pool.spread("g0", "g1") is None and pool.to_dict() is None
 
 
-def coverage(pair, *, by_family, reps=1500, num_seeds=3):
+def coverage(pair, *, by_family, reps, num_seeds=3):
     """Return how often the interval of a difference of two groups of known spreads contains the true difference."""
     rng, hits = np.random.default_rng(5), 0
     families = ["dense"] * 3 + ["pruned"] * 3
@@ -97,11 +97,11 @@ def coverage(pair, *, by_family, reps=1500, num_seeds=3):
 
 @pytest.mark.parametrize("pair", [(0, 1), (3, 4), (0, 3)])
 def test_intervals_by_family_contain_the_true_difference_as_often_as_they_say(pair):
-    assert 0.935 <= coverage(pair, by_family=True, reps=800) <= 0.985
+    assert 0.925 <= coverage(pair, by_family=True, reps=500) <= 0.985
 
 
 def test_the_simulation_sees_that_one_pool_of_all_families_is_too_narrow_for_noisy_ones():
-    assert coverage((3, 4), by_family=False, reps=800) < 0.92
+    assert coverage((3, 4), by_family=False, reps=400) < 0.92
     assert coverage((0, 1), by_family=False, reps=200) == 1
 
 
