@@ -166,6 +166,26 @@ def test_metric_without_scores_of_examples_has_paired_intervals(name, measure, d
     assert record.interval_reason is None
 
 
+def whole_images(outputs):
+    """Decode one box for each example: the whole image, with the class and the score of the largest output."""
+    (values,) = outputs
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(values), 1, 1))
+    classes, scores = values.argmax(axis=1)[:, None], values.max(axis=1)[:, None]
+    return tfq.Detections(boxes=boxes, classes=classes, scores=scores)
+
+
+def test_average_precision_has_the_interval_of_images_that_are_repeated(data, outputs):
+    metric = tfq.detection_metric(whole_images, name="whole_images", iou_threshold="0.5")
+    labels = np.zeros((NUM_EXAMPLES, 1, 6), np.float32)
+    labels[:, 0, 0], labels[:, 0, 3:5] = data.labels, 1
+    split = tfq.Split(name="test", inputs=data.inputs, labels=labels, source="arrays")
+    record = tfq.evaluate_robustness({"float": MODELS["float"]}, split, config(), metric=metric)
+    clean = outputs["float"][None].astype(np.float32)
+    draws = [metric.compute((clean[chosen],), labels[chosen]) for chosen in drawn_examples()]
+    assert percentiles(draws) == ends(record.model("float").clean)
+    assert record.interval_reason is None and record.model("float").drop.low is not None
+
+
 def test_draws_of_models_that_are_not_paired_have_a_wider_difference(errors):
     # The comparison with the bootstrap by hand notices draws that differ between the models.
     paired = errors["int8"][1] - errors["float"][1]
