@@ -19,7 +19,7 @@ Reads both files, and examples of --data without their labels. Prints one line p
     alone dB         SQNR of the model's outputs with only this op quantized (--sensitivity)
 
 --require.min_layer_sqnr_db sets a bound on every op; the exit code is 1 if one is below it. Ops that output only zeros
-are not counted. With --out it writes analyze.json, and the pages analyze.html, with plots, and analyze.md.
+are not counted. With --out it writes analyze.json, analyze.html (plots, and the examples that differ) and analyze.md.
 model_explorer_sqnr.json and model_explorer_sensitivity.json color the ops in Model Explorer (--node_data_paths).
 
     tfq analyze --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --explain --out=out
@@ -79,8 +79,7 @@ def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
     config = invocation.config
     with_layers, with_bit_widths = bool(config.analysis.reference), config.analysis.bit_widths.enabled
     results: dict[str, object] = {}
-    texts = []
-    floating, analyzed = None, None
+    texts, floating, analyzed = list[str](), None, None
     if with_layers:
         floating = workflows.load_flatbuffer(
             config.analysis.reference, config, field="analysis.reference", allow_code=invocation.allow_code
@@ -90,6 +89,7 @@ def _analyze(invocation: flags.Invocation, out: Path | None) -> None:
         analyzed = analysis.analyze(content, floating, split, config.analysis)
         asked = analysis.requirements_of(analyzed, config.analysis.require)
         results.update(analyzed.to_dict(), requirements=[item.to_dict() for item in asked])
+        results |= workflows.differing_examples(floating, content, split, config.data) if out is not None else {}
         texts.append(analyzed.to_text())
         if config.analysis.explain.enabled:
             examples = workflows.load_split(config.data, "test", limit=config.analysis.explain.limit)

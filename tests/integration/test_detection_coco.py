@@ -40,6 +40,20 @@ def test_map_equals_pycocotools(scenes):
     np.testing.assert_allclose(values[:, FIGURES.index("AP")], list(by_class.values()), atol=1e-6)
 
 
+def test_boxes_whose_corners_are_swapped_count_as_in_pycocotools(scenes):
+    """A negative width gives a negative area there: such a box is ignored. With a negative height too, it counts."""
+    path, detections, split = scenes
+    rng = np.random.default_rng(1)
+    swapped = [
+        [(number, [x, y, sign * w, other * h], score) for (number, (x, y, w, h), score) in image]
+        for image in detections
+        for sign, other in [rng.choice([(1, 1), (1, 1), (1, 1), (-1, 1), (-1, -1)])]
+    ]
+    metric = tfq.registry.get(tfq.Metric, "coco_map")
+    state = metric.state_of(as_outputs(swapped, split.labels), split.labels)
+    np.testing.assert_allclose(metric.table_of(state).values[0, :12], twelve(evaluate(path, swapped)), atol=1e-6)
+
+
 def test_map_differs_from_pycocotools_for_other_detections(scenes):
     path, detections, split = scenes
     outputs = as_outputs(detections, split.labels)

@@ -52,6 +52,13 @@ def test_a_segmenter_goes_the_whole_way(tmp_path):
     oracle = jaccard_score(test.labels[kept], predicted[kept], average="macro")
     assert record.accuracy == pytest.approx(oracle, abs=1e-12)
     assert record.metrics["mean_iou"]["table"]["rows"][-1] == "ignored"
+    differing = record.differing_examples
+    assert differing["kind"] == "positions" and all(item["picture"] for item in differing["examples"])
+    floats = reference_outputs(floating, test, config).outputs[0].argmax(-1)
+    agreements = np.sort((floats == predicted).mean(axis=(1, 2)))
+    listed = [item["agreement"] for item in differing["examples"]]
+    np.testing.assert_allclose(listed, agreements[: len(listed)])
+    assert differing["count"] == (agreements < 1).sum() > 0
     difference = record.metrics["dice"]["difference"]
     assert difference["low"] <= difference["difference"] <= difference["high"]
     budget = tfq.BudgetConfig(max_accuracy_drop=0.05)

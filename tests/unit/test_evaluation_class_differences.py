@@ -14,9 +14,10 @@ import tfq
 from tfq.config import EvaluationConfig
 from tfq.data import Split, SplitStream
 from tfq.evaluation.class_differences import class_figures, differing_examples
-from tfq.evaluation.thumbnails import MAX_SIDE, png, thumbnails, why_no_picture
-from tfq.report.class_content import classes_section, examples_section
+from tfq.evaluation.pictures import MAX_SIDE, png, thumbnails, why_no_picture
+from tfq.report.class_content import classes_section
 from tfq.report.command_content import EVALUATION
+from tfq.report.examples_content import examples_section
 from tfq.report.markdown import markdown_of
 from tfq.report.page import page_of
 

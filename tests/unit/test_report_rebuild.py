@@ -90,7 +90,7 @@ CONVERT = {
         (TRAIN, ["Test top1 62.50%", "val is held out", "75.00%"]),
         (PREFLIGHT, ["Some layers cannot be compressed", "no kernel"]),
         (COMPRESS, ["50.00%", "no kernel", "Training"]),
-        (CONVERT, ["m int8", "full int8", "31.2 dB"]),
+        (CONVERT, ["m_int8", "full int8", "31.2 dB"]),
     ],
 )
 def test_a_page_of_a_command_shows_its_results(record, words):

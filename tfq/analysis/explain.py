@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare which parts of the inputs a float and an int8 flatbuffer depend on, by occlusion saliency."""
 
-import base64
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import auditing, progress, tflite
+from tfq.analysis.observed import POSITIONS, Observed, observe
 from tfq.analysis.occlusion import (
     Grid,
     curve,
-    draw,
     fill_of,
     grid_of,
     importances,
-    occluded,
+    occluded_at,
     rank_correlation,
     top_overlap,
 )
@@ -31,8 +30,19 @@ from tfq.evaluation.class_names import class_names_by_output, names_of_output
 from tfq.evaluation.inputs import scale_of
 from tfq.evaluation.metric import class_name
 from tfq.evaluation.paired import percentile_interval, replicates
+from tfq.evaluation.pictures import (
+    GAP,
+    WHITE,
+    brightness,
+    encoded,
+    fitted,
+    nearest,
+    rgb,
+    side_by_side,
+    signed,
+    why_no_picture,
+)
 from tfq.evaluation.reference import matched_outputs, reference_outputs
-from tfq.evaluation.thumbnails import brightness, png, why_no_picture
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned, shown
@@ -43,7 +53,7 @@ _MOST_BYTES = 1 << 26
 # An estimate of the time is printed if it is at least this long.
 _LONG_SECS = 20
 # Sides of the maps in a picture, in pixels.
-_SIDE, _GAP, _STRIP = 48, 4, 12
+_SIDE, _STRIP = 48, 12
 # Height of the drawing of a signal, in pixels.
 _CURVE = 32
 _TEXT_ROWS = 10
@@ -53,6 +63,7 @@ NOT_SAID = (
     "Two models with the same map can be wrong for the same reason."
 )
 NO_STEP = "the output of the model is not quantized"
+MEAN_OF_STEPS = "the score is a mean over positions, which has smaller steps than the output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +72,7 @@ class ExampleMaps:
 
     Attributes:
         index: The place of the example in the data.
-        target: The index, in the flattened output, of the value whose score was observed.
+        target: The index, in the flattened output, of the value that was observed; for a map of classes the class.
         target_name: The name of this class, if the data source or the file has names of the output's values; or None.
         float_score: That value of the float model on the whole input.
         int8_score: That of the int8 model.
@@ -72,7 +83,7 @@ class ExampleMaps:
         top_overlap: The fraction of the most important parts that both maps have in common.
         unchanged: The fraction of the parts whose occlusion leaves the int8 score exactly as it is.
         below_step: The fraction of the parts whose occlusion changes the float score by less than one step of the int8
-            output; None if it is not quantized.
+            output; None without `Explanation.step`.
         float_map: The importance of each part, nested lists of the shape `Explanation.map_shape`; None if not stored.
         int8_map: The same for the int8 model.
         picture: A PNG file in base64. Images: the image, the float map and the int8 map, from left to right. Signals
@@ -108,7 +119,9 @@ class Explanation(NotebookRecord):
         map_shape: The number of parts along each axis.
         fill: The value of the occluded part, in the settings' words.
         output: The name of the observed output.
-        step: One step of the int8 output; None if it is not quantized.
+        step: One step of the int8 output; None if it is not quantized, or the score is a mean over positions.
+        step_reason: Why it is None.
+        observed: What the score is, in words.
         correlation: The mean rank correlation of all examples that have one.
         interval: The percentiles 2.5 and 97.5 of a bootstrap over the examples.
         interval_reason: Why there is none.
@@ -131,6 +144,8 @@ class Explanation(NotebookRecord):
     fill: str
     output: str
     step: float | None
+    step_reason: str | None
+    observed: str
     correlation: float | None
     interval: tuple[float, float] | None
     interval_reason: str | None
@@ -162,13 +177,14 @@ class Explanation(NotebookRecord):
             f"For comparison: {_number(self.rounded_correlation)} with only the output rounded to int8's steps, and "
             f"{_number(self.control_correlation)} between a float map and the int8 map of another example."
         )
+        lines.append(f"The score is {self.observed}.")
         lines.append(f"{self.top_overlap:.1%} of the {self.num_top} most important parts are the same.")
         lines.append(f"{self.unchanged:.1%} of the parts leave the int8 score exactly as it is" + self._below_step())
         return [*lines, NOT_SAID]
 
     def _below_step(self) -> str:
         if self.below_step is None:
-            return f"; {NO_STEP}."
+            return f"; {self.step_reason}."
         return (
             f", and {self.below_step:.1%} change the float score by less than one step of the int8 output "
             f"({self.step:.4g}): the int8 map cannot show those."
@@ -204,11 +220,12 @@ class Explanation(NotebookRecord):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Maps:
-    """The scores of n examples: (n, 1 + num_parts) of both models, and (n,) the observed target."""
+    """The scores of n examples, (n, 1 + num_parts), of both models and of the float model with a rounded output."""
 
     floating: NDArray[np.float64]
     int8: NDArray[np.float64]
-    targets: NDArray[np.int64]
+    rounded: NDArray[np.float64]
+    observed: Observed
 
 
 def explain(
@@ -217,7 +234,8 @@ def explain(
     """Compare the occlusion maps of an int8 flatbuffer with those of its float flatbuffer.
 
     Both files run in LiteRT's interpreter. A part of each example is replaced by `config.fill`, one at a time, and the
-    map is how much the score of the target falls. The target is the same for both models.
+    map is how much the score of the target falls. The target is the same for both models. For a map of classes, such as
+    a segmentation, the score is the mean of the target class over the positions where the float model predicts it.
 
     Examples:
         >>> explanation = tfq.explain("model_int8.tflite", "model_float32.tflite", "npz:examples.npz")
@@ -233,8 +251,8 @@ def explain(
         The agreement of the maps, and the examples where they disagree.
 
     Raises:
-        InputError: The data does not fit the models, the models do not belong together, or occlusion is not defined for
-            the input.
+        InputError: The data does not fit the models, the models do not belong together, occlusion is not defined for
+            the input, or the output has no scores.
         BackendError: A model cannot run.
     """
     config = config or ExplainConfig()
@@ -251,8 +269,9 @@ def explain(
         maps = _scores(quantized, floating, split, name, grid, fill, output, config)
     result = _explanation(maps, inputs, grid, parsed, output, config)
     names = names_of_output(class_names_by_output(quantized, split), (output,))
-    if len(names) != int(np.prod(parsed.main_subgraph.output_tensors[output].shape[1:])):
-        # The values of the output are not one for each class.
+    shape = parsed.main_subgraph.output_tensors[output].shape[1:]
+    if len(names) != (shape[-1] if result.observed == POSITIONS else int(np.prod(shape))):
+        # The targets are not classes.
         return result
     named = [dataclasses.replace(item, target_name=class_name(item.target, names)) for item in result.examples]
     return dataclasses.replace(result, examples=tuple(named))
@@ -309,62 +328,52 @@ def _scores(
     config: ExplainConfig,
 ) -> _Maps:
     """Run both models on all occluded inputs, in pieces of bounded memory."""
-    rows: list[tuple[NDArray, NDArray, NDArray]] = []
     started = time.monotonic()
-    for piece in progress.counted(list(_pieces(split, grid)), "occlusion", "piece"):
-        hidden = {key: np.repeat(array, 1 + grid.num_parts, axis=0) for key, array in piece.inputs.items()}
-        hidden[name] = np.concatenate([occluded(example, grid, fill) for example in piece.inputs[name]])
-        data = dataclasses.replace(piece, inputs=hidden)
-        reference = reference_outputs(floating, data)
-        result = reference_outputs(quantized, data)
-        expected = matched_outputs(reference, data, result.names, result.outputs)[output]
-        shape = (piece.num_examples, 1 + grid.num_parts, -1)
-        values, got = expected.reshape(shape), result.outputs[output].reshape(shape)
-        targets = _targets(values, config)
-        one, other = (np.take_along_axis(item, targets[:, None, None], axis=2)[..., 0] for item in (values, got))
-        rows.append((one, other, targets))
-        if len(rows) == 1 and (expected_secs := _remaining(started, piece, split)) >= _LONG_SECS:
-            progress.note(f"occlusion: about {expected_secs:.0f} s more. analysis.explain.limit and stride shorten it")
-    scores = [np.concatenate([row[place] for row in rows]) for place in range(3)]
-    return _Maps(floating=scores[0].astype(np.float64), int8=scores[1].astype(np.float64), targets=scores[2])
+    parsed, count = tflite.read(quantized), split.num_examples
+    whole, whole_got = _outputs(quantized, floating, split, output)
+    observed = observe(whole, parsed, output, config)
+    tensor = parsed.main_subgraph.output_tensors[output]
 
+    def scored(values: NDArray, got: NDArray, examples: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        """Return the scores (k,) of the float model, of the int8 model, and of the float model with rounded output."""
+        rounded = values
+        if tensor.is_quantized:
+            scale, zero_point = scale_of("the output", tensor)
+            rounded = dequantize(quantize(values, scale, zero_point, tensor.dtype), scale, zero_point)
+        return [observed.scores(item, examples) for item in (values, got, rounded)]
 
-def _remaining(started: float, piece: Split, split: Split) -> float:
-    return (time.monotonic() - started) * (split.num_examples / piece.num_examples - 1)
-
-
-def _pieces(split: Split, grid: Grid) -> Iterator[Split]:
-    example_bytes = sum(array.nbytes for array in split.inputs.values()) // split.num_examples
-    step = max(1, _MOST_BYTES // max(1, example_bytes * (1 + grid.num_parts)))
-    for start in range(0, split.num_examples, step):
-        inputs = {name: array[start : start + step] for name, array in split.inputs.items()}
-        yield dataclasses.replace(split, inputs=inputs)
-
-
-def _targets(values: NDArray, config: ExplainConfig) -> NDArray[np.int64]:
-    """Return the index of the observed value of each example; `values` (n, 1 + num_parts, size) are the float's."""
-    size = values.shape[2]
-    if config.target is None:
-        return np.asarray(values[:, 0].argmax(axis=1), np.int64)
-    if config.target >= size:
-        raise InputError(
-            f"analysis.explain.target={config.target}: the output has {size} values, counted from 0",
-            field="analysis.explain.target",
-            expected=f"below {size}",
-            got=config.target,
+    results = []
+    row_bytes = (sum(array.nbytes for array in split.inputs.values()) + 2 * whole.nbytes) // count
+    step = max(1, _MOST_BYTES // max(1, row_bytes))
+    rows = np.arange(count * grid.num_parts)
+    for start in progress.counted(range(0, len(rows), step), "occlusion", "piece"):
+        examples, parts = np.divmod(rows[start : start + step], grid.num_parts)
+        hidden = {key: array[examples] for key, array in split.inputs.items()}
+        hidden[name] = occluded_at(hidden[name], 1 + parts, grid, fill)
+        results.append(
+            scored(*_outputs(quantized, floating, dataclasses.replace(split, inputs=hidden), output), examples)
         )
-    return np.full(len(values), config.target, np.int64)
+        if not start and (secs := (time.monotonic() - started) * (len(rows) / step - 1)) >= _LONG_SECS:
+            progress.note(f"occlusion: about {secs:.0f} s more. analysis.explain.limit and stride shorten it")
+    first = scored(whole, whole_got, np.arange(count))
+    columns = [np.concatenate(column).reshape(count, grid.num_parts) for column in zip(*results, strict=True)]
+    one, other, third = (np.column_stack([begin, column]) for begin, column in zip(first, columns, strict=True))
+    return _Maps(floating=one, int8=other, rounded=third, observed=observed)
+
+
+def _outputs(quantized: bytes, floating: bytes, data: Split, output: int) -> tuple[NDArray, NDArray]:
+    """Return the real values of one output of the float and of the int8 model."""
+    reference, result = reference_outputs(floating, data), reference_outputs(quantized, data)
+    return matched_outputs(reference, data, result.names, result.outputs)[output], result.outputs[output]
 
 
 def _explanation(
     maps: _Maps, inputs: NDArray, grid: Grid, model: tflite.Model, output: int, config: ExplainConfig
 ) -> Explanation:
     tensor = model.main_subgraph.output_tensors[output]
-    step = scale_of("the output", tensor)[0] if tensor.is_quantized else None
-    rounded: NDArray = maps.floating
-    if tensor.is_quantized:
-        scale, zero_point = scale_of("the output", tensor)
-        rounded = dequantize(quantize(maps.floating, scale, zero_point, tensor.dtype), scale, zero_point)
+    is_value = maps.observed.positions is None
+    # A mean over positions changes by less than a step of the output.
+    step = scale_of("the output", tensor)[0] if tensor.is_quantized and is_value else None
     pairs = [(importances(one), importances(other)) for one, other in zip(maps.floating, maps.int8, strict=True)]
     num_top = max(1, round(config.top_fraction * grid.num_parts))
     examples = []
@@ -373,12 +382,14 @@ def _explanation(
         examples.append(
             ExampleMaps(
                 index=index,
-                target=int(maps.targets[index]),
+                target=int(maps.observed.targets[index]),
                 float_score=float(maps.floating[index, 0]),
                 int8_score=float(maps.int8[index, 0]),
                 correlation=correlation,
                 correlation_reason=reason,
-                rounded_correlation=None if step is None else rank_correlation(one, importances(rounded[index]))[0],
+                rounded_correlation=rank_correlation(one, importances(maps.rounded[index]))[0]
+                if tensor.is_quantized
+                else None,
                 top_overlap=top_overlap(one, other, num_top),
                 unchanged=float((other == 0).mean()),
                 below_step=None if step is None else float((np.abs(one) < step).mean()),
@@ -400,6 +411,8 @@ def _explanation(
         fill="mean of the examples" if config.fill is None else f"{config.fill:g}",
         output=model.output_names[output],
         step=step,
+        step_reason=None if step is not None else NO_STEP if is_value else MEAN_OF_STEPS,
+        observed=maps.observed.description,
         correlation=_mean(known),
         interval=interval,
         interval_reason=interval_reason,
@@ -429,7 +442,7 @@ def _mean(values: Sequence[float | None] | NDArray[np.float64]) -> float | None:
 
 def _with_maps(item: ExampleMaps, inputs: NDArray, pair: tuple[NDArray, NDArray], grid: Grid) -> ExampleMaps:
     one, other = (values.reshape(grid.map_shape).tolist() for values in pair)
-    picture = base64.b64encode(png(_picture(inputs, item.index, pair, grid))).decode()
+    picture = encoded(_picture(inputs, item.index, pair, grid))
     return dataclasses.replace(item, float_map=one, int8_map=other, picture=picture)
 
 
@@ -437,40 +450,14 @@ def _picture(inputs: NDArray, index: int, pair: tuple[NDArray, NDArray], grid: G
     """Return RGB pixels of an example and both maps, with white gaps."""
     example = inputs[index]
     if grid.kind != "image":
-        strips = draw([np.broadcast_to(_resized(grid.on_input(values)[None]), (_STRIP, _SIDE * 2)) for values in pair])
-        gap = np.full((_GAP, strips[0].shape[1], 3), 255, np.uint8)
+        rows = [nearest(grid.on_input(values)[None], _STRIP, _SIDE * 2) for values in pair]
+        strips = signed(rows)
+        gap = np.full((GAP, strips[0].shape[1], 3), WHITE, np.uint8)
         among = inputs if grid.kind == "features" else None
         return np.concatenate([strips[0], gap, strips[1], gap, curve(example, _CURVE, 2 * _SIDE, among)], axis=0)
-    maps = draw([_nearest(grid.on_input(values), *_size(example.shape)) for values in pair])
-    gap = np.full((maps[0].shape[0], _GAP, 3), 255, np.uint8)
-    shown = [] if why_no_picture(example.shape) else [_pixels(example), gap]
-    return np.concatenate([*shown, maps[0], gap, maps[1]], axis=1)
-
-
-def _size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return height and width of an image whose longer side has `_SIDE` pixels."""
-    height, width = (max(1, round(size * _SIDE / max(shape[:2]))) for size in shape[:2])
-    return height, width
-
-
-def _pixels(example: NDArray) -> NDArray[np.uint8]:
-    pixels = np.rint(brightness(example)).astype(np.uint8)
-    height, width = _size(example.shape)
-    channels = [_nearest(pixels[..., channel % pixels.shape[2]], height, width) for channel in range(3)]
-    return np.stack(channels, axis=-1)
-
-
-def _resized(row: NDArray) -> NDArray:
-    return _nearest(row, 1, 2 * _SIDE)
-
-
-def _nearest(values: NDArray, height: int, width: int) -> NDArray:
-    """Return (rows, columns) values in another size, each the nearest value."""
-    rows, columns = (
-        ((np.arange(size) + 0.5) * have / size).astype(int)
-        for size, have in zip((height, width), values.shape, strict=True)
-    )
-    return values[np.ix_(rows, columns)]
+    size = fitted(example.shape, _SIDE)
+    shown = [] if why_no_picture(example.shape) else [rgb(brightness(example), *size)]
+    return side_by_side([*shown, *signed([nearest(grid.on_input(values), *size) for values in pair])])
 
 
 def _number(value: float | None) -> str:

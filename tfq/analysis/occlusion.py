@@ -7,7 +7,7 @@ Source: Zeiler and Fergus 2014, "Visualizing and understanding convolutional net
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,10 +145,25 @@ def fill_of(inputs: NDArray, grid: Grid, fill: float | None) -> NDArray:
 
 def occluded(example: NDArray, grid: Grid, fill: NDArray) -> NDArray:
     """Return the whole example, then the example without each part: (1 + num_parts, ...)."""
-    results = np.repeat(example[None], 1 + grid.num_parts, axis=0)
-    values = np.broadcast_to(fill, example.shape)
-    for row, part in zip(results[1:], grid.parts(), strict=True):
-        row[part] = values[part]
+    places = np.arange(1 + grid.num_parts)
+    return occluded_at(np.repeat(example[None], len(places), axis=0), places, grid, fill)
+
+
+def occluded_at(examples: NDArray, places: NDArray[np.int64], grid: Grid, fill: NDArray) -> NDArray:
+    """Return examples without one part each.
+
+    Args:
+        examples: (k, ...) the examples.
+        places: (k,) for each 1 plus the place of its part in `Grid.parts`, or 0 to leave it whole.
+        grid: The parts.
+        fill: The result of `fill_of`.
+    """
+    parts = list(grid.parts())
+    values = np.broadcast_to(fill, examples.shape[1:])
+    results = np.array(examples)
+    for row, place in zip(results, places, strict=True):
+        if place:
+            row[parts[place - 1]] = values[parts[place - 1]]
     return results
 
 
@@ -192,23 +207,6 @@ def _memberships(values: NDArray, top: int) -> NDArray[np.float64]:
     limit = np.sort(values)[-top]
     above, ties = values > limit, values == limit
     return np.asarray(above + ties * (top - above.sum()) / ties.sum())
-
-
-def draw(maps: Sequence[NDArray[np.float64]]) -> list[NDArray[np.uint8]]:
-    """Return maps as RGB pixels: red where hiding lowers the score, blue where it raises it, white for no change.
-
-    Args:
-        maps: (height, width) values. Each is drawn relative to its own largest magnitude.
-    """
-    results = []
-    for values in maps:
-        relative = values / (np.abs(values).max() or 1)
-        fade = np.rint(255 * (1 - np.abs(relative))).astype(np.uint8)
-        full = np.full_like(fade, 255)
-        red = np.where(relative >= 0, full, fade)
-        blue = np.where(relative <= 0, full, fade)
-        results.append(np.stack([red, fade, blue], axis=-1))
-    return results
 
 
 def curve(values: NDArray, height: int, width: int, among: NDArray | None = None) -> NDArray[np.uint8]:

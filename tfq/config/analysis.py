@@ -46,7 +46,8 @@ class ExplainConfig(Config):
     output: str = setting("", "output whose score is observed; empty: the first")
     target: int | None = setting(
         None,
-        "class, or index in the flattened output, whose score is observed; None: the largest value of the float model",
+        "class, or index in the flattened output, whose score is observed; None: the largest value of the float model, "
+        "or of a map of classes the class with the most positions, other than class 0",
         minimum=0,
     )
     patch: int = setting(

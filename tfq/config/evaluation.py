@@ -167,8 +167,8 @@ class EvaluationConfig(Config):
     limit: int = setting(0, "number of examples to evaluate, from the start; 0 is all", minimum=0)
     differing_examples: int = setting(
         12,
-        "number of examples listed for which the model and the reference predict different classes; image inputs are "
-        "stored in the record as small pictures; 0 lists and stores none",
+        "number of examples listed for which the model and the reference predict different classes, maps of classes or "
+        "boxes; image inputs are stored in the record as small pictures; 0 lists and stores none",
         minimum=0,
         maximum=1000,
     )

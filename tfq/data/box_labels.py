@@ -37,6 +37,13 @@ def pad_boxes(rows: Sequence[NDArray], max_boxes: int, sizes: Sequence[tuple[int
     return labels
 
 
+def are_box_labels(labels: NDArray) -> bool:
+    """Check whether an array has the form of box labels; `check_box_labels` checks the values."""
+    columns = labels.shape[2] if labels.ndim == 3 else 0
+    is_form = columns in (REQUIRED_COLUMNS, len(BOX_COLUMNS)) and labels.dtype.kind == "f"
+    return is_form and bool((labels[..., 5] == labels[..., 5].astype(bool)).all())
+
+
 def check_box_labels(labels: NDArray) -> None:
     """Check the labels of object detection.
 

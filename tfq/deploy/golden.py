@@ -17,7 +17,7 @@ from tfq.backends import LocalBackend
 from tfq.deploy.steps import apply_steps
 from tfq.errors import InputError
 from tfq.evaluation.inputs import decode_outputs, scale_of
-from tfq.evaluation.thumbnails import brightness, png
+from tfq.evaluation.pictures import brightness, png
 from tfq.tflite import Model, Tensor
 
 FORMAT = 1

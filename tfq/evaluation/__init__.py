@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         requirements_of,
         requirements_on_backends,
     )
-    from tfq.evaluation.scores import check_metric, default_metric
+    from tfq.evaluation.scores import check_metric, default_metric, metric_for_labels
     from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
 else:
     from tfq import lazy
@@ -117,6 +117,7 @@ __all__ = [
     "latency_percentiles",
     "latency_statistics",
     "mean_absolute_error",
+    "metric_for_labels",
     "missed_on_backends",
     "missed_requirements",
     "model_names",

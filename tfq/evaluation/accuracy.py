@@ -16,16 +16,18 @@ from tfq.artifacts import content_of
 from tfq.backends import BackendResult, kind_of, make_backend, public_names
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split, labeled_outputs, labels_of_output
-from tfq.errors import warn
+from tfq.errors import InputError, warn
 from tfq.evaluation.class_differences import class_figures, differing_examples
 from tfq.evaluation.class_names import class_names_by_output, names_of_output
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.costs import check_computes_outputs
+from tfq.evaluation.detection.differences import differing_boxes
 from tfq.evaluation.inputs import decode_outputs
 from tfq.evaluation.metric import Metric, MetricChoice, as_metrics
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.output_scores import choose_for_labels, metrics_of_outputs, scores_of_outputs
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
+from tfq.evaluation.position_differences import differing_positions, position_classes
 from tfq.evaluation.record import IDENTICAL, NO_DIRECTION, NO_REFERENCE, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
 from tfq.evaluation.scores import (
@@ -241,6 +243,7 @@ def _class_details(
 
     They are about the output that the metric uses; if it predicts no class, about the first one that does.
     """
+    off = "evaluation.differing_examples is 0"
     indices = range(len(predictions.outputs))
     first = next((index for index in indices if choice.uses(index)), 0)
     reasons = {
@@ -249,23 +252,58 @@ def _class_details(
     }
     output = next((index for index, reason in reasons.items() if reason is None), None)
     if output is None:
-        return {"classes_reason": reasons[first], "differing_examples_reason": reasons[first]}
+        details = {"classes_reason": reasons[first], "differing_examples_reason": reasons[first]}
+        detector = next((metric for metric in (choice.metric, *choice.others) if metric.detections is not None), None)
+        if detector is None:
+            return details
+        if expected is None or not limit:
+            return {**details, "differing_examples_reason": NO_REFERENCE if expected is None else off}
+        own_names = names_of_output(class_names, detector.outputs)
+        return {**details, **_differing_boxes(predictions, expected, data, detector, limit, own_names)}
     labels = None if predictions.labels is None else labels_of_output(predictions.labels, predictions.names[output])
     values, others = predictions.outputs[output], None if expected is None else expected[output]
     own_names = names_of_output(class_names, (output,))
     classes, classes_reason = class_figures(values, others, labels, own_names)
     differing: dict[str, Any] | None = None
-    reason: str | None = NO_REFERENCE
-    if others is not None:
-        truth = labels if classes is not None else None
-        off = "evaluation.differing_examples is 0"
-        differing, reason = differing_examples(values, others, truth, data, limit, own_names) if limit else (None, off)
+    reason: str | None = NO_REFERENCE if others is None else off
+    if others is not None and limit:
+        if position_classes(values[:1], None if labels is None else labels[:1])[0].shape[1] > 1:
+            differing, reason = differing_positions(values, others, labels, data, limit, own_names), None
+        else:
+            truth = labels if classes is not None else None
+            differing, reason = differing_examples(values, others, truth, data, limit, own_names)
     return {
         "classes": classes,
         "classes_reason": classes_reason,
         "differing_examples": differing,
         "differing_examples_reason": reason,
     }
+
+
+def _differing_boxes(
+    predictions: Predictions,
+    expected: Sequence[NDArray],
+    data: AnySplit,
+    metric: Metric,
+    limit: int,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return the fields `differing_examples` and `differing_examples_reason` of a detector."""
+    assert metric.detections is not None
+    try:
+        differing = differing_boxes(
+            metric.select(predictions.outputs),
+            metric.select(tuple(expected)),
+            predictions.labels,
+            data,
+            metric.detections,
+            limit,
+            names,
+        )
+    except InputError as error:
+        # Without labels the metric was not computed, so that nothing has checked the outputs.
+        return {"differing_examples_reason": str(error)}
+    return {"differing_examples": differing, "differing_examples_reason": None}
 
 
 def _data_warnings(model: tflite.Model, data: AnySplit, config: EvaluationConfig) -> list[str]:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data import AnySplit, Split
+from tfq.data import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation.classes import predicted
+from tfq.evaluation.example_images import images_of
 from tfq.evaluation.metric import class_name
 from tfq.evaluation.metrics import checked_labels, is_probability
-from tfq.evaluation.thumbnails import thumbnails, why_no_picture
+from tfq.evaluation.pictures import thumbnails
 
 NO_CLASS_LABELS = "there are no class labels"
 _ORDER = "first those that only the reference classifies correctly, then by the change of the reference's score"
@@ -130,10 +131,10 @@ def differing_examples(
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Return examples for which the model and its reference predict different classes; or None and the reason.
 
-    The result has `count` of the differing examples, their `order`, and `examples`: up to `limit` of them, each with
-    its `index` in the data, `label`, `class` and `score` of the model and of the reference, and a `picture`: a PNG file
-    in base64, null for inputs that are not images (`picture_reason`). A score is the real value of the output for the
-    predicted class (1 minus it for class 0 of a sigmoid), null if the output is the class number.
+    The result has the `kind` "classes", `count` of the differing examples, their `order`, and `examples`: up to `limit`
+    of them, each with its `index` in the data, `label`, `class` and `score` of the model and of the reference, and a
+    `picture`: a PNG file in base64, null for inputs that are not images (`picture_reason`). A score is the real value
+    of the output for the predicted class (1 minus it for class 0 of a sigmoid), null if the output is the class number.
 
     Args:
         values: The model's real values, (n, ...).
@@ -157,6 +158,7 @@ def differing_examples(
     pictures, picture_reason = _pictures(data, chosen)
     names = data.class_names if names is None else names
     return {
+        "kind": "classes",
         "count": len(different),
         "order": _ORDER,
         "picture_reason": picture_reason,
@@ -200,33 +202,5 @@ def _number(value: float) -> float | None:
 
 def _pictures(data: AnySplit, indices: NDArray[np.int64]) -> tuple[list[str | None], str | None]:
     """Return a picture of each example; or None for each, and why."""
-    if not len(indices):
-        return [], None
-    first = next(iter(data.take(1).pieces())).inputs
-    reasons = {name: why_no_picture(array.shape[1:]) for name, array in first.items()}
-    images = [name for name, reason in reasons.items() if reason is None]
-    if len(images) != 1:
-        reason = next(iter(reasons.values())) if len(reasons) == 1 else f"{len(images)} of the inputs are images"
-        return [None] * len(indices), reason
-    return list(thumbnails(_examples(data, indices, images[0]))), None
-
-
-def _examples(data: AnySplit, indices: NDArray[np.int64], name: str) -> NDArray:
-    """Return single examples of an input, (len(indices), ...). A stream that is not seekable is read once."""
-    if isinstance(data, Split):
-        return np.asarray(data.inputs[name][indices])
-    examples: dict[int, NDArray] = {}
-    spans = [(int(index), int(index) + 1) for index in indices] if data.seekable else [(0, int(indices.max()) + 1)]
-    for start, stop in spans:
-        for piece in data.read(start, stop):
-            for index in indices[(start <= indices) & (indices < start + piece.num_examples)]:
-                examples[int(index)] = np.array(piece.inputs[name][index - start])
-            start += piece.num_examples
-    missing = [int(index) for index in indices if int(index) not in examples]
-    if missing:
-        raise InputError(
-            f"data {data.source} ({data.name}): example {missing[0]} can no longer be read. Did a file change?",
-            field="data",
-            got=missing,
-        )
-    return np.stack([examples[int(index)] for index in indices])
+    images, reason = images_of(data, indices)
+    return ([None] * len(indices), reason) if images is None else (list(thumbnails(images)), None)

@@ -59,6 +59,14 @@ def num_classes(values: NDArray) -> int:
     return sizes[-1] if sizes else 1
 
 
+def class_text(number: object, name: object) -> str:
+    """Return the number of a class with its name: "3 cat"; "3 (2)" if the name is a number; "3" without a name."""
+    text, label = str(number), "" if name is None else str(name)
+    if not label or label == text:
+        return text
+    return f"{text} ({label})" if label.isdigit() else f"{text} {label}"
+
+
 def predicted(values: NDArray) -> NDArray[np.int64]:
     """Return the predicted classes, (n,) or (n, positions). Ties go to the lower class.
 

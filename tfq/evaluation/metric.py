@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tfq import registry
 from tfq.errors import InputError, TfqError
+from tfq.evaluation.detection.decoding import Detections
 from tfq.notebook import NotebookRecord
 from tfq.typing import MetricFunction
 
@@ -241,6 +242,10 @@ class Metric:
         default: Whether it is used if none is chosen.
         reported_with: Names of metrics that this one is reported with, if its contract is satisfied.
         reconstruction: How it scores a model that reconstructs its input; None: like any other model.
+        suits: labels -> whether a comparison of two models uses this metric for such labels, which the default metric
+            cannot score, if none is chosen.
+        detections: outputs -> the boxes that they contain, for the images of a report in which two detectors differ;
+            None for other metrics.
     """
 
     name: str
@@ -262,6 +267,8 @@ class Metric:
     default: bool = False
     reported_with: tuple[str, ...] = ()
     reconstruction: Reconstruction | None = None
+    suits: Callable[[NDArray[Any]], bool] = lambda labels: False
+    detections: Callable[[Outputs], Detections] | None = None
 
     def __post_init__(self) -> None:
         """Check `direction` and `unit`."""

@@ -199,6 +199,11 @@ def _resampled(measure: Callable[[NDArray, NDArray, NDArray], float]) -> Callabl
     return prepare
 
 
+def _are_maps(labels: NDArray) -> bool:
+    """Check whether labels are integers with at least two positions for each example."""
+    return labels.dtype.kind in "iu" and labels.ndim > 2 and int(np.prod(labels.shape[1:])) > 1
+
+
 def _metric(
     name: str,
     title: str,
@@ -206,6 +211,7 @@ def _metric(
     help: str,
     unit: str,
     reported_with: tuple[str, ...],
+    suits: Callable[[NDArray], bool] = lambda labels: False,
 ) -> Metric:
     return Metric(
         name=name,
@@ -219,6 +225,7 @@ def _metric(
         resampled=_resampled(measure),
         table=_table,
         reported_with=reported_with,
+        suits=suits,
     )
 
 
@@ -240,6 +247,7 @@ register(
         "mean over the classes of intersection over union (the Jaccard index) of predicted and labeled positions",
         "score",
         ("pixel_accuracy",),
+        _are_maps,
     )
 )
 register(

@@ -78,8 +78,9 @@ class EvaluationRecord(NotebookRecord):
         classes: The examples and the correct ones of each class, see `tfq.evaluation.class_differences`; None if the
             output does not predict a class, or without labels.
         classes_reason: Why there is none.
-        differing_examples: Examples for which the model and the reference predict different classes, up to
-            `evaluation.differing_examples`.
+        differing_examples: Examples for which the model and the reference predict different classes, maps of classes or
+            boxes, up to `evaluation.differing_examples`; see `class_differences`, `position_differences` and
+            `detection.differences`.
         differing_examples_reason: Why there are none.
         robustness: The means over corrupted inputs (`tfq.robustness.record.ModelRobustness`).
         robustness_reason: Why there are none.

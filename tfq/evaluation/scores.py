@@ -21,6 +21,7 @@ from tfq.evaluation.metric_bounds import metric_bounds
 from tfq.evaluation.metric_scores import MetricScore, Scored, missing_facts, score_metrics
 from tfq.evaluation.metrics import checked_labels, has_classes, why_no_single_class
 from tfq.evaluation.per_example import ExampleResults, OutputResults, noise_db, smallest_classes
+from tfq.evaluation.position_differences import position_agreement
 from tfq.evaluation.record import NO_REFERENCE
 from tfq.tflite import Model
 
@@ -44,6 +45,17 @@ def default_metric(*, reconstructs: bool) -> Metric:
         if metric.reconstruction is not None and metric.reconstruction.default if reconstructs else metric.default:
             return metric
     raise AssertionError("no metric is the default")
+
+
+def metric_for_labels(labels: NDArray | None) -> Metric | None:
+    """Return the registered metric that is meant for labels that the default metric cannot score; None if none is.
+
+    Args:
+        labels: (n, ...), or None.
+    """
+    if labels is None or labeled_outputs(labels):
+        return None
+    return next((metric for metric in registry.entries(Metric).values() if metric.suits(labels)), None)
 
 
 def additional_metrics(chosen: Metric, *, reconstructs: bool) -> list[Metric]:
@@ -399,8 +411,10 @@ def _agreements(
             why_no_class(predictions, choice, index, predicts_class, is_scored=is_scored)
             for index, predicts_class in enumerate(class_outputs)
         ]
-        pairs = zip(predictions.outputs, expected, reasons, strict=True)
-        values = [agreement(output, other) if reason is None else None for output, other, reason in pairs]
+        values = [
+            agreement_of_output(predictions, other, choice, index, is_scored=is_scored) if reason is None else None
+            for index, (other, reason) in enumerate(zip(expected, reasons, strict=True))
+        ]
     # The agreement of the chosen output, else of the worst one, as for SQNR.
     counted = range(len(values)) if choice.output is None else [choice.output]
     known = [value for index in counted if (value := values[index]) is not None]
@@ -412,6 +426,25 @@ def _agreements(
             {"agreement": value, "agreement_reason": reason} for value, reason in zip(values, reasons, strict=True)
         ],
     }
+
+
+def agreement_of_output(
+    predictions: Predictions, expected: NDArray, choice: Choice, output: int, *, is_scored: bool
+) -> float:
+    """Return the fraction of examples or positions for which an output predicts the same class as another run.
+
+    Args:
+        predictions: The outputs of a model, and the labels, which say where the classes are in a map.
+        expected: This output of the other run.
+        choice: The metrics.
+        output: The index of the output.
+        is_scored: Whether the main metric was computed, so that the labels fit it.
+    """
+    values = predictions.outputs[output]
+    is_map = choice.metric.contract.predicts == "positions" and choice.uses(output) and is_scored
+    if not is_map or values.shape != expected.shape:
+        return agreement(values, expected)
+    return position_agreement(values, expected, predictions.for_metric(choice.metric)[1])
 
 
 def agreement_of(
@@ -486,9 +519,24 @@ def _why_unscored(predictions: Predictions, choice: Choice) -> str | None:
     outputs, labels = predictions.for_metric(choice.metric)
     if labels is None:
         return NO_LABELS
-    if not choice.is_default or choice.reason is not None:
+    return why_unsuited(choice, outputs, labels)
+
+
+def why_unsuited(choice: Choice, outputs: Outputs, labels: NDArray) -> str | None:
+    """Return why the main metric is not computed for these outputs and labels, or None. A chosen metric may raise.
+
+    Args:
+        choice: The metrics.
+        outputs: All outputs of the model, real values.
+        labels: The labels.
+    """
+    if not choice.is_default:
         return choice.reason
-    return choice.metric.contract.unsuited(choice.metric.select(outputs), labels)
+    reason = choice.reason or choice.metric.contract.unsuited(choice.metric.select(outputs), labels)
+    suited = metric_for_labels(labels)
+    if reason is None or suited is None:
+        return reason
+    return f"the labels are not one class for each example. Set evaluation.metric, for labels like these {suited.name}"
 
 
 def _can_score(predictions: Predictions, metric: Metric, is_scored: bool) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `tfq analyze`: findings, error by op, sensitivity, values and ranges; maps; accuracy by bit width."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from tfq.config import FLOAT_BITS
 from tfq.report.content import provenance_sections
+from tfq.report.examples_content import examples_of_pair
 from tfq.report.explain_content import explain_section
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, points
 from tfq.report.kinds import RecordKind, register
@@ -43,6 +45,8 @@ def _subtitle(record: Record) -> str:
 def _sections(record: Record) -> list[Section]:
     """Return the analysis of ops, of bit widths, or of both."""
     sections = _op_sections(record) if "ops" in record else []
+    differing = examples_of_pair(record, reference="float", model="int8")
+    sections += [dataclasses.replace(differing, folded=False)] if differing else []
     sections += [explain_section(record["explain"])] if "explain" in record else []
     sections += _bit_width_sections(record["bit_widths"]) if "bit_widths" in record else []
     return [*sections, *provenance_sections(record)]

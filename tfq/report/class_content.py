@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections on single classes and single examples: where a model and the float model predict different classes."""
+"""The section on the accuracy of single classes."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import class_text, count, is_number, percent, plain, points, significant
+from tfq.report.formatting import class_text, count, is_number, percent, points
 from tfq.report.record import REFERENCE, Record, Reported, models_of, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 
@@ -54,69 +53,3 @@ def _class_table(model: Reported) -> Table | None:
 
 def _fraction(part_of: Any, total: Any) -> float | None:
     return part_of / total if is_number(part_of) and is_number(total) and total else None
-
-
-def examples_section(record: Record) -> Section | None:
-    """Return the examples for which models and the float model predict different classes; None without a reference."""
-    models = [model for model in models_of(record) if part(model.evaluation, "differing_examples")]
-    models = [model for model in models if model.label != REFERENCE]
-    if not models:
-        return None
-    items, tables = [], []
-    for model in models:
-        differing = part(model.evaluation, "differing_examples")
-        total, compared = differing.get("count"), count(model.evaluation.get("compared"))
-        examples = [item for item in differing.get("examples") or [] if isinstance(item, Mapping)]
-        if not total:
-            items.append(f"{model.label}: none of {compared} examples differs")
-            continue
-        shown = "" if len(examples) == total else f"; {count(len(examples))} are shown: {plain(differing.get('order'))}"
-        items.append(f"{model.label}: {count(total)} of {compared} examples differ{shown}")
-        if examples:
-            tables.append(_example_table(model, examples, differing.get("picture_reason")))
-    about = (
-        "Examples for which a model and the float model predict different classes. The score is the output for the "
-        "predicted class."
-    )
-    return Section(
-        key="examples",
-        title="Examples with another class than the float model's",
-        gist="; ".join(items) if len(items) == 1 else "",
-        paragraphs=(about,),
-        items=tuple(items),
-        tables=tuple(tables),
-    )
-
-
-def _example_table(model: Reported, examples: Sequence[Record], picture_reason: Any) -> Table:
-    rows = []
-    for item in examples:
-        names, label = part(item, "names"), item.get("label")
-        cells = [f"{class_text(item.get(key), names.get(str(item.get(key))))}" for key in ("reference_class", "class")]
-        rows.append(
-            (
-                f"#{plain(item.get('index'))}",
-                class_text(label, names.get(str(label))),
-                cells[0],
-                significant(item.get("reference_score")),
-                cells[1],
-                significant(item.get("score")),
-            )
-        )
-    wrong = frozenset(
-        (row, column)
-        for row, item in enumerate(examples)
-        for column, key in ((2, "reference_class"), (4, "class"))
-        if item.get("label") not in (None, item.get(key))
-    )
-    return Table(
-        key="examples",
-        columns=("example", "label", "float", "score", model.label, "score"),
-        rows=tuple(rows),
-        numeric=(False, False, False, True, False, True),
-        caption=f"Examples that differ, {model.label}",
-        notes=(f"no pictures: {plain(picture_reason)}",) if picture_reason else (),
-        row_series=(model.series,) * len(rows),
-        pictures=tuple(item.get("picture") for item in examples),
-        bad=wrong,
-    )

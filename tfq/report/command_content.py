@@ -11,10 +11,11 @@ from typing import Any
 
 from tfq.evaluation.costs import cost_rows
 from tfq.report.audit_content import audit_section, layers_section
-from tfq.report.class_content import classes_section, examples_section
+from tfq.report.class_content import classes_section
 from tfq.report.compression_content import compression_tables, training_section, verification_section
 from tfq.report.content import evaluation_section, provenance_sections, subtitle_of
 from tfq.report.data_content import data_section
+from tfq.report.examples_content import examples_section
 from tfq.report.formatting import (
     DASH,
     count,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `tfq compare`: what differs between two .tflite files, largest differences first; or two records."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +9,7 @@ from tfq.comparison.change import FORMAL_PARTS, PARTS, Change
 from tfq.comparison.metric_changes import changes_from_reference, metric_cells, metric_notes
 from tfq.comparison.text import changed_values
 from tfq.report.content import provenance_sections
+from tfq.report.examples_content import examples_of_pair
 from tfq.report.formatting import (
     DASH,
     count,
@@ -163,11 +165,15 @@ def _outputs(record: Record) -> Iterator[Section]:
     )
     about = (
         f"Both files ran on the same {number_of(evaluation.get('compared'), 'example')}. SQNR is the ratio of A's "
-        "output to the difference; agreement is the fraction of examples with the same class."
+        "output to the difference; agreement is the fraction of examples (of positions, in maps of classes) with the "
+        "same class."
     )
     yield Section(
         key="outputs", title="Outputs", paragraphs=(about,), tables=(table, *_metrics(evaluation)), folded=False
     )
+    differing = examples_of_pair(evaluation, reference="A", model="B")
+    if differing:
+        yield dataclasses.replace(differing, folded=False)
 
 
 def _metrics(evaluation: Record) -> Iterator[Table]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq.report.audit_content import audit_section, layers_section
 from tfq.report.bundle_content import bundle_section
-from tfq.report.class_content import classes_section, examples_section
+from tfq.report.class_content import classes_section
 from tfq.report.compression_content import (
     compression_tables,
     gain_section,
@@ -16,6 +16,7 @@ from tfq.report.compression_content import (
     verification_section,
 )
 from tfq.report.data_content import data_section
+from tfq.report.examples_content import examples_section
 from tfq.report.formatting import (
     DASH,
     NO_INTERVAL,
@@ -242,8 +243,8 @@ def evaluation_section(record: Record) -> Section:
     )
     about = (
         "Accuracy compares with the labels; the interval in parentheses has 95% confidence. Agreement is the fraction "
-        "of examples for which the float model predicts the same class. The interval of a difference is paired: both "
-        "models saw the same examples."
+        "of examples (of positions, in maps of classes) for which the float model predicts the same class. The "
+        "interval of a difference is paired: both models saw the same examples."
     )
     tables = (table, *_output_tables(models))
     gist = "all numbers, with intervals"

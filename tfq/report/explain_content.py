@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfq.analysis.explain import NO_STEP, NOT_SAID
+from tfq.analysis.observed import ONE_VALUE, POSITIONS
 from tfq.report.formatting import DASH, class_text, count, is_number, number_of, percent, plain
 from tfq.report.record import Record
 from tfq.report.tables import Section, Table
@@ -18,10 +19,13 @@ _HOW_DRAWN = {
 def explain_section(explained: Record) -> Section:
     """Return the section on the maps of an `Explanation`."""
     parts = f"{' x '.join(map(count, explained['map_shape']))} parts of {' x '.join(map(count, explained['patch']))}"
+    of_map = explained.get("observed") == POSITIONS
+    target = "class with the most positions, other than class 0," if of_map else "largest value of the float model"
     about = (
         f"One part of the input at a time is replaced ({parts}; filled with: {plain(explained['fill'])}), and the map "
-        f"is how much the score of the target in output {plain(explained['output'])} falls. The target is the largest "
-        "value of the float model unless analysis.explain.target chooses one."
+        f"is how much the score of the target in output {plain(explained['output'])} falls. The score is "
+        f"{plain(explained.get('observed') or ONE_VALUE)}. The target is the {target} unless analysis.explain.target "
+        "chooses one."
     )
     pictures = (
         "Pictures: the input, the map of the float model, the map of the int8 model. Red: hiding the part lowers the "
@@ -56,7 +60,9 @@ def _agreement(explained: Record) -> Table:
         ("parts that leave the int8 score exactly as it is", percent(explained["unchanged"])),
         (
             "parts that change the float score by less than one step of the int8 output",
-            f"{percent(explained['below_step'])} (step {step:.4g})" if is_number(step) else NO_STEP,
+            f"{percent(explained['below_step'])} (step {step:.4g})"
+            if is_number(step)
+            else plain(explained.get("step_reason") or NO_STEP),
         ),
         ("inferences of each model", count(explained["num_inferences"])),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from tfq.backends import find_kind
+from tfq.evaluation import classes
 
 NOT_A_TIME = "a count, not a time"
 
@@ -229,15 +230,17 @@ def plain(value: Any) -> str:
 
 
 def class_text(number: Any, name: Any) -> str:
-    """Return "3 cat", or the number alone if the class has no name; a dash for None."""
+    """Return a class as `tfq.evaluation.classes.class_text` does: "3 cat", "3 (2)" or "3"; a dash for None."""
     if number is None:
         return DASH
-    # The names of some data sources are the numbers.
-    return f"{plain(number)} {plain(name)}" if name and plain(name) != plain(number) else plain(number)
+    return classes.class_text(plain(number), plain(name or ""))
 
 
 def model_label(name: Any) -> str:
-    """Return a model's name for readers: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8"."""
+    """Return a model's name for readers: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8".
+
+    Other names, such as "small_unet_int8", stay as they are.
+    """
     text = plain(name)
     for scheme in _SCHEMES:
         if text.endswith(f"_{scheme}"):

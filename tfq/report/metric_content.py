@@ -27,9 +27,12 @@ def metrics_section(record: Record) -> Section | None:
     shown = [model for model in models if len(part(model.evaluation, "metrics")) > 1]
     tables = [_metric_table(model) for model in shown]
     for model in models:
+        rows_of: list[tuple[tuple[str, ...], ...]] = []
         for name, facts in part(model.evaluation, "metrics").items():
             table = _class_table(model, name, facts) if isinstance(facts, Mapping) else None
-            if table is not None:
+            # Metrics of one family, such as mean IoU and Dice, have the same table.
+            if table is not None and table.rows not in rows_of:
+                rows_of.append(table.rows)
                 tables.append(table)
     if not tables:
         return None
@@ -108,8 +111,14 @@ def _class_table(model: Reported, name: str, facts: Mapping[str, Any]) -> Table 
 
 def _cell(value: Any, other: Any, unit: str, *, is_count: bool) -> str:
     """Return a figure, with that of the float model if it differs."""
-    text, base = ((count(item) if is_count else value_text(item, unit)) for item in (value, other))
+    show = _whole if is_count else lambda number: value_text(number, unit)
+    text, base = show(value), show(other)
     return text if not is_number(other) or text == base else f"{text} ({base})"
+
+
+def _whole(number: Any) -> str:
+    """Return a count, which a table of real numbers has as 1234.0."""
+    return count(int(number)) if is_number(number) and float(number).is_integer() else count(number)
 
 
 def confusion_section(record: Record) -> Section | None:

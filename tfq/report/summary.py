@@ -99,7 +99,10 @@ def _meanings(record: Record, models: Sequence[Reported], latencies: Latencies) 
     if measures:
         notes.append(f"accuracy: {'; '.join(measures)}.")
     if any(is_number(model.evaluation.get("agreement")) for model in models):
-        notes.append("agreement: fraction of the test examples for which the float model predicts the same class.")
+        notes.append(
+            "agreement: fraction of the test examples (positions, in maps of classes) for which the float model "
+            "predicts the same class."
+        )
     if latencies.medians_ms:
         notes.append(f"latency: {latency_source(record)}.")
     return notes

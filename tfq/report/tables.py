@@ -44,6 +44,8 @@ class Table:
         row_series: For each row the position of the model that it is about, or None.
         bad: (row, column) of cells with a bad verdict.
         pictures: For each row a PNG file in base64, which a page shows before the row, or None. Empty: no pictures.
+        panels: The names of the parts of each picture, from left to right; empty if it has one part.
+        legend: (color as "#rrggbb", what it stands for) in the pictures.
         totals: How many of the last rows are totals.
         sortable: Whether the reader may sort the table on a page.
     """
@@ -59,6 +61,8 @@ class Table:
     row_series: tuple[int | None, ...] = ()
     bad: frozenset[tuple[int, int]] = frozenset()
     pictures: tuple[str | None, ...] = ()
+    panels: tuple[str, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
     totals: int = 0
     sortable: bool = False
 
@@ -154,7 +158,11 @@ def table_html(table: Table) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     classes = " ".join(
         word
-        for word, holds in (("sort", table.sortable), ("wide", bool(table.bars) and len(table.columns) > _FEW))
+        for word, holds in (
+            ("sort", table.sortable),
+            ("wide", bool(table.bars) and len(table.columns) > _FEW),
+            ("panels", bool(table.panels)),
+        )
         if holds
     )
     key = f' data-table="{escape(table.key)}"' if table.key else ""
@@ -163,12 +171,17 @@ def table_html(table: Table) -> str:
     return (
         f'{box} aria-label="{escape(table.caption or "table")}"><table class="{classes}">{caption}'
         f"<thead><tr>{_head(table)}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody>{totals}</table></div>"
+        + _legend(table)
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
     ).replace(' class=""', "")
 
 
 def _head(table: Table) -> str:
-    cells = [f'<th scope="col" class="picture">{_unseen("picture")}</th>'] if _has_pictures(table) else []
+    titles = _unseen("picture")
+    if table.panels:
+        names = "".join(f"<span>{escape(name)}</span>" for name in table.panels)
+        titles = f"<div>{names}</div>"
+    cells = [f'<th scope="col" class="picture">{titles}</th>'] if _has_pictures(table) else []
     for column, title in enumerate(table.columns):
         for bars in _bars_before(table, column):
             cells.append(f'<th scope="col" class="bars">{escape(bars.title) or _unseen("bar")}</th>')
@@ -180,7 +193,10 @@ def _head(table: Table) -> str:
 
 
 def _row(table: Table, row: int) -> str:
-    cells = [f'<td class="picture">{_picture(table.pictures[row])}</td>'] if _has_pictures(table) else []
+    alternative = ", ".join(table.panels) or "input of the example"
+    cells = []
+    if _has_pictures(table):
+        cells.append(f'<td class="picture">{_picture(table.pictures[row], alternative)}</td>')
     for column, cell in enumerate(table.rows[row]):
         for bars in _bars_before(table, column):
             cells.append(f'<td class="bars">{_drawn(bars, row)}</td>')
@@ -196,18 +212,33 @@ def _row(table: Table, row: int) -> str:
 
 
 def _has_pictures(table: Table) -> bool:
-    return any(map(_picture, table.pictures))
+    return any(_picture(content, "") for content in table.pictures)
 
 
 # The signature of PNG files in base64, then only characters of base64.
 _PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 
 
-def _picture(content: object) -> str:
+_COLOR = re.compile(r"#[0-9a-f]{6}")
+
+
+def _legend(table: Table) -> str:
+    """Return the colors of the pictures and what they stand for; "" without pictures."""
+    if not _has_pictures(table):
+        return ""
+    items = "".join(
+        f'<li><i style="background:{color}"></i>{escape(text)}</li>'
+        for color, text in table.legend
+        if _COLOR.fullmatch(color)
+    )
+    return f'<ul class="legend">{items}</ul>' if items else ""
+
+
+def _picture(content: object, alternative: str) -> str:
     """Return a picture as HTML; "" if it is not a PNG file in base64, as in a record that was tampered with."""
     if not isinstance(content, str) or not _PNG.fullmatch(content):
         return ""
-    return f'<img src="data:image/png;base64,{content}" alt="input of the example">'
+    return f'<img src="data:image/png;base64,{content}" alt="{escape(alternative)}">'
 
 
 def _bars_before(table: Table, column: int) -> Iterator[Bars]:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data import Split, SplitStream, class_labels
+from tfq.data import Split, class_labels
 from tfq.errors import InputError
-from tfq.evaluation.thumbnails import thumbnails, why_no_picture
+from tfq.evaluation.example_images import examples_at
+from tfq.evaluation.pictures import thumbnails, why_no_picture
 from tfq.robustness.corruption import corrupt
 from tfq.robustness.runs import Answers
 
@@ -42,7 +43,7 @@ def degraded_examples(session: "_Session", limit: int) -> tuple[dict[str, Any] |
     # The mildest condition: the lowest severity, in the order of corruptions.
     order = sorted(range(len(conditions)), key=lambda place: conditions[place][1])
     picked = [next(conditions[place] for place in order if lost[place, index]) for index in chosen]
-    clean = _examples(session, chosen)
+    clean = examples_at(session.data, chosen, session.inputs.name)
     values = np.concatenate(
         [
             corrupt(
@@ -111,21 +112,6 @@ def _subject(session: "_Session", right: dict[str, dict[Any, NDArray]], keys: li
         return subject, base & ~stacked[subject] & is_usable
     subject = session.names[0]
     return subject, ~stacked[subject] & right[subject][None]
-
-
-def _examples(session: "_Session", indices: list[int]) -> NDArray[Any]:
-    """Return single examples of the input, (len(indices), ...); a stream is read once, up to the last of them."""
-    name, data = session.inputs.name, session.data
-    if isinstance(data, Split):
-        return np.asarray(data.inputs[name][indices])
-    assert isinstance(data, SplitStream)
-    results: dict[int, NDArray[Any]] = {}
-    start = 0
-    for piece in data.read(0, max(indices) + 1):
-        stop = start + piece.num_examples
-        results |= {index: np.array(piece.inputs[name][index - start]) for index in indices if start <= index < stop}
-        start = stop
-    return np.stack([results[index] for index in indices])
 
 
 def _predicted(session: "_Session", values: NDArray[Any]) -> dict[str, NDArray[Any] | None]:

@@ -11,7 +11,7 @@ from tfq import registry
 from tfq.config import RobustnessConfig
 from tfq.data import AnySplit, as_split
 from tfq.errors import InputError, install_hint
-from tfq.evaluation.thumbnails import MIN_SIDE
+from tfq.evaluation.pictures import MIN_SIDE
 from tfq.robustness.corruption import Corruption, InputKind, Limits
 
 _RANGES: tuple[Limits, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))

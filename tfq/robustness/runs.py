@@ -14,7 +14,7 @@ from tfq.backends import RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, labeled_outputs
 from tfq.errors import InputError
-from tfq.evaluation.classes import agreement, is_class_vector
+from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, Outputs, State, Weights, as_metric
 from tfq.evaluation.metric_scores import NOT_RESAMPLED, TOO_LONG
@@ -23,10 +23,12 @@ from tfq.evaluation.scores import (
     NO_LABELS,
     Choice,
     Predictions,
+    agreement_of_output,
     choose_metric,
     predictions_of,
     reconstructs,
     why_no_class,
+    why_unsuited,
 )
 from tfq.robustness.corruption import SEVERITIES, Corruption, corrupt
 from tfq.robustness.inputs import Inputs
@@ -194,7 +196,14 @@ class Runner:
     def _add(self, tally: "_Tally", values: Outputs, expected: Outputs | None, piece: Split) -> None:
         tally.count += piece.num_examples
         if expected is not None and self._class_output is not None:
-            same = agreement(values[self._class_output], expected[self._class_output])
+            predictions = self._predictions(values, piece)
+            same = agreement_of_output(
+                predictions,
+                expected[self._class_output],
+                self.choice,
+                self._class_output,
+                is_scored=self.reason is None,
+            )
             tally.agreeing += same * piece.num_examples
         if self.reason is not None:
             return
@@ -322,9 +331,7 @@ def _why_unscored(predictions: Predictions, choice: Choice) -> str | None:
         return NO_LABELS
     if labeled_outputs(labels):
         return "the labels are of several outputs. Set evaluation.output"
-    if not choice.is_default or choice.reason is not None:
-        return choice.reason
-    return choice.metric.contract.unsuited(choice.metric.select(outputs), labels)
+    return why_unsuited(choice, outputs, labels)
 
 
 def corrupted_pieces(

@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tfq.workflows.comparison import compare_outputs
+    from tfq.workflows.comparison import compare_outputs, differing_examples
     from tfq.workflows.compression import (
         Compressed,
         check_compressible,
@@ -58,6 +58,7 @@ __all__ = [
     "compression_suffix",
     "convert",
     "corrupted",
+    "differing_examples",
     "evaluate",
     "export",
     "is_compressed",

@@ -117,7 +117,9 @@ def _match_class(boxes: NDArray, scores: NDArray, truths: NDArray, sides: NDArra
     else:
         factors = np.concatenate([sides, sides]).astype(np.float64)
         boxes, targets = (np.round(array * factors, _PIXEL_DECIMALS) for array in (boxes, targets))
-        areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
+        # As in the reference implementation, a box with ymax < ymin or xmax < xmin has a negative area, which no range
+        # contains.
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         out_of_range = (areas < limits[:, :1]) | (areas > limits[:, 1:])
         not_counted |= (truths[:, 6] < limits[:, :1]) | (truths[:, 6] > limits[:, 1:])
     ious = box_iou(boxes, targets, is_crowd)

@@ -3,13 +3,13 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data.box_labels import check_box_labels
+from tfq.data.box_labels import are_box_labels, check_box_labels
 from tfq.errors import InputError
 from tfq.evaluation.detection.coco import FIGURES, IOU_THRESHOLDS, figures, match, mean_figures, weighted_map
 from tfq.evaluation.detection.decoding import EXPECTED, Decoder, Detections, convention_of, decode_outputs_by_shape
@@ -17,13 +17,16 @@ from tfq.evaluation.metric import Contract, Metric, MetricTable, Outputs, State,
 from tfq.registry import register
 
 Threshold = Literal["mean", "0.5", "0.75"]
+Result = TypeVar("Result")
 _COLUMN: dict[Threshold, str] = {"mean": "AP", "0.5": "AP50", "0.75": "AP75"}
 _THRESHOLDS: dict[Threshold, slice] = {"mean": slice(None), "0.5": slice(0, 1), "0.75": slice(5, 6)}
 _TITLES: dict[Threshold, str] = {"mean": "COCO mAP", "0.5": "COCO AP50", "0.75": "COCO AP75"}
 LABELS = "(n, max_boxes, 6 or 9): class, ymin, xmin, ymax, xmax, is_crowd, and optionally area and image size"
 # The matches of the outputs that were scored last: several metrics, their intervals and tables need the same ones.
 _matches: OrderedDict[tuple[Decoder, bytes], State] = OrderedDict()
-_KEPT_MATCHES = 4
+# Their boxes: the matches and a report's images of differing boxes need them.
+_detections: OrderedDict[tuple[Decoder, bytes], Detections] = OrderedDict()
+_KEPT = 4
 
 
 def detection_metric(
@@ -104,7 +107,13 @@ def detection_metric(
         merge=concatenate_states,
         resampled=resampled,
         table=_table,
+        suits=are_box_labels if name == "coco_map" else _never,
+        detections=lambda outputs: _decoded(decode, outputs),
     )
+
+
+def _never(labels: NDArray[Any]) -> bool:
+    return False
 
 
 def _table(state: State) -> MetricTable:
@@ -133,25 +142,44 @@ def _check_lengths(outputs: Outputs, labels: NDArray[Any]) -> None:
 
 def _matched(decode: Decoder, outputs: Outputs, labels: NDArray[Any]) -> State:
     """Return the matches of these outputs, which may have been computed before."""
+    return _kept(_matches, decode, (*outputs, labels), lambda: match(_decoded(decode, outputs), labels))
+
+
+def _decoded(decode: Decoder, outputs: Outputs) -> Detections:
+    """Return the boxes of these outputs, which may have been decoded before."""
+
+    def compute() -> Detections:
+        detections, count = decode(outputs), len(outputs[0])
+        if not isinstance(detections, Detections) or len(detections.boxes) != count:
+            raise InputError(
+                f"the decode function returned {_shown(detections)}, expected tfq.Detections of {count:,} images",
+                field="metric",
+                expected=f"Detections of {count} images",
+                got=type(detections).__name__,
+            )
+        return detections
+
+    return _kept(_detections, decode, outputs, compute)
+
+
+def _kept(
+    results: OrderedDict[tuple[Decoder, bytes], Result],
+    decode: Decoder,
+    arrays: Sequence[NDArray[Any]],
+    compute: Callable[[], Result],
+) -> Result:
+    """Return the result for these arrays, which is computed if it is not one of the last ones."""
     digest = hashlib.blake2b()
-    for array in (*outputs, labels):
+    for array in arrays:
         digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     key = decode, digest.digest()
-    if key not in _matches:
-        detections = decode(outputs)
-        if not isinstance(detections, Detections) or len(detections.boxes) != len(labels):
-            raise InputError(
-                f"the decode function returned {_shown(detections)}, expected tfq.Detections of {len(labels):,} images",
-                field="metric",
-                expected=f"Detections of {len(labels)} images",
-                got=type(detections).__name__,
-            )
-        _matches[key] = match(detections, labels)
-    _matches.move_to_end(key)
-    while len(_matches) > _KEPT_MATCHES:
-        _matches.popitem(last=False)
-    return _matches[key]
+    if key not in results:
+        results[key] = compute()
+    results.move_to_end(key)
+    while len(results) > _KEPT:
+        results.popitem(last=False)
+    return results[key]
 
 
 def _shown(result: object) -> str:
