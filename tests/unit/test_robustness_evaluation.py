@@ -166,6 +166,8 @@ def test_report_shows_numbers_with_intervals_and_units(record):
     assert re.fullmatch(number + interval, summary["drop, points"])
     errors = tables["robustness_calibration"].rows
     assert errors[0][3] == "—" and all(re.fullmatch(number + interval, cell) for cell in errors[1][1:])
+    of_scores = robustness_section({"robustness": {**values, "unit": "score"}}).tables[0]
+    assert "drop" in of_scores.columns and re.fullmatch(r"0\.\d{4} \(0\.\d{4} to 0\.\d{4}\)", of_scores.rows[1][2])
     values["models"][1]["ece"] |= {"low": None, "high": None}
     (table,) = (
         table for table in robustness_section({"robustness": values}).tables if table.key == "robustness_calibration"

@@ -15,6 +15,7 @@ from tfq.report.formatting import (
     percent,
     plain,
     significant,
+    value_text,
 )
 from tfq.report.plots import Plot, color_of, drawn, figure_of, marker_of, svg_of
 from tfq.report.record import Record, part
@@ -77,9 +78,7 @@ def _items(values: Record, key: str) -> list[Mapping[str, Any]]:
 def _score(values: Record, item: Any) -> str:
     """Return an estimate of the metric as text."""
     value = item.get("value") if isinstance(item, Mapping) else None
-    if not is_number(value):
-        return DASH
-    return percent(value) if values.get("unit") == "fraction" else significant(value, 4)
+    return value_text(value, plain(values.get("unit")))
 
 
 def _with_interval(values: Record, item: Any) -> str:
@@ -128,7 +127,7 @@ def _gist(values: Record, models: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
-    unit = "points" if values.get("unit") == "fraction" else "in its unit"
+    unit = ", points" if values.get("unit") == "fraction" else ""
     rows = tuple(
         (
             model_label(item.get("model")),
@@ -147,8 +146,8 @@ def _summary(values: Record, models: Sequence[Mapping[str, Any]]) -> Table:
             "model",
             "clean",
             "corrupted",
-            f"drop, {unit}",
-            f"more than the reference's, {unit}",
+            f"drop{unit}",
+            f"more than the reference's{unit}",
             "agreement",
             "largest drop",
         ),
