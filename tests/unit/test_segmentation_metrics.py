@@ -6,8 +6,10 @@ import pytest
 from messages import refused
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score
 
+from tfq.data import Split
 from tfq.errors import InputError
 from tfq.evaluation import as_metric
+from tfq.evaluation.scores import choose_metrics, compute_scores
 
 CLASSES = 5
 NAMES = ("pixel_accuracy", "mean_iou", "dice")
@@ -122,3 +124,27 @@ def test_bad_segmentation_outputs_and_labels_are_refused():
         metric.compute((np.full(masks.shape, 300),), masks)
     with refused(InputError, field="data.ignore_label"):
         metric.compute((logits,), np.full_like(masks, -1))
+
+
+def test_the_agreement_of_sigmoid_masks_is_that_of_their_pixels():
+    rng = np.random.default_rng(5)
+    values, expected = rng.uniform(size=(2, 6, 8, 8, 1))
+    labels = rng.integers(0, 2, (6, 8, 8))
+    data = Split(name="test", inputs={"x": np.zeros((6, 8, 8, 1))}, labels=labels, source="arrays")
+    metric = as_metric("mean_iou")
+    choice = choose_metrics([metric], ["mask"], [False], reconstructs=False, output="")
+    scores = compute_scores((values,), [expected], data, choice, reconstructs=False, names=["mask"])
+    assert scores["agreement"] == pytest.approx(((values > 0.5) == (expected > 0.5)).mean())
+    # What reading the width as classes would give.
+    assert scores["agreement"] != pytest.approx((values[..., 0].argmax(-1) == expected[..., 0].argmax(-1)).mean())
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"), [(np.zeros((6, 8, 8), np.int64), "mean_iou"), (np.zeros((6, 2, 9)), "coco_map")]
+)
+def test_a_missing_accuracy_names_the_metric_for_the_labels(labels, name):
+    values = np.random.default_rng(0).uniform(size=(6, 8, 8, 3))
+    data = Split(name="test", inputs={"x": np.zeros((6, 8, 8, 1))}, labels=labels, source="arrays")
+    choice = choose_metrics([], ["maps"], [False], reconstructs=False, output="")
+    scores = compute_scores((values,), None, data, choice, reconstructs=False, names=["maps"])
+    assert scores["accuracy"] is None and name in scores["accuracy_reason"]

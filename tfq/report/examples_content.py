@@ -219,9 +219,9 @@ def _box_table(pair: _Pair, differing: Record, examples: Sequence[Record]) -> Ta
 def _box_text(box: Record, pair: _Pair) -> str:
     other = pair.reference if box.get("by") == "model" else pair.model
     score = box.get("other_score")
-    opposite = f"{other} {significant(score)}" if is_number(score) else f"{other} none"
+    opposite = f"{other} {significant(score, 4)}" if is_number(score) else f"{other} none"
     named = class_text(box.get("class"), box.get("name"))
-    return f"{named}: {pair.of(box.get('by'))} {significant(box.get('score'))}, {opposite}"
+    return f"{named}: {pair.of(box.get('by'))} {significant(box.get('score'), 4)}, {opposite}"
 
 
 @dataclass(frozen=True, kw_only=True)
