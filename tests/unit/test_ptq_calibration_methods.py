@@ -9,6 +9,7 @@ from tfq import quant_math
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
 from tfq.ptq.calibration import Histogram, Observations, TensorObservation, choose_ranges
+from tfq.ptq.calibration.observation import add_extremes
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=200_000).astype(np.float32)
@@ -21,7 +22,7 @@ SHIFTED = (np.abs(LAPLACE) - 0.5).astype(np.float32)
 def seen(values, name="a", layer=None, samples=10, histogram=True):
     tensor = TensorObservation(name=name, layer=layer, histogram=Histogram() if histogram else None)
     for number, part in enumerate(np.array_split(values, samples)):
-        tensor.add_extremes(number, float(part.min()), float(part.max()))
+        add_extremes([tensor], np.array([[[part.min(), part.max()]]], np.float32), number)
         if histogram:
             tensor.histogram.add(part)
     return tensor

@@ -12,7 +12,8 @@ from messages import refused
 from tfq import tflite
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
-from tfq.ptq.calibration import Histogram, Observations, calibrate, merge_observations, observe, rows
+from tfq.ptq.calibration import Histogram, Observations, calibrate, choose_ranges, merge_observations, observe, rows
+from tfq.ptq.calibration.methods import needed_tails
 
 FLOAT_MODELS = ("digits_float32", "two_branches_float32")
 
@@ -233,3 +234,38 @@ def test_samples_are_found_on_the_axis_that_moves_with_them():
     assert rows.sample_axes(*runs) == [1, 0, 0, None]
     assert np.array_equal(rows.of_samples(tensors(x)[0], 1, batch)[1], np.concatenate([x[1], 2 * x[1]]))
     assert np.array_equal(rows.of_samples(tensors(x)[1], 0, batch), x)
+
+
+@pytest.mark.parametrize("shrinks", [False, True], ids=["alike", "the first samples are larger than the others"])
+def test_ranges_do_not_depend_on_whether_all_values_are_counted(shrinks):
+    model = golden("digits_float32")
+    samples = samples_of(model, 120)
+    if shrinks:
+        for sample in samples[8:]:
+            sample.update({key: values / 1000 for key, values in sample.items()})
+    config = CalibrationConfig(percentile=99.0)
+    assert needed_tails(config) == pytest.approx(0.01)
+    expected = choose_ranges(observe(model, samples), config).to_dict()
+    assert calibrate(model, samples, config).to_dict() == expected
+
+
+def test_only_methods_that_need_the_ends_leave_out_the_middle():
+    assert needed_tails(CalibrationConfig(method="mse")) == needed_tails(CalibrationConfig(method="min_max")) == 0
+    assert needed_tails(CalibrationConfig(percentile=90.0)) == 0
+    assert needed_tails(CalibrationConfig(tensors=("conv*=entropy",))) == 0
+    assert needed_tails(CalibrationConfig(tensors=("conv*=min_max",))) == pytest.approx(1e-4)
+
+
+def test_joined_tensors_have_the_values_of_the_reference_kernels():
+    model = golden("two_branches_float32")
+    samples = samples_of(model, 1)
+    expected = reference_values(model, samples)
+    tensors = [index for index in expected if index not in tflite.read(model).main_subgraph.inputs]
+    edited, joined = tflite.join_tensors(model, tensors)
+    interpreter = Interpreter(model_content=edited)
+    interpreter.allocate_tensors()
+    for index, name in zip(tflite.read(model).main_subgraph.inputs, tflite.read(model).input_names, strict=True):
+        interpreter.set_tensor(index, samples[0][name])
+    interpreter.invoke()
+    values = np.concatenate([expected[index].reshape(-1) for index in tensors])
+    np.testing.assert_allclose(interpreter.get_tensor(joined), values, atol=1e-5 * np.abs(values).max())

@@ -13,7 +13,7 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -64,6 +64,54 @@ def map_in_children(
         ModelError: The model crashes, does not finish or needs more memory than there is.
         BackendError: Anything else went wrong.
     """
+    tasks = (Task(arrays) for arrays in samples)
+    request = {"mode": "activations", "tensors": list(map(int, tensors))}
+    yield from run_in_children(model, request, tasks, function, num_workers=num_workers, total=total)
+
+
+class Task:
+    """Arrays for a child.
+
+    Attributes:
+        arrays: An array for each input of the main subgraph.
+        fields: Further fields of the message, for modes that need them.
+        num_samples: How many samples they are, for the progress bar.
+    """
+
+    def __init__(self, arrays: Arrays, fields: Mapping[str, Any] | None = None, num_samples: int = 1) -> None:
+        """Store the attributes."""
+        self.arrays, self.fields, self.num_samples = arrays, fields or {}, num_samples
+
+
+def run_in_children(
+    model: bytes,
+    request: Mapping[str, Any],
+    tasks: Iterable[Task],
+    function: Callable[[list[NDArray]], Result],
+    *,
+    ended: Callable[[Path], None] = lambda directory: None,
+    num_workers: int = 0,
+    total: int | None = None,
+) -> Iterator[Result]:
+    """Send tasks to children that run a flatbuffer, and yield a function of each answer.
+
+    Args:
+        model: The flatbuffer. A crash of its interpreter ends a child only.
+        request: "mode", the module of the target that handles the messages, and what it needs.
+        tasks: They are read as they are needed.
+        function: Called in a thread with the arrays of an answer. They are invalid after the call.
+        ended: Called in a thread with the directory of each child after its last task.
+        num_workers: Children; 0 means one per core.
+        total: The number of samples, for the progress bar.
+
+    Yields:
+        The results of `function`, in the order of `tasks`.
+
+    Raises:
+        InputError: The interpreter rejects the arrays of a task. `field` is "inputs".
+        ModelError: The model crashes, does not finish or needs more memory than there is.
+        BackendError: Anything else went wrong.
+    """
     num_workers = num_workers or usable_cores()
     LocalBackend().check_available()
     parsed = tflite.read(model)
@@ -74,64 +122,77 @@ def map_in_children(
         except OSError as error:
             raise write_error(directory.parent, f"the model ({len(model):,} bytes)", error) from error
         request = {
-            "mode": "activations",
+            **request,
             "model": str(directory / "model.tflite"),
-            "tensors": list(map(int, tensors)),
             "num_inputs": len(parsed.main_subgraph.inputs),
             "num_threads": 1,
             "kernels": "xnnpack",
             "path": module_path(),
             "memory_bytes": memory_bytes,
         }
-        pool = _Pool(directory, request, choose_deadline(parsed, 0, 1, emulated=False), function)
-        pending: collections.deque[Future[Result]] = collections.deque()
+        deadline = choose_deadline(parsed, 0, 1, emulated=False)
+        pool = _Pool(directory, request, deadline, function, ended)
+        pending: collections.deque[_Sent[Result]] = collections.deque()
+
+        def first() -> Result:
+            sent = pending.popleft()
+            result = sent.future.result()
+            bar.update(sent.task.num_samples)
+            return result
+
         try:
-            for sample in samples:
-                pending.append(pool.submit(sample, num_workers))
+            for task in tasks:
+                pending.append(pool.submit(task, num_workers))
                 if len(pending) >= num_workers * _QUEUED_PER_WORKER:
-                    yield pending.popleft().result()
-                    bar.update()
+                    yield first()
             pool.finish()
             while pending:
-                yield pending.popleft().result()
-                bar.update()
+                yield first()
             pool.join()
         finally:
             # The consumer of this generator may stop early.
             pool.stop()
 
 
-class _Task(Generic[Result]):
-    """A sample, and the future result of it."""
+class _Sent(Generic[Result]):
+    """A task, and its future result."""
 
-    def __init__(self, arrays: Arrays) -> None:
-        self.arrays, self.future = arrays, Future[Result]()
+    def __init__(self, task: Task) -> None:
+        self.task, self.future = task, Future[Result]()
 
 
 class _Pool(Generic[Result]):
     """The workers of one run and the queue of their tasks."""
 
     def __init__(
-        self, directory: Path, request: dict[str, Any], deadline: Any, function: Callable[[list[NDArray]], Result]
+        self,
+        directory: Path,
+        request: dict[str, Any],
+        deadline: Any,
+        function: Callable[[list[NDArray]], Result],
+        ended: Callable[[Path], None],
     ) -> None:
         self.directory, self.request, self.deadline, self.function = directory, request, deadline, function
+        self.ended = ended
+        # The failure of a child after its last task.
+        self.failure: BaseException | None = None
         # None ends a worker.
-        self.tasks: queue.SimpleQueue[_Task[Result] | None] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[_Sent[Result] | None] = queue.SimpleQueue()
         self.stopped = False
         self._threads: list[threading.Thread] = []
         self._children: list[Child] = []
 
-    def submit(self, arrays: Arrays, num_workers: int) -> "Future[Result]":
-        """Queue a sample, and start another worker if there are fewer than `num_workers`."""
-        task = _Task[Result](arrays)
-        self.tasks.put(task)
+    def submit(self, task: Task, num_workers: int) -> _Sent[Result]:
+        """Queue a task, and start another worker if there are fewer than `num_workers`."""
+        sent = _Sent[Result](task)
+        self.tasks.put(sent)
         if len(self._threads) < num_workers:
             directory = self.directory / str(len(self._threads))
             directory.mkdir()
             thread = threading.Thread(target=self._work, args=(directory,), daemon=True)
             self._threads.append(thread)
             thread.start()
-        return task.future
+        return sent
 
     def finish(self) -> None:
         """Let each worker end when the queue is empty."""
@@ -143,6 +204,8 @@ class _Pool(Generic[Result]):
         for thread in self._threads:
             thread.join()
         self._threads, self._children = [], []
+        if self.failure is not None and not self.stopped:
+            raise self.failure
 
     def stop(self) -> None:
         """End all workers now."""
@@ -167,16 +230,20 @@ class _Pool(Generic[Result]):
                     start=self._start,
                 )
             failure: BaseException = BackendError("local: the interpreter ended before all samples had been run")
+            if feed.ended:
+                self.ended(directory)
         except BaseException as error:
             failure = error
-        for task in feed.unfinished():
-            task.future.set_exception(failure)
+            if feed.ended:
+                self.failure = error
+        for sent in feed.unfinished():
+            sent.future.set_exception(failure)
         # The other workers may have failed too, and the caller waits for every task.
         while not feed.ended:
-            next_task = self.tasks.get()
-            if next_task is None:
+            next_sent = self.tasks.get()
+            if next_sent is None:
                 return
-            next_task.future.set_exception(failure)
+            next_sent.future.set_exception(failure)
 
     def _start(self, launch: Launch) -> Child:
         child = start_fork(launch)
@@ -193,14 +260,14 @@ class _Feed(Generic[Result]):
         self._pool = pool
         self._slots = [(_SharedMemory(), _SharedMemory()) for _ in range(_SLOTS)]
         self._free = collections.deque(range(_SLOTS))
-        self._running: dict[int, _Task[Result]] = {}
+        self._running: dict[int, _Sent[Result]] = {}
         self.ended = False
 
     def paths(self) -> list[list[str]]:
         """Return [path of the inputs, path of the outputs] of each slot, for the child."""
         return [[memory.path for memory in slot] for slot in self._slots]
 
-    def unfinished(self) -> list[_Task[Result]]:
+    def unfinished(self) -> list[_Sent[Result]]:
         """Return the tasks that the child has not completed."""
         return list(self._running.values())
 
@@ -217,18 +284,19 @@ class _Feed(Generic[Result]):
                 yield b""
             try:
                 # Waiting for a task while the child has one would delay that result, maybe forever.
-                task = self._pool.tasks.get(block=not self._running)
+                sent = self._pool.tasks.get(block=not self._running)
             except queue.Empty:
                 yield b""
                 continue
-            if task is None or self._pool.stopped:
+            if sent is None or self._pool.stopped:
                 self.ended = True
                 return
             slot = self._free.popleft()
-            self._running[slot] = task
+            self._running[slot] = sent
             memory = self._slots[slot][0]
-            kinds = memory.store(task.arrays)
-            message = json.dumps({"slot": slot, "size": memory.size, "arrays": kinds}).encode()
+            kinds = memory.store(sent.task.arrays)
+            fields = {**sent.task.fields, "slot": slot, "size": memory.size, "arrays": kinds}
+            message = json.dumps(fields).encode()
             yield _LENGTH.pack(len(message)) + message
 
     def handle_line(self, words: list[bytes]) -> bool:
@@ -237,11 +305,11 @@ class _Feed(Generic[Result]):
             return False
         report = json.loads(words[1])
         slot = report["slot"]
-        task = self._running.pop(slot)
+        sent = self._running.pop(slot)
         try:
-            task.future.set_result(self._pool.function(self._slots[slot][1].load(report["size"], report["arrays"])))
+            sent.future.set_result(self._pool.function(self._slots[slot][1].load(report["size"], report["arrays"])))
         except BaseException as error:
-            task.future.set_exception(error)
+            sent.future.set_exception(error)
         self._free.append(slot)
         return True
 

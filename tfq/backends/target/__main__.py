@@ -23,7 +23,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path = [entry for entry in sys.path if os.path.abspath(entry) != HERE]
 
 PACKAGE = "tfq_target"
-MODES = ("examples", "samples", "activations", "benchmark", "op_times", "instructions", "vela")
+MODES = ("examples", "samples", "activations", "statistics", "benchmark", "op_times", "instructions", "vela")
 WRITE_FAILED = 74
 
 

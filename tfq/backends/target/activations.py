@@ -38,38 +38,66 @@ class SharedFile:
             self.map, self.size = mmap.mmap(self.file, size), size
 
 
-def run(directory, request):
-    """Run the samples until stdin ends."""
-    session.limit_memory(request["memory_bytes"])
-    interpreter = session.make_interpreter(request["model"], request)
-    details = interpreter.get_input_details()
-    if len(details) != request["num_inputs"]:
-        raise session.InputMismatch(f"the model has {len(details)} inputs, got {request['num_inputs']} arrays")
-    slots = [tuple(map(SharedFile, paths)) for paths in request["files"]]
-    indices, shapes = request["tensors"], None
-    while (message := read_message()) is not None:
-        inputs, outputs = slots[message["slot"]]
-        inputs.resize(message["size"])
-        arrays = [
-            np.frombuffer(inputs.map, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape)
-            for dtype, shape, offset in message["arrays"]
-        ]
+class Feeder:
+    """Reads messages and their arrays, and answers them."""
+
+    def __init__(self, interpreter, request):
+        """Check the number of inputs, and open the slots."""
+        self._interpreter, self._details = interpreter, interpreter.get_input_details()
+        if len(self._details) != request["num_inputs"]:
+            raise session.InputMismatch(
+                f"the model has {len(self._details)} inputs, got {request['num_inputs']} arrays"
+            )
+        self._slots = [tuple(map(SharedFile, paths)) for paths in request["files"]]
+        self._shapes = None
+
+    def __iter__(self):
+        """Yield (message, arrays, file for the answer) until stdin ends."""
+        while (message := read_message()) is not None:
+            inputs, outputs = self._slots[message["slot"]]
+            inputs.resize(message["size"])
+            arrays = [
+                np.frombuffer(inputs.map, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape)
+                for dtype, shape, offset in message["arrays"]
+            ]
+            yield message, arrays, outputs
+
+    def invoke(self, arrays):
+        """Run one sample.
+
+        Raises:
+            session.InputMismatch: The interpreter rejects the arrays.
+        """
+        interpreter = self._interpreter
         try:
-            if shapes != [array.shape for array in arrays]:
-                for detail, array in zip(details, arrays, strict=True):
+            if self._shapes != [array.shape for array in arrays]:
+                for detail, array in zip(self._details, arrays, strict=True):
                     interpreter.resize_tensor_input(detail["index"], array.shape)
                 interpreter.allocate_tensors()
-                shapes = [array.shape for array in arrays]
-            for detail, array in zip(details, arrays, strict=True):
+                self._shapes = [array.shape for array in arrays]
+            for detail, array in zip(self._details, arrays, strict=True):
                 interpreter.set_tensor(detail["index"], array)
             # Samples are independent: the state of a recurrent layer must not carry over.
             interpreter.reset_all_variables()
             interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise session.InputMismatch(str(error)) from error
-        kinds = copy_to(outputs, [interpreter.tensor(index)() for index in indices])
+
+    def answer(self, message, outputs, values):
+        """Write arrays to the file of a message, and report them."""
+        kinds = copy_to(outputs, values)
         report = {"slot": message["slot"], "size": outputs.size, "arrays": kinds}
         write(b"done %s\n" % json.dumps(report, separators=(",", ":")).encode())
+
+
+def run(directory, request):
+    """Run the samples until stdin ends."""
+    session.limit_memory(request["memory_bytes"])
+    interpreter = session.make_interpreter(request["model"], request)
+    feeder = Feeder(interpreter, request)
+    for message, arrays, outputs in feeder:
+        feeder.invoke(arrays)
+        feeder.answer(message, outputs, [interpreter.tensor(index)() for index in request["tensors"]])
     return {}
 
 

@@ -19,7 +19,7 @@ import struct
 import ai_edge_litert.interpreter  # noqa: F401  imported here for all forks
 import numpy as np  # noqa: F401
 
-from . import activations, examples, samples, session  # noqa: F401
+from . import activations, examples, samples, session, statistics  # noqa: F401
 
 LARGEST_MESSAGE = 1 << 18
 STATUS = struct.Struct("<i")

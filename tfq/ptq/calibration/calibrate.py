@@ -5,6 +5,7 @@ Private TensorFlow symbols used here: `AddIntermediateTensors` and `CalibrationW
 of `_pywrap_tensorflow_lite_calibration_wrapper`, as of TensorFlow 2.21.0.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,8 @@ from tfq.config import CalibrationConfig
 from tfq.errors import InputError
 from tfq.isolation import QUANTIZER_ADVICE, isolated
 from tfq.progress import stage
-from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
+from tfq.ptq.calibration.histogram import UnknownQuantileError
+from tfq.ptq.calibration.methods import choose_ranges, needed_tails, needs_histograms
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 from tfq.text_table import listed
@@ -183,15 +185,20 @@ def calibrate_with_outputs(
         return load_ranges(model, config.ranges), {}
     check_no_control_flow(model)
     check_custom_ops(model)
-    seen = observe(
-        model,
-        samples,
-        histograms=needs_histograms(config),
-        total=len(samples),
-        keep=keep,
-        num_samples=num_samples,
-    )
-    return _with_intermediates(model, samples, choose_ranges(seen, config)), seen.outputs
+    for tails in (needed_tails(config), 0.0):
+        seen = observe(
+            model,
+            samples,
+            histograms=needs_histograms(config),
+            total=len(samples),
+            keep=keep,
+            num_samples=num_samples,
+            tails=tails,
+        )
+        with contextlib.suppress(UnknownQuantileError):
+            ranges = choose_ranges(seen, config)
+            break
+    return _with_intermediates(model, samples, ranges), seen.outputs
 
 
 def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], ranges: Ranges) -> Ranges:

@@ -15,15 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends.statistics import Counted, add_counts
 from tfq.errors import InputError
 
 _MANTISSA_BITS = 6
-_SHIFT = 23 - _MANTISSA_BITS
+SHIFT = 23 - _MANTISSA_BITS
 # The index of the first bin of negative values. Bins of positive values come before it. Both are sorted by magnitude.
-_NEGATIVE = 1 << (31 - _SHIFT)
+_NEGATIVE = 1 << (31 - SHIFT)
 NUM_BINS = 2 * _NEGATIVE
-# Values counted at a time, so that the intermediate arrays stay in a core's cache.
-_CHUNK = 1 << 16
+# The bins in the ascending order of their values.
+_ASCENDING = np.concatenate([np.arange(_NEGATIVE, NUM_BINS)[::-1], np.arange(_NEGATIVE)])
+# The place of each bin in that order.
+_PLACE = np.argsort(_ASCENDING)
+
+
+class UnknownQuantileError(Exception):
+    """A quantile lies in the gap of a histogram."""
 
 
 class Histogram:
@@ -32,38 +39,61 @@ class Histogram:
     Attributes:
         counts: int64, (NUM_BINS,): the number of values in each bin, positive bins by magnitude, then negative bins by
             magnitude.
+        gap: (bin, bin) if the values between these two bins are not in `counts`; None if all values are.
+        num_missing: How many values that is.
     """
 
     def __init__(self, counts: NDArray[np.int64] | None = None) -> None:
         """Use `counts`, or start with an empty histogram."""
         self.counts = np.zeros(NUM_BINS, np.int64) if counts is None else counts
+        self.gap: tuple[int, int] | None = None
+        self.num_missing = 0
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count `values`, of any shape. The caller makes sure that they are finite."""
-        bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-        for start in range(0, bits.size, _CHUNK):
-            # bincount copies integers that are not of the platform's native type.
-            result = np.bincount(np.right_shift(bits[start : start + _CHUNK], _SHIFT, dtype=np.uint32).astype(np.intp))
-            self.counts[: result.size] += result
+        add_counts(self.counts, values, SHIFT)
 
     def merge(self, other: "Histogram") -> None:
-        """Add the counts of another histogram."""
+        """Add the counts of another histogram. The wider gap stays."""
+        total = self.total + other.total
         self.counts += other.counts
+        gaps = [_PLACE[list(gap)] for gap in (self.gap, other.gap) if gap is not None]
+        if gaps:
+            low, high = min(gap[0] for gap in gaps), max(gap[1] for gap in gaps)
+            self.counts[_ASCENDING[low + 1 : high]] = 0
+            self.gap = int(_ASCENDING[low]), int(_ASCENDING[high])
+            self.num_missing = total - int(self.counts.sum())
+
+    @classmethod
+    def of_counts(cls, counted: Counted) -> "Histogram":
+        """Return the histogram of counts from another process."""
+        result = cls()
+        result.counts[counted.bins] = counted.counts
+        if counted.gap is not None:
+            low, high = _PLACE[list(counted.gap)]
+            result.counts[_ASCENDING[low + 1 : high]] = 0
+            result.gap, result.num_missing = counted.gap, counted.total - int(result.counts.sum())
+        return result
 
     @property
     def total(self) -> int:
-        """The number of values that were counted."""
-        return int(self.counts.sum())
+        """The number of all values."""
+        return int(self.counts.sum()) + self.num_missing
 
     def bins(self) -> "Bins":
-        """Return the bins that are not empty, in ascending order of their values."""
-        (positive,) = np.nonzero(self.counts[:_NEGATIVE])
-        (negative,) = np.nonzero(self.counts[_NEGATIVE:])
-        negative = negative[::-1]
+        """Return the bins that are not empty, in ascending order of their values. A gap is one bin."""
+        (filled,) = np.nonzero(self.counts[_ASCENDING])
+        counts = self.counts[_ASCENDING[filled]]
+        low, high = _ends(_ASCENDING[filled])
+        if self.gap is None or not self.num_missing:
+            return Bins(low, high, counts)
+        place = int(np.searchsorted(filled, _PLACE[self.gap[0]], "right"))
+        (_, gap_high), (gap_low, _) = (_ends(np.array(self.gap))[side] for side in (0, 1))
         return Bins(
-            low=np.concatenate([-_edges(negative + 1), _edges(positive)]),
-            high=np.concatenate([-_edges(negative), _edges(positive + 1)]),
-            counts=np.concatenate([self.counts[_NEGATIVE:][negative], self.counts[:_NEGATIVE][positive]]),
+            low=np.insert(low, place, gap_low),
+            high=np.insert(high, place, gap_high),
+            counts=np.insert(counts, place, self.num_missing),
+            gap=place,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,11 +138,13 @@ class Bins:
         low: The lower end of each bin.
         high: The upper end of each bin.
         counts: The number of values in each bin.
+        gap: The bin with all the values in the middle that were not counted one by one; None if there is none.
     """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     counts: NDArray[np.int64]
+    gap: int | None = None
 
     @property
     def centers(self) -> NDArray[np.float64]:
@@ -127,8 +159,11 @@ class Bins:
     def quantile(self, fraction: float) -> float:
         """Return the value below which `fraction` of all values lie, with values evenly distributed within a bin.
 
+        In the bin of zero it is 0.
+
         Raises:
             InputError: `fraction` is not in [0, 1], or there are no values.
+            UnknownQuantileError: It lies among values that were not counted.
         """
         if not 0 <= fraction <= 1 or not self.counts.size:
             raise InputError(
@@ -141,7 +176,11 @@ class Bins:
         cumulative = np.cumsum(self.counts)
         target = fraction * cumulative[-1]
         index = min(int(np.searchsorted(cumulative, target)), cumulative.size - 1)
+        if index == self.gap:
+            raise UnknownQuantileError(f"the quantile {fraction} lies among values that were not counted")
         inside = 1 - (cumulative[index] - target) / self.counts[index]
+        if max(-self.low[index], self.high[index]) <= _edges(np.array([1]))[0]:
+            return 0.0
         return float(self.low[index] + inside * (self.high[index] - self.low[index]))
 
     def fraction_outside(self, minimum: float, maximum: float) -> float:
@@ -153,7 +192,14 @@ class Bins:
         return float((self.counts * np.minimum(below + above, 1)).sum() / max(1, self.counts.sum()))
 
 
+def _ends(bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and the upper ends of bins."""
+    inner, outer = _edges(bins % _NEGATIVE), _edges(bins % _NEGATIVE + 1)
+    is_negative = bins >= _NEGATIVE
+    return np.where(is_negative, -outer, inner), np.where(is_negative, -inner, outer)
+
+
 def _edges(magnitudes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the lower ends of the positive bins with these indices; past the last bin, the largest float32."""
-    ends = (magnitudes.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32).astype(np.float64)
+    ends = (magnitudes.astype(np.uint32) << np.uint32(SHIFT)).view(np.float32).astype(np.float64)
     return np.minimum(ends, np.finfo(np.float32).max)

@@ -156,6 +156,8 @@ def _cumulative(values: NDArray) -> NDArray:
 
 
 Range = tuple[float, float]
+# With longer tails than this, it is not faster to count only the values there.
+_MOST_TAILS = 0.02
 
 
 @registry.extension_point("calibration_method")
@@ -170,12 +172,15 @@ class CalibrationMethod:
             histogram only if `needs_histogram` is set.
         needs_histogram: Whether it needs the distribution of the values in addition to their extremes. Such a method
             trades clipping against rounding, so its range is limited to the samples that are not outliers.
+        tails: config -> the fraction of the values at each end whose distribution it needs; 0 if it needs all values.
+            With at most 2%, the values in the middle are not counted, which is faster.
     """
 
     name: str
     help: str
     choose: Callable[[TensorObservation, int, CalibrationConfig], Range]
     needs_histogram: bool = False
+    tails: Callable[[CalibrationConfig], float] = lambda config: 0.0
 
 
 def _percentile(observation: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
@@ -189,6 +194,7 @@ register(
         help="covers calibration.percentile percent of the values at each end; robust against outliers",
         choose=_percentile,
         needs_histogram=True,
+        tails=lambda config: 1 - config.percentile / 100,
     )
 )
 register(
@@ -304,3 +310,11 @@ def needs_histograms(config: CalibrationConfig) -> bool:
     """Check whether a method of the config needs histograms."""
     methods = {config.method, *(method for _, method in methods_by_pattern(config))}
     return any(registry.get(CalibrationMethod, method).needs_histogram for method in methods)
+
+
+def needed_tails(config: CalibrationConfig) -> float:
+    """Return the fraction of the values at each end whose distribution the methods need; 0 if they need all values."""
+    names = {config.method, *(method for _, method in methods_by_pattern(config))}
+    methods = [registry.get(CalibrationMethod, name) for name in names]
+    tails = [method.tails(config) for method in methods if method.needs_histogram]
+    return max(tails) if tails and min(tails) > 0 and max(tails) <= _MOST_TAILS else 0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfq.artifacts import read_json, write_json
 from tfq.errors import InputError
@@ -51,6 +52,13 @@ class FarthestSamples:
         if len(self._ordered) < NUM_FARTHEST or -distance < self._ordered[-1][0]:
             bisect.insort(self._ordered, (-distance, sample))
             del self._ordered[NUM_FARTHEST:]
+
+    def add_many(self, distances: NDArray[np.float64], first: int) -> None:
+        """Add samples with consecutive indices, of which `first` is the first one."""
+        samples = np.arange(first, first + len(distances))
+        order = np.lexsort((samples, -distances))[:NUM_FARTHEST]
+        added = list(zip((-distances[order]).tolist(), samples[order].tolist(), strict=True))
+        self._ordered = sorted([*self._ordered, *added])[:NUM_FARTHEST]
 
     def merge(self, other: "FarthestSamples", samples_before: int) -> None:
         """Add the samples of `other`, whose first sample has the index `samples_before` in the merged dataset."""
@@ -121,14 +129,6 @@ class TensorObservation:
     farthest_above: FarthestSamples = field(default_factory=FarthestSamples)
     histogram: Histogram | None = None
 
-    def add_extremes(self, sample: int, minimum: float, maximum: float) -> None:
-        """Add the extremes of the next sample, whose index is `sample`."""
-        self.farthest_below.add(-minimum, sample)
-        self.farthest_above.add(maximum, sample)
-        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
-        self.average_minimum = DECAY * self.average_minimum + minimum
-        self.average_maximum = DECAY * self.average_maximum + maximum
-
     def moving_average(self, num_samples: int) -> tuple[float, float]:
         """Return the exponential moving averages of the samples' minima and maxima.
 
@@ -157,7 +157,7 @@ class TensorObservation:
             )
         result = self.histogram.bins()
         low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (result.low, result.high))
-        return Bins(low, high, result.counts)
+        return Bins(low, high, result.counts, result.gap)
 
     def merge(self, other: "TensorObservation", num_samples: int, samples_before: int) -> None:
         """Add the statistics of the same tensor on later samples.
@@ -174,6 +174,27 @@ class TensorObservation:
         self.average_maximum = DECAY**num_samples * self.average_maximum + other.average_maximum
         if self.histogram is not None and other.histogram is not None:
             self.histogram.merge(other.histogram)
+
+
+def add_extremes(observed: Sequence[TensorObservation], extremes: NDArray[np.float32], first: int) -> None:
+    """Add the extremes of samples to the observations of tensors.
+
+    Args:
+        observed: The observations.
+        extremes: The minimum and the maximum, of shape (samples, tensors, 2).
+        first: The index of the first of these samples, which follow those that were added before.
+    """
+    values = extremes.astype(np.float64)
+    averages = np.array([(each.average_minimum, each.average_maximum) for each in observed])
+    for sample in values:
+        averages = DECAY * averages + sample
+    for place, observation in enumerate(observed):
+        low, high = values[:, place, 0], values[:, place, 1]
+        observation.farthest_below.add_many(-low, first)
+        observation.farthest_above.add_many(high, first)
+        observation.minimum = min(observation.minimum, float(low.min()))
+        observation.maximum = max(observation.maximum, float(high.max()))
+        observation.average_minimum, observation.average_maximum = map(float, averages[place])
 
 
 @dataclass(kw_only=True)

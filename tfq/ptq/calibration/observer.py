@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a float flatbuffer on samples and observe its activations."""
 
+import contextlib
 import itertools
 import math
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.backends.activations import map_in_children
+from tfq.backends.statistics import Counted, Inference, Observed, Requested, observe_in_children
 from tfq.data import SampleDigest, common_batch_size, input_specs
 from tfq.errors import InputError, ModelError
 from tfq.executors import current_distribution
-from tfq.ptq.calibration.histogram import Histogram
-from tfq.ptq.calibration.observation import Observations, TensorObservation
-from tfq.ptq.calibration.rows import digests, of_samples, sample_axes, shifted
-from tfq.ptq.calibration.sharded import Run, RunOptions, runs_in_shards
+from tfq.ptq.calibration.histogram import NUM_BINS, SHIFT, Histogram
+from tfq.ptq.calibration.observation import Observations, TensorObservation, add_extremes
+from tfq.ptq.calibration.rows import digests, sample_axes, shifted
+from tfq.ptq.calibration.sharded import observe_in_shards
 
 # {input name: array}.
 Sample = Mapping[str, NDArray]
 Result = TypeVar("Result")
+# Values that are counted at each end, in multiples of the fraction that is needed: the first samples tell where the
+# ends are.
+_SHARE_PER_TAIL = 10
+# Inferences whose extremes are added together.
+_EXTREMES_TOGETHER = 256
 
 
 def map_activations(
@@ -56,19 +62,8 @@ def map_activations(
     names = parsed.input_names
     exposed, _ = tflite.expose_tensors(model, tensors)
     arrays = (tuple(np.ascontiguousarray(sample[name]) for name in names) for sample in samples)
-    try:
+    with _explained():
         yield from map_in_children(exposed, tensors, arrays, function, num_workers=num_workers, total=total)
-    except InputError as error:
-        if isinstance(error, ModelError) or error.field != "inputs":
-            raise
-        reason = str(error).removeprefix("local: ")
-        raise InputError(
-            "calibration: the model does not run on a sample of the representative dataset. Check that the names, "
-            f"shapes and types of the sample's arrays match the model's inputs. The interpreter says: {reason}",
-            field="representative_dataset",
-            expected="samples that the model runs on",
-            got=str(error),
-        ) from error
 
 
 def observe(
@@ -80,6 +75,7 @@ def observe(
     total: int | None = None,
     keep: Collection[int] = (),
     num_samples: int | None = None,
+    tails: float = 0.0,
 ) -> Observations:
     """Run a float flatbuffer on samples with XNNPACK, and record the values of its float32 activations.
 
@@ -95,6 +91,9 @@ def observe(
         total: The number of `samples`, for the progress bar.
         keep: Indices of the `samples` whose outputs are stored in `Observations.outputs`.
         num_samples: How many samples to count, if the last batch was filled up with copies; None for all.
+        tails: 0 to count all values. Otherwise only quantiles below this fraction and above 1 - this fraction are
+            needed, which is faster: the values in the middle are not counted one by one. The other quantiles then
+            raise UnknownQuantileError, and in rare cases these do, too.
 
     Raises:
         InputError: There are no samples, the model does not run on one, or an activation is NaN or infinite. The
@@ -102,7 +101,7 @@ def observe(
     """
     graph = tflite.read(model).main_subgraph
     indices, observed = _activations(graph, histograms)
-    digest, run, count = SampleDigest(), 0, 0
+    digest, count = SampleDigest(), 0
     outputs: dict[int, tuple[NDArray, ...]] = {}
 
     def digested() -> Iterator[Sample]:
@@ -110,41 +109,38 @@ def observe(
             digest.add(sample)
             yield sample
 
-    batches = digested()
-    first = next(batches, None)
-    if first is None:
-        raise InputError(
-            "calibration needs data: expected at least one sample, got none. Pass a representative dataset",
-            field="representative_dataset",
-            expected="at least one sample",
-            got=0,
-        )
+    runs = digested()
+    first = _first(runs)
     batch_size = _batch_size(model, first)
-    axes = _axes(model, indices, first, batch_size)
-    complete = None if num_samples is None else num_samples // batch_size
-    runs = itertools.chain([first], batches)
-    for group, used in (
-        (itertools.islice(runs, complete), batch_size),
-        *([(runs, num_samples % batch_size)] if num_samples is not None and num_samples % batch_size else []),
-    ):
+    requested = Requested(
+        tensors=indices,
         # Outputs that are not float32, such as class indices, are not among the activations.
-        extra = graph.outputs if keep else ()
-        distribution, options = current_distribution(), RunOptions(axes, batch_size, used)
-        if distribution is None:
-            read = reader(observed, options)
-            results = map_activations(model, [*indices, *extra], group, read, num_workers=num_workers, total=total)
-        else:
-            kept = {index - run for index in keep}
-            results = runs_in_shards(distribution, model, indices, extra, list(group), observed, options, kept)
-        for extremes, values in results:
-            if run in keep:
-                outputs[run] = values
-            for observation, rows in zip(observed, extremes, strict=True):
-                for place, (low, high) in enumerate(rows):
-                    if not (math.isfinite(low) and math.isfinite(high)):
-                        _raise_not_finite(count + place, observation, (low, high))
-                    observation.add_extremes(count + place, low, high)
-            run, count = run + 1, count + used
+        outputs=graph.outputs if keep else (),
+        axes=_axes(model, indices, first, batch_size),
+        batch_size=batch_size,
+        num_bins=NUM_BINS if histograms else 0,
+        shift=SHIFT,
+        share=_SHARE_PER_TAIL * tails,
+    )
+    runs = itertools.chain([first], runs)
+    distribution = current_distribution()
+    if distribution is None:
+        results = observe_runs(
+            model, requested, runs, observed, keep, num_samples, num_workers=num_workers, total=total
+        )
+    else:
+        results = observe_in_shards(distribution, model, requested, list(runs), observed, keep, num_samples)
+    pending: list[NDArray[np.float32]] = []
+    run = 0
+    for extremes, values in results:
+        outputs.update({run + place: arrays for place, arrays in values.items()})
+        run += len(extremes)
+        for each in extremes:
+            _check_finite(each, count + sum(map(len, pending)), observed)
+            pending.append(each)
+        if len(pending) >= _EXTREMES_TOGETHER:
+            count = _add_pending(observed, pending, count)
+    count = _add_pending(observed, pending, count)
     return Observations(
         tensors={(graph.index, index): observation for index, observation in zip(indices, observed, strict=True)},
         num_samples=count,
@@ -152,6 +148,93 @@ def observe(
         data_sha256=(digest.hexdigest(),),
         outputs=outputs,
     )
+
+
+def _first(runs: Iterator[Sample]) -> Sample:
+    first = next(runs, None)
+    if first is None:
+        raise InputError(
+            "calibration needs data: expected at least one sample, got none. Pass a representative dataset",
+            field="representative_dataset",
+            expected="at least one sample",
+            got=0,
+        )
+    return first
+
+
+def _add_pending(observed: Sequence[TensorObservation], pending: list[NDArray[np.float32]], count: int) -> int:
+    """Add the extremes of inferences, empty the list, and return the number of samples so far."""
+    if not pending:
+        return count
+    extremes = np.concatenate(pending)
+    pending.clear()
+    add_extremes(observed, extremes, count)
+    return count + len(extremes)
+
+
+def _check_finite(extremes: NDArray[np.float32], count: int, observed: Sequence[TensorObservation]) -> None:
+    if np.isfinite(extremes).all():
+        return
+    place, tensor = min(map(tuple, np.argwhere(~np.isfinite(extremes).all(axis=2))), key=lambda each: each[::-1])
+    ends = extremes[place, tensor]
+    _raise_not_finite(count + int(place), observed[tensor], (float(ends[0]), float(ends[1])))
+
+
+def observe_runs(
+    model: bytes,
+    requested: Requested,
+    runs: Iterable[Sample],
+    observed: Sequence[TensorObservation],
+    keep: Collection[int] = (),
+    num_samples: int | None = None,
+    *,
+    num_workers: int = 0,
+    total: int | None = None,
+) -> Iterator[Observed]:
+    """Run a float flatbuffer on samples, and yield what was observed.
+
+    Args:
+        model: The flatbuffer.
+        requested: What to observe.
+        runs: {input name: array}; a batch each.
+        observed: The tensors, whose histograms have all counts when the iterator ends.
+        keep: Indices of the `runs` whose outputs are returned.
+        num_samples: How many samples count, if not all of the last batch do.
+        num_workers: As in `observe`.
+        total: The number of `runs`, for the progress bar.
+    """
+    names, size = tflite.read(model).input_names, requested.batch_size
+
+    def inferences() -> Iterator[Inference]:
+        for number, sample in enumerate(runs):
+            used = size if num_samples is None else min(size, num_samples - number * size)
+            yield Inference(tuple(np.ascontiguousarray(sample[name]) for name in names), used, number in keep)
+
+    def add(place: int, counted: Counted) -> None:
+        histogram = observed[place].histogram
+        assert histogram is not None  # counts were requested
+        histogram.merge(Histogram.of_counts(counted))
+
+    with _explained():
+        yield from observe_in_children(model, requested, inferences(), add, num_workers=num_workers, total=total)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Explain errors about a sample."""
+    try:
+        yield
+    except InputError as error:
+        if isinstance(error, ModelError) or error.field != "inputs":
+            raise
+        reason = str(error).removeprefix("local: ")
+        raise InputError(
+            "calibration: the model does not run on a sample of the representative dataset. Check that the names, "
+            f"shapes and types of the sample's arrays match the model's inputs. The interpreter says: {reason}",
+            field="representative_dataset",
+            expected="samples that the model runs on",
+            got=str(error),
+        ) from error
 
 
 def _batch_size(model: bytes, sample: Sample) -> int:
@@ -168,30 +251,6 @@ def _axes(model: bytes, tensors: Sequence[int], sample: Sample, batch_size: int)
     return sample_axes(
         *map_activations(model, tensors, runs, lambda values: [digests(array, batch_size) for array in values])
     )
-
-
-def reader(observed: Sequence[TensorObservation], options: RunOptions) -> Callable[[list[NDArray]], Run]:
-    """Return a function of the values of a run: it adds to the histograms, and returns extremes and outputs.
-
-    Args:
-        observed: Where to add the values of the first tensors.
-        options: Which samples of a run count. Values without an axis for them count for every sample of the batch.
-    """
-    axes, batch_size, used = options
-    # NumPy releases the GIL while it adds.
-    locks = [threading.Lock() for _ in observed]
-
-    def read(values: list[NDArray]) -> Run:
-        extremes = []
-        for array, axis, lock, observation in zip(values[: len(observed)], axes, locks, observed, strict=True):
-            if axis is None:
-                extremes.append([_extremes(array, lock, observation.histogram)] * used)
-                continue
-            rows = of_samples(array, axis, batch_size)[:used]
-            extremes.append([_extremes(row, lock, observation.histogram) for row in rows])
-        return extremes, tuple(array.copy() for array in values[len(observed) :])
-
-    return read
 
 
 def _activations(graph: tflite.Subgraph, histograms: bool) -> tuple[list[int], list[TensorObservation]]:
@@ -217,17 +276,6 @@ def _activations(graph: tflite.Subgraph, histograms: bool) -> tuple[list[int], l
         for tensor in tensors
     ]
     return [tensor.index for tensor in tensors], observed
-
-
-def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None) -> tuple[float, float]:
-    """Return (minimum, maximum) of a sample's values, and add them to the histogram if they are all finite."""
-    if not values.size:
-        return 0.0, 0.0
-    ends = float(values.min()), float(values.max())
-    if histogram is not None and all(map(math.isfinite, ends)):
-        with lock:
-            histogram.add(values)
-    return ends
 
 
 def _raise_not_finite(sample: int, observation: TensorObservation, ends: tuple[float, float]) -> None:

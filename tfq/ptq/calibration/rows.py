@@ -11,17 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends.statistics import of_samples
+
 # A relative difference by which the sums of a sample's values may differ between two positions in a batch.
 _TOLERANCE = 1e-4
 # For each axis that may have the samples: (samples, 3), the minimum, the maximum and the sum of each one's values.
 Digests = dict[int, NDArray[np.float64]]
-
-
-def of_samples(values: NDArray, axis: int, batch_size: int) -> NDArray:
-    """Return (batch_size, values of a sample), with the samples along `axis`."""
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    split = values.reshape(*before, batch_size, values.shape[axis] // batch_size, *after)
-    return np.moveaxis(split, axis, 0).reshape(batch_size, -1)
 
 
 def digests(values: NDArray, batch_size: int) -> Digests:

@@ -6,73 +6,50 @@ passed on in the order of the samples, so that moving averages, which depend on 
 bit.
 """
 
+import dataclasses
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends.statistics import Observed, Requested
 from tfq.executors import Distribution, Task
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import TensorObservation
 from tfq.typing import JSON
 
 
-class RunOptions(NamedTuple):
-    """Which samples of a run count.
-
-    Args:
-        axes: The axis of each observed tensor that has the samples of a batch; None if it has none.
-        batch_size: The number of samples in a run.
-        used: How many of them count.
-    """
-
-    axes: list[int | None]
-    batch_size: int
-    used: int
-
-
-# (minimum, maximum) of each sample of a run, for each tensor; and the outputs of the run.
-Run = tuple[list[list[tuple[float, float]]], tuple[NDArray, ...]]
-
-
-def runs_in_shards(
+def observe_in_shards(
     distribution: Distribution,
     model: bytes,
-    tensors: Sequence[int],
-    outputs: Sequence[int],
+    requested: Requested,
     samples: Sequence[Mapping[str, NDArray]],
     observed: Sequence[TensorObservation],
-    options: RunOptions,
     keep: Collection[int],
-) -> Iterator[Run]:
-    """Run a flatbuffer on samples, and yield the extremes of the activations for each, in order.
+    num_samples: int | None,
+) -> Iterator[Observed]:
+    """Run a flatbuffer on samples, and yield what was observed in each part, in order.
 
     Args:
         distribution: Who runs it.
         model: The flatbuffer.
-        tensors: The activations.
-        outputs: Other tensors whose values are returned.
+        requested: What to observe. All values are counted, so that the results do not depend on the parts.
         samples: {input name: array}; a batch each.
-        observed: To whose histograms the values of `tensors` are added.
-        options: Which samples of a batch count.
-        keep: Indices of the batches whose `outputs` are returned; () for the others.
+        observed: The tensors, to whose histograms the counts are added.
+        keep: Indices of the batches whose outputs are returned.
+        num_samples: How many samples count, if not all of the last batch do.
     """
-    if not samples:
-        return
     needed = distribution.content("the model to calibrate", {"model.tflite": model})
     tasks = []
     ranges = distribution.ranges(len(samples))
     for number, (start, stop) in enumerate(ranges, 1):
         part = distribution.content("calibration samples", {"samples.npz": _packed(samples[start:stop])})
         arguments = {
-            "tensors": list(tensors),
-            "outputs": list(outputs),
-            "has_histograms": any(observation.histogram is not None for observation in observed),
-            "options": list(options),
+            "requested": dataclasses.asdict(dataclasses.replace(requested, share=0.0)),
             "keep": [index - start for index in keep if start <= index < stop],
+            "num_samples": None if num_samples is None else num_samples - start * requested.batch_size,
         }
         tasks.append(
             Task(
@@ -84,34 +61,31 @@ def runs_in_shards(
             )
         )
     for result in distribution.run(tasks):
-        yield from _runs_of(result.directory, observed, len(outputs))
+        yield _observed(result.directory, observed, len(requested.outputs))
 
 
 def observe_shard(
-    directory: Path,
-    needs: Mapping[str, Path],
-    *,
-    tensors: Sequence[int],
-    outputs: Sequence[int],
-    has_histograms: bool,
-    options: Sequence[Any],
-    keep: Collection[int],
+    directory: Path, needs: Mapping[str, Path], *, requested: JSON, keep: Collection[int], num_samples: int | None
 ) -> JSON:
     """Run the flatbuffer on a part of the samples, and write extremes, counts and outputs. Runs in a worker."""
-    from tfq.ptq.calibration.observer import map_activations, reader
+    from tfq.ptq.calibration.observer import observe_runs
 
     model = (needs["model"] / "model.tflite").read_bytes()
-    observed = [TensorObservation(name="", histogram=Histogram() if has_histograms else None) for _ in tensors]
-    read = reader(observed, RunOptions(*options))
+    what = Requested(**requested)
+    observed = [TensorObservation(name="", histogram=Histogram() if what.num_bins else None) for _ in what.tensors]
     samples = _unpacked(needs["samples"] / "samples.npz")
-    extremes, arrays = [], {}
-    for run, (ends, values) in enumerate(
-        map_activations(model, [*tensors, *outputs], samples, read, num_workers=1, total=len(samples))
+    extremes: list[NDArray[np.float32]] = []
+    arrays = {}
+    for part, outputs in observe_runs(
+        model, what, samples, observed, keep, num_samples, num_workers=1, total=len(samples)
     ):
-        extremes.append(ends)
-        if run in keep:
+        for number, values in outputs.items():
+            run = len(extremes) + number
             arrays.update({f"output:{run}:{place}": array for place, array in enumerate(values)})
-    arrays["extremes"] = np.asarray(extremes, np.float64)
+        extremes += list(part)
+    # The last batch may have fewer samples that count.
+    arrays["extremes"] = np.concatenate(extremes)
+    arrays["lengths"] = np.array(list(map(len, extremes)))
     for place, observation in enumerate(observed):
         if observation.histogram is not None:
             (filled,) = np.nonzero(observation.histogram.counts)
@@ -120,15 +94,15 @@ def observe_shard(
     return {"num_runs": len(extremes)}
 
 
-def _runs_of(directory: Path, observed: Sequence[TensorObservation], num_outputs: int) -> Iterator[Run]:
+def _observed(directory: Path, observed: Sequence[TensorObservation], num_outputs: int) -> Observed:
     with np.load(directory / "observed.npz") as arrays:
         for place, observation in enumerate(observed):
             if observation.histogram is not None:
                 observation.histogram.counts[arrays[f"bins:{place}"]] += arrays[f"counts:{place}"]
-        for run, extremes in enumerate(arrays["extremes"]):
-            ends = [[(float(low), float(high)) for low, high in rows] for rows in extremes]
-            kept = f"output:{run}:0" in arrays
-            yield ends, tuple(arrays[f"output:{run}:{place}"] for place in range(num_outputs) if kept)
+        extremes = np.split(arrays["extremes"], np.cumsum(arrays["lengths"])[:-1])
+        kept = [run for run in range(len(extremes)) if f"output:{run}:0" in arrays]
+        outputs = {run: tuple(arrays[f"output:{run}:{place}"] for place in range(num_outputs)) for run in kept}
+        return Observed(extremes, outputs)
 
 
 def _packed(samples: Sequence[Mapping[str, NDArray]]) -> bytes:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of the values near the ends. Oracle: the counts of all values."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tfq.backends.statistics import Counted
+from tfq.backends.target.statistics import COLUMNS, ROWS, Counts, write_counts
+from tfq.ptq.calibration.histogram import NUM_BINS, SHIFT, Histogram, UnknownQuantileError
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.normal(size=(20, 40, 64)).astype(np.float32)
+VALUES = {
+    "normal": NORMAL,
+    "negative": NORMAL - 10,
+    "relu": np.maximum(NORMAL, 0),
+    "relu with negative zeros": np.where(NORMAL > 0, NORMAL, np.float32(-0.0)),
+    "relu6": np.clip(4 * NORMAL, 0, 6),
+    "sigmoid": (1 / (1 + np.exp(-9 * NORMAL))).astype(np.float32),
+    "almost always 0": np.where(NORMAL > 3.5, NORMAL, 0),
+    "two values": np.sign(NORMAL),
+    "one value": np.full_like(NORMAL, 0.3),
+    "zeros": np.zeros_like(NORMAL),
+    "subnormal": NORMAL * np.float32(1e-40),
+    "large": NORMAL * np.float32(1e37),
+    "grows": NORMAL * np.arange(1, 21, dtype=np.float32)[:, None, None],
+}
+TAIL, SHARE = 1e-3, 1e-2
+
+
+def counted(samples, share, num_full=8):
+    counts = Counts(NUM_BINS, SHIFT)
+    for number, sample in enumerate(samples):
+        if number == num_full:
+            counts.leave_out_middle(share)
+        ends = counts.add_array(sample)
+        assert ends == (sample.min(), sample.max())
+    (filled,) = np.nonzero(counts.counts)
+    return Histogram.of_counts(Counted(filled, counts.counts[filled], counts.total, counts.gap))
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_values_near_the_ends_are_counted_as_if_all_were(kind):
+    samples = VALUES[kind]
+    every, ends = Histogram(), counted(samples, SHARE)
+    every.add(samples)
+    assert ends.total == every.total == samples.size
+    for fraction in (0, TAIL / 2, TAIL, 1 - TAIL, 1 - TAIL / 2, 1):
+        assert ends.bins().quantile(fraction) == every.bins().quantile(fraction)
+    low, high = (every.bins().quantile(fraction) for fraction in (TAIL, 1 - TAIL))
+    assert ends.bins().fraction_outside(low, high) == pytest.approx(every.bins().fraction_outside(low, high), rel=1e-12)
+
+
+def test_a_quantile_among_values_that_were_not_counted_is_refused():
+    ends = counted(VALUES["normal"], SHARE)
+    with pytest.raises(UnknownQuantileError):
+        ends.bins().quantile(0.5)
+    assert len(ends.bins().counts) < 400 < len(counted(VALUES["normal"], SHARE, num_full=99).bins().counts)
+
+
+def test_ends_that_the_first_samples_do_not_show_are_refused_and_not_wrong():
+    # Values of the first samples are so large that later ones never reach the ends.
+    shrinking = NORMAL.copy()
+    shrinking[8:] /= 1000
+    with pytest.raises(UnknownQuantileError):
+        counted(shrinking, 1e-3).bins().quantile(1 - 1e-3)
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float32, (12, 9), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
+    st.sampled_from((0.02, 0.1, 0.3)),
+)
+def test_any_values_are_counted_outside_of_the_gap(samples, share):
+    every, ends = Histogram(), counted(samples, share, num_full=4)
+    every.add(samples)
+    assert ends.total == samples.size
+    for fraction in np.linspace(0, 1, 23):
+        try:
+            assert ends.bins().quantile(fraction) == every.bins().quantile(fraction)
+        except UnknownQuantileError:
+            assert 0 < fraction < 1
+
+
+def test_counts_of_two_children_add_up_with_the_wider_gap():
+    samples = VALUES["normal"]
+    every, one, other = Histogram(), counted(samples[:9], SHARE), counted(samples[9:], 2 * SHARE)
+    every.add(samples)
+    gap = {one.gap, other.gap}
+    one.merge(other)
+    assert len(gap) == 2 and one.gap in gap and one.total == samples.size
+    for fraction in (TAIL, 1 - TAIL):
+        assert one.bins().quantile(fraction) == every.bins().quantile(fraction)
+    whole = counted(samples, SHARE, num_full=99)
+    whole.merge(one)
+    assert whole.gap == one.gap and whole.total == 2 * samples.size
+
+
+@pytest.mark.parametrize("size", [1, ROWS - 1, ROWS, ROWS * COLUMNS, ROWS * COLUMNS + 5])
+def test_arrays_of_any_size_are_counted_whole(size):
+    values = RNG.normal(size=(10, size)).astype(np.float32)
+    every, ends = Histogram(), counted(values, SHARE)
+    every.add(values)
+    for fraction in (0, 1e-4, 1 - 1e-4, 1):
+        assert ends.bins().quantile(fraction) == every.bins().quantile(fraction)
+
+
+def test_nan_and_infinity_reach_the_extremes():
+    for special in (np.nan, np.inf, -np.inf):
+        counts = Counts(NUM_BINS, SHIFT)
+        for sample in NORMAL[:8]:
+            counts.add_array(sample)
+        counts.leave_out_middle(SHARE)
+        bad = NORMAL[8].copy()
+        bad[3, 3] = special
+        assert not np.isfinite(counts.add_array(bad)).all()
+
+
+def test_a_file_of_counts_holds_what_was_counted(tmp_path):
+    tensors = [Counts(NUM_BINS, SHIFT) for _ in range(3)]
+    tensors[0].add_array(np.float32([1, 1, 2]))
+    tensors[2].add_array(NORMAL)
+    tensors[2].leave_out_middle(SHARE)
+    write_counts(tmp_path / "counts.npz", tensors)
+    content = np.load(tmp_path / "counts.npz")
+    np.testing.assert_array_equal(content["lengths"][:2], [2, 0])
+    np.testing.assert_array_equal(content["counts"][:2], [2, 1])
+    np.testing.assert_array_equal(content["totals"], [3, 0, NORMAL.size])
+    np.testing.assert_array_equal(content["gaps"][:2], [[-1, -1], [-1, -1]])
+    assert tuple(content["gaps"][2]) == tensors[2].gap

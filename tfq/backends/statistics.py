@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observe the values of a flatbuffer's tensors in child processes: extremes of each sample, and counts by bins.
+
+Only these leave the children, see `target/statistics.py`.
+"""
+
+import collections
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.backends.activations import Task, run_in_children
+from tfq.backends.limits import usable_cores
+from tfq.backends.target.statistics import add_counts, of_samples
+from tfq.backends.worker import Arrays
+
+__all__ = ["Counted", "Inference", "Observed", "Requested", "add_counts", "observe_in_children", "of_samples"]
+
+# A tensor with at most this many values is joined with others.
+_JOINED_VALUES = 1 << 15
+# Ops whose results may have a shape that the file does not state.
+_SHAPING_OPS = frozenset(
+    ("CUSTOM", "SHAPE", "RANGE", "UNIQUE", "WHERE", "NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5")
+)
+# Inferences of a task, and bytes of their inputs.
+_TASK_INFERENCES, _TASK_BYTES = 16, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requested:
+    """What to observe.
+
+    Attributes:
+        tensors: Indices of float32 tensors of the main subgraph.
+        outputs: Indices of outputs that are returned for kept inferences.
+        axes: The axis of each tensor that has the samples of a batch; None if it has none.
+        batch_size: The number of samples of an inference.
+        num_bins: Number of bins of the histograms; 0 for extremes only.
+        shift: The bin of a float32 is its bits >> shift.
+        share: 0 to count all values. Otherwise, about this fraction of the values at each end of each tensor is
+            counted, and the values in the middle are not.
+    """
+
+    tensors: Sequence[int]
+    outputs: Sequence[int] = ()
+    axes: Sequence[int | None]
+    batch_size: int
+    num_bins: int
+    shift: int
+    share: float = 0.0
+
+
+class Inference(NamedTuple):
+    """An inference to observe.
+
+    Attributes:
+        arrays: An array for each input of the main subgraph.
+        used: How many samples of the batch count.
+        keep: Whether its outputs are returned.
+    """
+
+    arrays: Arrays
+    used: int
+    keep: bool
+
+
+class Observed(NamedTuple):
+    """What was observed in consecutive inferences.
+
+    Attributes:
+        extremes: For each inference, the minimum and the maximum: float32 of shape (used samples, tensors, 2).
+        outputs: {number of a kept inference: its outputs}.
+    """
+
+    extremes: Sequence[NDArray[np.float32]]
+    outputs: dict[int, tuple[NDArray, ...]]
+
+
+class Counted(NamedTuple):
+    """The values of a tensor that a child has counted.
+
+    Attributes:
+        bins: The bins that are not empty.
+        counts: The number of values in each.
+        total: The number of all values.
+        gap: (bin, bin) between which values were not counted; None if all were.
+    """
+
+    bins: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    total: int
+    gap: tuple[int, int] | None
+
+
+def observe_in_children(
+    model: bytes,
+    requested: Requested,
+    inferences: Iterable[Inference],
+    add: Callable[[int, Counted], None],
+    *,
+    num_workers: int = 0,
+    total: int | None = None,
+) -> Iterator[Observed]:
+    """Run a flatbuffer, and yield what was observed in consecutive inferences, in their order.
+
+    Args:
+        model: The flatbuffer.
+        requested: What to observe.
+        inferences: They are read as they are needed.
+        add: Called with (place of the tensor, its counts in one child) for each tensor and child. All calls were made
+            when the iterator ends.
+        num_workers: Children; 0 means one per core.
+        total: The number of inferences, for the progress bar.
+
+    Raises:
+        InputError: The interpreter rejects the arrays of an inference. `field` is "inputs".
+        ModelError: The model crashes, does not finish or needs more memory than there is.
+        BackendError: Anything else went wrong.
+    """
+    num_workers = num_workers or usable_cores()
+    graph, lock = tflite.read(model).main_subgraph, threading.Lock()
+    inferences = iter(inferences)
+    first = next(inferences, None)
+    if first is None:
+        return
+    joined = _joined_tensors(graph, requested, first.arrays)
+    exposed, _ = tflite.expose_tensors(model, [index for index in requested.tensors if index not in joined])
+    output, places = -1, {index: ["own", index] for index in requested.tensors}
+    if joined:
+        exposed, output = tflite.join_tensors(exposed, joined)
+        start = 0
+        for index in joined:
+            size = int(np.prod(graph.tensors[index].shape, dtype=np.int64))
+            places[index] = ["joined", start, size]
+            start += size
+    request = {
+        "mode": "statistics",
+        "places": [places[index] for index in requested.tensors],
+        "joined": output,
+        "outputs": list(map(int, requested.outputs)),
+        "axes": list(requested.axes),
+        "batch_size": requested.batch_size,
+        "num_bins": requested.num_bins,
+        "shift": requested.shift,
+        "share": requested.share,
+    }
+
+    def read(arrays: list[NDArray]) -> tuple[NDArray, list[NDArray]]:
+        extremes, *outputs = (array.copy() for array in arrays)
+        return extremes, outputs
+
+    def ended(directory: Path) -> None:
+        if not requested.num_bins:
+            return
+        with lock, np.load(directory / "counts.npz") as content:
+            arrays = {name: content[name] for name in content.files}
+            ends = np.cumsum(arrays["lengths"])
+            for place, (end, length) in enumerate(zip(ends, arrays["lengths"], strict=True)):
+                part = slice(int(end - length), int(end))
+                low, high = map(int, arrays["gaps"][place])
+                gap = None if low < 0 else (low, high)
+                counted = Counted(arrays["bins"][part], arrays["counts"][part], int(arrays["totals"][place]), gap)
+                add(place, counted)
+
+    limit = _TASK_INFERENCES if total is None else max(1, min(_TASK_INFERENCES, total // (4 * num_workers)))
+    tasks, kept = _tasks(itertools.chain([first], inferences), limit), collections.deque[list[int]]()
+
+    def noted() -> Iterator[Task]:
+        for task in tasks:
+            kept.append(task.fields["keep"])
+            yield task
+
+    results = run_in_children(exposed, request, noted(), read, ended=ended, num_workers=num_workers, total=total)
+    for extremes, outputs in results:
+        size = len(requested.outputs)
+        numbers = kept.popleft()
+        yield Observed(
+            list(extremes),
+            {number: tuple(outputs[place * size : (place + 1) * size]) for place, number in enumerate(numbers)},
+        )
+
+
+def _joined_tensors(graph: tflite.Subgraph, requested: Requested, arrays: Arrays) -> list[int]:
+    """Return the tensors that are read together: small ones of constant shape."""
+    inputs = [graph.tensors[index].shape for index in graph.inputs]
+    is_resized = [tuple(array.shape) for array in arrays] != inputs
+    has_other_shapes = any(op.name in _SHAPING_OPS for op in graph.ops)
+    if requested.batch_size > 1 or is_resized or has_other_shapes or any(each.is_dynamic for each in graph.tensors):
+        return []
+    sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
+    joined = [index for index, size in sizes.items() if 0 < size <= _JOINED_VALUES]
+    return joined if len(joined) > 1 else []
+
+
+def _tasks(inferences: Iterable[Inference], limit: int) -> Iterator[Task]:
+    """Group consecutive inferences with inputs of the same shapes and types, up to `limit`.
+
+    The first groups are small, so that an error in the first samples is found before many are read.
+    """
+    group: list[Inference] = []
+    num_tasks = 0
+
+    def kind(inference: Inference) -> list:
+        return [inference.used, *((array.shape, array.dtype) for array in inference.arrays)]
+
+    def task() -> Task:
+        arrays = tuple(np.stack(column) for column in zip(*(each.arrays for each in group), strict=True))
+        keep = [number for number, each in enumerate(group) if each.keep]
+        fields = {"count": len(group), "used": group[0].used, "keep": keep}
+        return Task(arrays, fields, num_samples=len(group))
+
+    for inference in inferences:
+        num_bytes = max(1, sum(array.nbytes for array in inference.arrays))
+        most = max(1, min(limit, 1 + num_tasks // 4, _TASK_BYTES // num_bytes))
+        if group and (len(group) >= most or kind(inference) != kind(group[0])):
+            yield task()
+            group, num_tasks = [], num_tasks + 1
+        group.append(inference)
+    if group:
+        yield task()
