@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends.activations import Task, run_in_children
 from tfq.backends.limits import usable_cores
-from tfq.backends.target.statistics import add_counts, of_samples
 from tfq.backends.worker import Arrays
-
-__all__ = ["Counted", "Inference", "Observed", "Requested", "add_counts", "observe_in_children", "of_samples"]
 
 # A tensor with at most this many values is joined with others.
 _JOINED_VALUES = 1 << 15

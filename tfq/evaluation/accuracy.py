@@ -37,6 +37,7 @@ from tfq.evaluation.scores import (
     check_bounds,
     choose_metrics,
     compute_scores,
+    labels_positions,
     reconstructs,
     why_no_class,
 )
@@ -267,8 +268,9 @@ def _class_details(
     differing: dict[str, Any] | None = None
     reason: str | None = NO_REFERENCE if others is None else off
     if others is not None and limit:
-        if position_classes(values[:1], None if labels is None else labels[:1])[0].shape[1] > 1:
-            differing, reason = differing_positions(values, others, labels, data, limit, own_names), None
+        maps = labels if labels_positions(choice, output, is_scored=is_scored) else None
+        if position_classes(values[:1], None if maps is None else maps[:1])[0].shape[1] > 1:
+            differing, reason = differing_positions(values, others, maps, data, limit, own_names), None
         else:
             truth = labels if classes is not None else None
             differing, reason = differing_examples(values, others, truth, data, limit, own_names)

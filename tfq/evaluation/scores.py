@@ -441,10 +441,14 @@ def agreement_of_output(
         is_scored: Whether the main metric was computed, so that the labels fit it.
     """
     values = predictions.outputs[output]
-    is_map = choice.metric.contract.predicts == "positions" and choice.uses(output) and is_scored
-    if not is_map or values.shape != expected.shape:
+    if not labels_positions(choice, output, is_scored=is_scored) or values.shape != expected.shape:
         return agreement(values, expected)
     return position_agreement(values, expected, predictions.for_metric(choice.metric)[1])
+
+
+def labels_positions(choice: Choice, output: int, *, is_scored: bool) -> bool:
+    """Check whether the labels have a class for each position of an output, because the main metric uses them so."""
+    return choice.metric.contract.predicts == "positions" and choice.uses(output) and is_scored
 
 
 def agreement_of(

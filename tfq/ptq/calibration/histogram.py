@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.backends.statistics import Counted, add_counts
+from tfq.backends.target.counting import add_counts
 from tfq.errors import InputError
 
 _MANTISSA_BITS = 6
@@ -65,14 +65,23 @@ class Histogram:
             self.num_missing = total - int(self.counts.sum())
 
     @classmethod
-    def of_counts(cls, counted: Counted) -> "Histogram":
-        """Return the histogram of counts from another process."""
+    def of_counts(
+        cls, bins: NDArray[np.integer], counts: NDArray[np.int64], total: int, gap: tuple[int, int] | None
+    ) -> "Histogram":
+        """Return the histogram of values that another process has counted.
+
+        Args:
+            bins: The bins that are not empty.
+            counts: The number of values in each.
+            total: The number of all values.
+            gap: As in the attribute.
+        """
         result = cls()
-        result.counts[counted.bins] = counted.counts
-        if counted.gap is not None:
-            low, high = _PLACE[list(counted.gap)]
+        result.counts[bins] = counts
+        if gap is not None:
+            low, high = _PLACE[list(gap)]
             result.counts[_ASCENDING[low + 1 : high]] = 0
-            result.gap, result.num_missing = counted.gap, counted.total - int(result.counts.sum())
+            result.gap, result.num_missing = gap, total - int(result.counts.sum())
         return result
 
     @property

@@ -213,7 +213,7 @@ def observe_runs(
     def add(place: int, counted: Counted) -> None:
         histogram = observed[place].histogram
         assert histogram is not None  # counts were requested
-        histogram.merge(Histogram.of_counts(counted))
+        histogram.merge(Histogram.of_counts(*counted))
 
     with _explained():
         yield from observe_in_children(model, requested, inferences(), add, num_workers=num_workers, total=total)

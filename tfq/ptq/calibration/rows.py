@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.backends.statistics import of_samples
+from tfq.backends.target.counting import of_samples
 
 # A relative difference by which the sums of a sample's values may differ between two positions in a batch.
 _TOLERANCE = 1e-4

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tfq.backends.statistics import Counted
-from tfq.backends.target.statistics import COLUMNS, ROWS, Counts, write_counts
+from tfq.backends.target.counting import COLUMNS, ROWS, Counts, write_counts
 from tfq.ptq.calibration.histogram import NUM_BINS, SHIFT, Histogram, UnknownQuantileError
 
 RNG = np.random.default_rng(0)
@@ -39,7 +38,7 @@ def counted(samples, share, num_full=8):
         ends = counts.add_array(sample)
         assert ends == (sample.min(), sample.max())
     (filled,) = np.nonzero(counts.counts)
-    return Histogram.of_counts(Counted(filled, counts.counts[filled], counts.total, counts.gap))
+    return Histogram.of_counts(filled, counts.counts[filled], counts.total, counts.gap)
 
 
 @pytest.mark.parametrize("kind", VALUES)
