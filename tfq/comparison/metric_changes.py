@@ -104,11 +104,7 @@ def metric_changes(new: Measured, old: Measured, *, same_examples: bool) -> tupl
             reason = stored if same_examples else NOT_SAME_EXAMPLES
         changes.append(
             MetricChange(
-                metric=name,
-                output=output,
-                title=str(facts.get("title") or name),
-                unit=str(facts.get("unit") or "none"),
-                direction=facts.get("direction"),
+                **_identity(output, name, facts),
                 old=other["value"],
                 new=facts["value"],
                 old_interval=ends[1],
@@ -141,11 +137,7 @@ def changes_from_reference(evaluation: Mapping[str, Any]) -> tuple[MetricChange,
         )
         changes.append(
             MetricChange(
-                metric=name,
-                output=output,
-                title=str(facts.get("title") or name),
-                unit=str(facts.get("unit") or "none"),
-                direction=facts.get("direction"),
+                **_identity(output, name, facts),
                 old=facts["reference"],
                 new=facts["value"],
                 old_interval=None,
@@ -155,6 +147,17 @@ def changes_from_reference(evaluation: Mapping[str, Any]) -> tuple[MetricChange,
             )
         )
     return tuple(changes)
+
+
+def _identity(output: str, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a MetricChange that say which metric it is."""
+    return {
+        "metric": name,
+        "output": output,
+        "title": str(facts.get("title") or name),
+        "unit": str(facts.get("unit") or "none"),
+        "direction": facts.get("direction"),
+    }
 
 
 def _facts(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

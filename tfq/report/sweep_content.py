@@ -414,8 +414,8 @@ def _seed_spreads(record: Record) -> Iterator[Section]:
     about = (
         "How much the difference of two groups varies from seed to seed. It is pooled over pairs of groups of the same "
         "families of compression, and apart for groups that are converted from one trained model. With fewer than "
-        f"{plain(spreads.get('min_freedom'))} degrees of freedom, that of all groups is used. The interval of a "
-        "difference uses the spread of its own two groups if that is larger."
+        f"{plain(spreads.get('min_freedom'))} degrees of freedom, the spread over all groups is used. The "
+        "interval of a difference uses the spread of these two groups if it is larger."
     )
     table = Table(
         key="seed_spreads",

@@ -240,7 +240,7 @@ class Runner:
         return Answers(score=score, agreement=tally.agreeing / tally.count if has_agreement else None, ece=ece)
 
     def why_no_draws(self, name: str) -> str | None:
-        """Return why there is no interval of a metric that is not a mean over the examples; None if there is one."""
+        """Return why a metric that is not a mean over the examples has no interval; None if it has one."""
         chosen = self.metric if name == self.metric.name else self._calibration
         if chosen is None:
             return None

@@ -9,6 +9,8 @@ ends. So the first values can choose a low and a high bin, beyond which a given 
 the values there are counted, exactly.
 """
 
+import functools
+
 import numpy as np
 
 # Values processed at a time: as many rows as this, of columns that stay in the cache of a core.
@@ -17,6 +19,15 @@ ROWS, COLUMNS = 64, 2048
 LARGE_BIN = 0.02
 # Values whose bins are counted at a time.
 PART = 1 << 16
+# Fewer values than this are counted one by one, because bincount allocates and adds an array of all bins.
+FEW = 4096
+
+
+@functools.cache
+def ascending(num_bins):
+    """Return the bins in the ascending order of their values."""
+    half = num_bins // 2
+    return np.concatenate([np.arange(half, num_bins)[::-1], np.arange(half)])
 
 
 def bins_of(values, shift):
@@ -29,7 +40,7 @@ def add_counts(counts, values, shift):
     values = np.ascontiguousarray(values).reshape(-1)
     for start in range(0, values.size, PART):
         bins = bins_of(values[start : start + PART], shift)
-        if bins.size < 4096:
+        if bins.size < FEW:
             np.add.at(counts, bins, 1)
         else:
             # bincount copies integers that are not of the platform's native type.
@@ -129,8 +140,7 @@ class Counts:
         """From now on, count only the values in and beyond the bins that have `share` of the values at each end."""
         if not self.total:
             return
-        half = self.counts.size // 2
-        order = np.concatenate([np.arange(half, 2 * half)[::-1], np.arange(half)])  # ascending values
+        half, order = self.counts.size // 2, ascending(self.counts.size)
         ordered = self.counts[order]
         cumulative = np.cumsum(ordered)
         low = int(np.searchsorted(cumulative, share * self.total))

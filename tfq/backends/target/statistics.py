@@ -33,17 +33,13 @@ class Observer:
     def __init__(self, request):
         """Read which tensors to observe; see `run`."""
         self.places = request["places"]
-        num_tensors = len(self.places)
-        number = num_tensors if request["num_bins"] else 0
-        self.counted = [Counts(request["num_bins"], request["shift"]) for _ in range(number)]
+        self.counted = [Counts(request["num_bins"], request["shift"]) for _ in self.places if request["num_bins"]]
         self.share, self.num_samples = request["share"], 0
         self.axes, self.batch_size = request["axes"], request["batch_size"]
         self.joined, self.own = request["joined"], [place for place, at in enumerate(self.places) if at[0] == "own"]
         parts = [place for place, at in enumerate(self.places) if at[0] == "joined"]
-        self.parts, self.starts = (
-            np.array(parts, np.intp),
-            np.array([self.places[place][1] for place in parts], np.intp),
-        )
+        self.parts = np.array(parts, np.intp)
+        self.starts = np.array([self.places[place][1] for place in parts], np.intp)
         if parts:
             size = sum(self.places[place][2] for place in parts)
             self.ring = np.empty((max(1, min(ROWS, RING_BYTES // (4 * size))), size), np.float32)
@@ -67,8 +63,8 @@ class Observer:
         for place in self.own:
             values = interpreter.tensor(self.places[place][1])()
             self._add_tensor(place, values, used, extremes[:, place])
-        self.num_samples += used
-        is_full = self.num_samples < NUM_FULL + used and self.num_samples >= NUM_FULL
+        before, self.num_samples = self.num_samples, self.num_samples + used
+        is_full = before < NUM_FULL <= self.num_samples
         if self.parts.size and self.counted and (self.filled == len(self.ring) or is_full):
             self._count_ring()
         if is_full and self.share and self.counted:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.backends.target.counting import add_counts
+from tfq.backends.target.counting import add_counts, ascending
 from tfq.errors import InputError
 
 _MANTISSA_BITS = 6
@@ -24,7 +24,7 @@ SHIFT = 23 - _MANTISSA_BITS
 _NEGATIVE = 1 << (31 - SHIFT)
 NUM_BINS = 2 * _NEGATIVE
 # The bins in the ascending order of their values.
-_ASCENDING = np.concatenate([np.arange(_NEGATIVE, NUM_BINS)[::-1], np.arange(_NEGATIVE)])
+_ASCENDING = ascending(NUM_BINS)
 # The place of each bin in that order.
 _PLACE = np.argsort(_ASCENDING)
 

@@ -131,13 +131,14 @@ def observe(
     else:
         results = observe_in_shards(distribution, model, requested, list(runs), observed, keep, num_samples)
     pending: list[NDArray[np.float32]] = []
-    run = 0
+    run = num_read = 0
     for extremes, values in results:
         outputs.update({run + place: arrays for place, arrays in values.items()})
         run += len(extremes)
         for each in extremes:
-            _check_finite(each, count + sum(map(len, pending)), observed)
+            _check_finite(each, num_read, observed)
             pending.append(each)
+            num_read += len(each)
         if len(pending) >= _EXTREMES_TOGETHER:
             count = _add_pending(observed, pending, count)
     count = _add_pending(observed, pending, count)
