@@ -162,30 +162,23 @@ def seed_difference(
     of_seeds, of_examples = changes.mean(axis=1), changes.mean(axis=0)
     difference, confidence = float(changes.mean()), 1 - (1 - CONFIDENCE) / comparisons
     std = float(of_seeds.std(ddof=1)) if num_seeds > 1 else None
-    low = high = spread_from = None
+    low = high = None
     reason = f"only {count} examples: an interval needs {_MIN_EXAMPLES}" if count < _MIN_EXAMPLES else None
     if reason is None:
         center, over_examples = _mean_and_variance(of_examples, is_binary)
-        spread = max(std or 0.0, pooled.std if pooled is not None and std is not None else 0.0)
-        over_seeds = spread**2 / num_seeds
-        of_spread = num_seeds - 1 if pooled is None else pooled.freedom
+        over_seeds, of_spread = _variance_over_seeds(std, pooled, num_seeds)
         freedom = _degrees_of_freedom((over_examples, count - 1), (over_seeds, of_spread))
         half_width = t_quantile(0.5 + confidence / 2, freedom) * math.sqrt(over_examples + over_seeds)
         # The added pairs move the center a little towards 0; the interval must contain the estimate.
         low, high = min(center - half_width, difference), max(center + half_width, difference)
         reason = ONE_SEED if num_seeds == 1 else None
-        if std is not None:
-            spread_from = OWN if pooled is None or std > pooled.std else pooled.over
     return SeedDifference(
         difference=difference,
         low=low,
         high=high,
         confidence=confidence,
         comparisons=comparisons,
-        std_over_seeds=std,
-        pooled_std=None if pooled is None or std is None else pooled.std,
-        pooled_over=None if pooled is None or std is None else pooled.over,
-        spread_from=spread_from,
+        **_spread_fields(std, pooled, has_interval=low is not None),
         wins=int((changes > 0).sum()) if is_binary else None,
         losses=int((changes < 0).sum()) if is_binary else None,
         num_examples=count,
@@ -242,11 +235,9 @@ def resampled_difference(
     of_draws = np.mean([new - base for new, base in zip(replicates, base_replicates, strict=True)], axis=0)
     ends, reason = percentile_interval(of_draws, num_examples)
     std = float(of_seeds.std(ddof=1)) if num_seeds > 1 else None
-    low = high = spread_from = None
+    low = high = None
     if ends is not None:
-        spread = max(std or 0.0, pooled.std if pooled is not None and std is not None else 0.0)
-        over_seeds = spread**2 / num_seeds
-        of_spread = num_seeds - 1 if pooled is None else pooled.freedom
+        over_seeds, of_spread = _variance_over_seeds(std, pooled, num_seeds)
         unit = t_quantile(0.5 + CONFIDENCE / 2, num_examples - 1)
         reaches = []
         for half in (difference - ends[0], ends[1] - difference):
@@ -256,18 +247,13 @@ def resampled_difference(
             reaches.append(t_quantile(0.5 + confidence / 2, freedom) * math.sqrt(over_examples + over_seeds))
         low, high = difference - reaches[0], difference + reaches[1]
         reason = ONE_SEED if num_seeds == 1 else None
-        if std is not None:
-            spread_from = OWN if pooled is None or std > pooled.std else pooled.over
     return SeedDifference(
         difference=difference,
         low=low,
         high=high,
         confidence=confidence,
         comparisons=comparisons,
-        std_over_seeds=std,
-        pooled_std=None if pooled is None or std is None else pooled.std,
-        pooled_over=None if pooled is None or std is None else pooled.over,
-        spread_from=spread_from,
+        **_spread_fields(std, pooled, has_interval=low is not None),
         wins=None,
         losses=None,
         num_examples=num_examples,
@@ -319,6 +305,31 @@ def _mean_and_variance(values: NDArray[np.float64], is_binary: bool) -> tuple[fl
     count = len(values) + 2
     mean = float(values.sum()) / count
     return mean, (float((values**2).sum() + 1) / count - mean**2) / count
+
+
+def _variance_over_seeds(std: float | None, pooled: SeedSpread | None, num_seeds: int) -> tuple[float, int]:
+    """Return the variance of a mean over the seeds, and the degrees of freedom of its estimate.
+
+    Args:
+        std: The standard deviation over the seeds of these two groups; None with one seed.
+        pooled: The spread that is pooled over other groups, which is used if it is larger.
+        num_seeds: The number of seeds.
+    """
+    spread = max(std or 0.0, pooled.std if pooled is not None and std is not None else 0.0)
+    return spread**2 / num_seeds, num_seeds - 1 if pooled is None else pooled.freedom
+
+
+def _spread_fields(std: float | None, pooled: SeedSpread | None, *, has_interval: bool) -> dict[str, Any]:
+    """Return the fields of a SeedDifference about the spread over seeds."""
+    if std is None:
+        return {"std_over_seeds": None, "pooled_std": None, "pooled_over": None, "spread_from": None}
+    used = OWN if pooled is None or std > pooled.std else pooled.over
+    return {
+        "std_over_seeds": std,
+        "pooled_std": None if pooled is None else pooled.std,
+        "pooled_over": None if pooled is None else pooled.over,
+        "spread_from": used if has_interval else None,
+    }
 
 
 def _degrees_of_freedom(*terms: tuple[float, int]) -> float:
