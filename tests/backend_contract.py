@@ -78,11 +78,12 @@ def nothing_is_left(subject, temporary):
     assert soon(lambda: not children() - before)
 
 
-def soon(condition: Callable[[], bool], secs: float = 20.0) -> bool:
+def soon(condition: Callable[[], object], secs: float = 20.0) -> bool:
+    """Return whether the condition becomes true within some seconds. It may become false again right after."""
     deadline = time.monotonic() + secs
-    while not condition() and time.monotonic() < deadline:
+    while not (result := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return condition()
+    return bool(result)
 
 
 def children() -> set[int]:

@@ -65,14 +65,18 @@ def small_blocks(monkeypatch):
 
 def dropping(inputs, base: Path, times: int):
     """Return a stream that ends the connection in its middle, the first `times` times that it is read."""
-    reads = []
+    reads, seen = [], set()
+
+    def has_new_folder():
+        return bool(set((base / "relay/runs").glob("*")) - seen)
 
     def pieces():
         reads.append(1)
         for place, piece in enumerate(np.split(inputs, range(16, len(inputs), 16))):
             if place == 6 and len(reads) <= times:
-                # The pieces may arrive in the pipe before the relay has made its folder.
-                assert soon(lambda: relays(base) != [] and any((base / "relay/runs").glob("*")))
+                # The pieces may arrive in the pipe before the relay has replaced the folder of the killed one.
+                assert soon(has_new_folder)
+                seen.update((base / "relay/runs").glob("*"))
                 kill_all(base)
             yield (piece,)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backend_contract import soon
 from golden_models import changed, golden
 
 from tfq.backends import RunRequest, forks, make_backend, scratch
@@ -60,13 +61,6 @@ def descendants(pid: int) -> set[int]:
         result |= new
         pending += new
     return result
-
-
-def soon(condition, secs: float = 20.0) -> bool:
-    deadline = time.monotonic() + secs
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 @pytest.mark.parametrize("start", ["fork", "process"])
