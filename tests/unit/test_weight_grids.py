@@ -7,6 +7,7 @@ import pytest
 from tfq.analysis import GRIDS, weight_grids
 from tfq.analysis.weight_grids import on_grid
 from tfq.config import GRIDS as CHOICES
+from tfq.quant_math import sqnr_db
 
 RNG = np.random.default_rng(0)
 ROWS = (RNG.normal(size=(6, 400)) * 2.0 ** RNG.integers(-4, 4, (6, 1))).astype(np.float32)
@@ -30,10 +31,34 @@ def test_the_number_of_values_fits_the_bits(grid, bits):
     assert max(np.unique(part).size for part in parts) <= 2**bits
 
 
-@pytest.mark.parametrize("grid", ["uniform", "zero_aware", "kmeans"])
+@pytest.mark.parametrize("grid", ["uniform", "zero_aware", "logarithmic", "kmeans"])
 def test_more_bits_have_less_error(grid):
     results = [errors(ROWS, grid, bits) for bits in (2, 3, 4, 6, 8)]
     assert results == sorted(results, reverse=True) and results[-1] < 1e-3
+
+
+def best_logarithmic_error(row, count):
+    """Return the least squared error over a dense set of bases and factors, with every distance computed."""
+    least = np.inf
+    for base in 2.0 ** np.geomspace(0.03, 1.2, 25):
+        sides = base ** -np.arange(float(count))
+        for factor in np.abs(row).max() * np.linspace(0.5, 1.02, 14):
+            levels = factor * np.concatenate([sides, [0], -sides])
+            least = min(least, (np.abs(row[:, None] - levels).min(axis=1) ** 2).sum())
+    return least
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_logarithmic_bases_are_nearly_the_best_on_heavy_tails(bits):
+    row = np.random.default_rng(1).standard_t(4, 500).astype(np.float32)
+    error = ((on_grid(row[None], "logarithmic", bits) - row) ** 2).sum()
+    assert error <= 1.25 * best_logarithmic_error(row.astype(np.float64), 2 ** (bits - 1) - 1)
+
+
+def test_each_bit_adds_signal_to_noise_ratio_on_heavy_tails():
+    rows = np.random.default_rng(2).standard_t(4, (8, 500)).astype(np.float32)
+    ratios = [sqnr_db(rows, on_grid(rows, "logarithmic", bits)) for bits in range(2, 9)]
+    assert np.diff(ratios).min() > 4.5 and ratios[-1] > 38
 
 
 @pytest.mark.parametrize("grid", ["uniform", "zero_aware", "power_of_two", "logarithmic"])

@@ -15,6 +15,10 @@ Rows = NDArray[np.float32]
 # Candidates for the largest level, as fractions of a row's largest weight.
 _FRACTIONS = np.linspace(0.25, 1.0, 31)
 _LOWEST_FRACTIONS = np.linspace(0.0, 0.5, 11)
+# Candidates for the base of a logarithmic grid, as log2(base): from 2 to 2^(1/32). The levels of a grid cover between
+# half an octave and 14 octaves: with fewer it lacks small levels, and what lies below is rounded to zero anyway.
+_LOG2_BASES = 2.0 ** -np.arange(0, 5.25, 0.25)
+_OCTAVES = (0.5, 14.0)
 _SWEEPS, _BINS = 50, 4096
 
 
@@ -50,12 +54,24 @@ def power_of_two(rows: Rows, bits: int) -> Rows:
 
 
 def logarithmic(rows: Rows, bits: int) -> Rows:
-    """Round to zero and powers of the square root of two, times a factor per row. It is finer near zero.
+    """Round to zero and powers of a base between 1 and 2, times a factor. It is finer near zero.
 
-    Source: Miyashita et al. 2016, "Convolutional neural networks using logarithmic data representation".
+    Each row has the base and the factor with the least squared error. More bits need a smaller base: powers of a fixed
+    base only reach further towards zero, where there is nothing to gain.
+
+    Source: Miyashita et al. 2016, "Convolutional neural networks using logarithmic data representation", whose bases
+    are 2 and the square root of 2.
     """
-    sides = 2.0 ** (-np.arange(_levels_per_side(bits)) / 2)
-    return _best(rows, (_mirrored(sides, _largest(rows) * fraction) for fraction in _FRACTIONS))
+    powers = np.arange(_levels_per_side(bits))
+    octaves = powers[-1] * _LOG2_BASES
+    bases = _LOG2_BASES[(octaves >= _OCTAVES[0]) & (octaves <= _OCTAVES[1])] if powers.size > 1 else _LOG2_BASES[:1]
+
+    def candidates() -> Iterator[NDArray]:
+        for fraction in _FRACTIONS[::2]:
+            for log2_base in bases:
+                yield _mirrored(2.0 ** (-powers * log2_base), _largest(rows) * fraction)
+
+    return _best(rows, candidates())
 
 
 def kmeans(rows: Rows, bits: int) -> Rows:

@@ -20,8 +20,8 @@ class BitWidthsConfig(Config):
     grids: tuple[str, ...] = setting(
         GRIDS,
         "quantization grids of weights to try: uniform (evenly spaced, as TFLite's int8 and int4), zero_aware "
-        "(evenly spaced without a gap around zero, for pruned layers), power_of_two, logarithmic (powers of the "
-        "square root of two), kmeans (any values); with quantized activations only the first is tried",
+        "(evenly spaced without a gap around zero, for pruned layers), power_of_two, logarithmic (powers of a "
+        "base that each channel chooses), kmeans (any values); with quantized activations only the first is tried",
         choices=GRIDS,
     )
     keep: tuple[str, ...] = setting((), "name patterns of layers that stay float, such as the first and the last")
