@@ -114,7 +114,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             elif variant.target_macs < 1:
                 shape = StructuredPruningConfig(
                     enabled=True,
-                    target_macs=variant.target_macs,
+                    target_cost=variant.target_macs,
                     targets=variant.targets,
                     channel_multiple=4,
                     distillation=DISTILLATION,

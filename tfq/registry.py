@@ -35,6 +35,7 @@ MODULES = {
     "backend": "tfq.backends",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "calibration_method": "tfq.ptq.calibration.methods",
+    "channel_cost": "tfq.compression.structured_pruning.costs",
     "corruption": "tfq.robustness",
     "data_source": "tfq.data.sources",
     "executor": "tfq.executors",

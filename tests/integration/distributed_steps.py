@@ -54,7 +54,7 @@ def prune(allocation, calibration=None):
 
 
 def structured(model):
-    config = tfq.StructuredPruningConfig(target_macs=0.7, channel_multiple=1)
+    config = tfq.StructuredPruningConfig(target_cost=0.7, channel_multiple=1)
     return tfq.prune_structured(model, fit, config, data=X).model
 
 

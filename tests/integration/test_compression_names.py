@@ -64,7 +64,7 @@ def cluster(model, fit):
 
 
 def prune_structured(model, fit):
-    config = StructuredPruningConfig(target_macs=0.7, channel_multiple=1)
+    config = StructuredPruningConfig(target_cost=0.7, channel_multiple=1)
     return tfq.prune_structured(model, fit, config).model
 
 

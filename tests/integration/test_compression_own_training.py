@@ -66,7 +66,7 @@ def cluster(model, fit):
 
 
 def prune_structured(model, fit):
-    return tfq.prune_structured(model, fit, StructuredPruningConfig(target_macs=0.7, channel_multiple=1)).model
+    return tfq.prune_structured(model, fit, StructuredPruningConfig(target_cost=0.7, channel_multiple=1)).model
 
 
 def qat(model, fit):

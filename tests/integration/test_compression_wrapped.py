@@ -139,7 +139,7 @@ def test_resumed_training_changes_weights_and_converts(models):
     ("name", "step"),
     [
         ("qat", lambda model: tfq.prune(model, fit, tfq.PruneConfig(final_sparsity=0.6, end_step=1))),
-        ("qat", lambda model: tfq.prune_structured(model, config=tfq.StructuredPruningConfig(target_macs=0.6)).model),
+        ("qat", lambda model: tfq.prune_structured(model, config=tfq.StructuredPruningConfig(target_cost=0.6)).model),
         ("clustered", lambda model: tfq.to_tf_keras(model).model),
         ("constant", lambda model: tfq.qat(model, fit, tfq.QATConfig(layers=("head",)), calibration=X)),
     ],

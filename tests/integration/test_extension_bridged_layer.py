@@ -113,7 +113,7 @@ def test_structured_pruning_follows_its_channels(plugin):
     sites = {site.layer: site for site in trace_channels(model, "l1").sites}
     np.testing.assert_array_equal(sites["conv"].outputs, sites["gain"].inputs)
     np.testing.assert_array_equal(sites["conv"].outputs, sites["gain"].outputs)
-    config = tfq.StructuredPruningConfig(target_macs=0.5, channel_multiple=1)
+    config = tfq.StructuredPruningConfig(target_cost=0.5, channel_multiple=1)
     smaller = tfq.prune_structured(model, config=config).model
     assert smaller.get_layer("gain").gain.shape[0] == smaller.get_layer("conv").filters < 6
 

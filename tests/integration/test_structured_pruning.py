@@ -73,18 +73,49 @@ def residual(layers, x):
 
 def test_a_target_says_what_share_of_a_layers_filters_stays():
     model = built(residual, (8, 8, 3))
-    result = prune_structured(model, config=config(target_macs=0.99, targets=("inner=0.5", "conv1=1")))
+    result = prune_structured(model, config=config(target_cost=0.99, targets=("inner=0.5", "conv1=1")))
     assert result.removed == {"inner": (6, 12)}
-    assert "multiply-add" in result.skipped["conv0"]
+    assert "cost" in result.skipped["conv0"]
     assert "target" in result.skipped["conv1"]
     with refused(InputError, field="compression.structured_pruning.targets", expected=(0, 1), got="inner=2"):
         prune_structured(model, config=config(targets=("inner=2",)))
 
 
+def bytes_in_memory(content):
+    """Return the peak bytes of activations of a flatbuffer, from its own ops and tensors."""
+    graph = tfq.tflite.read(content).main_subgraph
+    needed = []
+    for at in range(len(graph.ops)):
+        earlier = set(graph.inputs) | {index for op in graph.ops[: at + 1] for index in op.outputs}
+        later = set(graph.outputs) | {index for op in graph.ops[at:] for index in op.inputs}
+        alive = (earlier & later) | set(graph.ops[at].outputs)
+        alive -= {index for index in alive if index < 0 or graph.tensors[index].is_constant}
+        needed.append(sum(int(np.prod(graph.tensors[index].shape)) for index in alive))
+    return max(needed)
+
+
+def test_estimated_memory_is_that_of_the_converted_file():
+    model = built(residual, (8, 8, 3))
+    samples = RNG.normal(size=(20, 8, 8, 3)).astype(np.float32)
+    result = prune_structured(model, config=config(cost="arena", target_cost=0.75))
+    assert result.cost_before == bytes_in_memory(tfq.convert(model, samples))
+    assert result.cost_after == bytes_in_memory(tfq.convert(result.model, samples))
+    assert result.cost_after <= 0.75 * result.cost_before
+    assert "estimated bytes" in result.to_text()
+
+
+def test_estimated_instructions_limit_the_search_and_are_named_as_estimates():
+    result = prune_structured(built(residual, (8, 8, 3)), config=config(cost="instructions_a53", target_cost=0.9))
+    assert result.cost_after <= 0.9 * result.cost_before
+    assert result.macs_after < result.macs_before
+    assert "estimated Cortex-A53 instructions" in result.to_text()
+    assert result.to_dict()["cost_basis"]
+
+
 def test_a_residual_sum_loses_the_same_channels_on_all_its_branches():
     model = built(residual, (8, 8, 3))
     before = [weight.copy() for weight in model.get_weights()]
-    result = prune_structured(model, config=config(target_macs=0.3))
+    result = prune_structured(model, config=config(target_cost=0.3))
     small = result.model
     kept = places_left(small, model, "conv0")
     assert places_left(small, model, "bn1") == kept == places_left(small, model, "bn0")
@@ -153,7 +184,7 @@ def squeeze_excite(layers, x):
 
 def test_a_depthwise_convolution_and_a_gate_follow_their_channels():
     model = built(squeeze_excite, (12, 12, 3))
-    small = prune_structured(model, config=config(target_macs=0.4)).model
+    small = prune_structured(model, config=config(target_cost=0.4)).model
     stem, reduce = places_left(small, model, "stem"), places_left(small, model, "reduce")
     doubled = [2 * place + more for place in stem for more in (0, 1)]
     assert 2 <= len(stem) < 8
@@ -182,7 +213,7 @@ def test_every_other_layer_with_filters_loses_them_on_the_right_axes():
         return layers.Conv1D(2, 3, padding="same", name="head")(x)
 
     model = built(build, (6, 6, 4))
-    result = prune_structured(model, config=config(target_macs=0.3))
+    result = prune_structured(model, config=config(target_cost=0.3))
     assert set(result.removed) == {"up", "separable", "conv1d", "dense"}
     places = {name: places_left(result.model, model, name) for name in result.removed}
     kernel = model.get_layer("up").get_weights()[0]
@@ -245,7 +276,7 @@ def test_what_cannot_be_followed_keeps_its_channels_and_says_why(cut, reason):
         return layers.Dense(3, name="head")(layers.Flatten(name="flat")(cut(layers, x)))
 
     model = built(build, (8, 8, 3))
-    result = prune_structured(model, config=config(target_macs=0.6))
+    result = prune_structured(model, config=config(target_cost=0.6))
     assert set(result.removed) == {"free"}
     (message,) = [why for why in [result.skipped["held"]] if "layer '" in why]
     assert any(part in message for part in reason.split("|"))
@@ -258,7 +289,7 @@ def test_a_layer_that_is_called_twice_keeps_its_channels():
         x = layers.Conv2D(16, 1, name="after")(twice(twice(x)))
         return layers.Conv2D(2, 1, name="head")(x)
 
-    result = prune_structured(built(build, (4, 4, 3)), config=config(target_macs=0.7))
+    result = prune_structured(built(build, (4, 4, 3)), config=config(target_cost=0.7))
     assert set(result.removed) == {"after"}
     assert result.skipped["before"] == result.skipped["twice"] == "layer 'twice' is called 2 times"
     # before 3*8, twice 2 * 8*8, after 8*16, head 16*2, on 16 places.
@@ -342,7 +373,7 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
         wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), output_is_zero=rule.output_is_zero)
         monkeypatch.setitem(rules.RULES, "batch_normalization", wrong)
     with refused(TfqError, field="model") as caught:
-        prune_structured(model, config=config(target_macs=0.3))
+        prune_structured(model, config=config(target_cost=0.3))
     assert caught.value.got in ("inner", "conv1", "bn1")
 
 
@@ -381,10 +412,10 @@ def test_a_fit_that_does_not_train_is_reported():
 
 def test_what_cannot_be_done_is_refused_with_what_to_do():
     model = built(residual, (8, 8, 3))
-    with refused(InputError, field="compression.structured_pruning.target_macs", got=1):
-        prune_structured(model, config=config(target_macs=1.0))
-    with refused(InputError, field="compression.structured_pruning.target_macs", got=0.01, word="head"):
-        prune_structured(model, config=config(target_macs=0.01))
+    with refused(InputError, field="compression.structured_pruning.target_cost", got=1):
+        prune_structured(model, config=config(target_cost=1.0))
+    with refused(InputError, field="compression.structured_pruning.target_cost", got=0.01, word="head"):
+        prune_structured(model, config=config(target_cost=0.01))
     with refused(InputError, field="model", got="small", word="conv0", limit="nothing-to-compress"):
         prune_structured(model, config=config(channel_multiple=16))
     with refused(InputError, field="compression.structured_pruning.layers", got="con0", word="'conv0'"):

@@ -16,7 +16,7 @@ IMAGES = RNG.normal(size=(40, 8, 8, 3)).astype(np.float32)
 
 def config(**values):
     return StructuredPruningConfig(
-        enabled=True, **{"target_macs": 0.6, "channel_multiple": 4, "layers": ("first",), **values}
+        enabled=True, **{"target_cost": 0.6, "channel_multiple": 4, "layers": ("first",), **values}
     )
 
 

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from messages import refused
 
-from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, Term, groups_of
+from tfq import registry
+from tfq.compression.structured_pruning.channels import (
+    Buffer,
+    Channels,
+    Counts,
+    Graph,
+    Group,
+    Site,
+    Step,
+    Term,
+    groups_of,
+)
+from tfq.compression.structured_pruning.costs import CORTEX_A53, ChannelCost
 from tfq.compression.structured_pruning.prune import select_channels
 from tfq.errors import InputError
 from tfq.patterns import parse_targets
@@ -30,6 +42,14 @@ def chain(channels, sizes, norms=None, places=1):
         )
         for at in range(len(sizes) - 1)
     ]
+
+
+def measure(name, graph):
+    return registry.get(ChannelCost, name).measure(graph)
+
+
+def objective(name, graph):
+    return registry.get(ChannelCost, name).objective(graph)
 
 
 def test_joined_channels_are_one_set_and_frozen_together():
@@ -106,17 +126,20 @@ def test_a_layer_without_matching_pattern_freezes_its_group():
         groups_of(channels, sites, ("con1",), 4)
 
 
-def test_savings_of_a_set_equal_its_multiply_adds():
+def test_counts_follow_a_group_that_shrinks_and_grows():
     channels = Channels()
     sites = chain(channels, (3, 8, 6, 2), places=10)
     groups, _ = groups_of(channels, sites, ("*",), 1)
-    counts = Counts.of(channels, sites, groups)
-    assert counts.macs() == 10 * (24 + 48 + 12)
+    graph = Graph(sites=sites, buffers=[Buffer(channels=sites[0].outputs, positions=5)])
+    counts, macs = Counts.of(channels, graph, groups), measure("macs", graph)
+    assert macs(counts) == 10 * (24 + 48 + 12)
     first = [group.layers for group in groups].index(("conv0",))
-    assert counts.saved(first, 8, 5) == 10 * 3 * (3 + 6)
+    assert counts.num_sites[first] == 2
     counts.change(first, 8, 5)
-    assert counts.macs() == 10 * (15 + 30 + 12)
-    assert counts.saved(first, 5, 8) == -10 * 3 * (3 + 6)
+    assert macs(counts) == 10 * (15 + 30 + 12)
+    assert counts.widths.tolist() == [5]
+    counts.change(first, 5, 8)
+    assert macs(counts) == 10 * (24 + 48 + 12)
 
 
 def test_the_smallest_filters_go_and_the_budget_is_kept():
@@ -125,7 +148,7 @@ def test_the_smallest_filters_go_and_the_budget_is_kept():
     norms = [random.uniform(0.1, 1, size) for size in (16, 32, 16, 4)]
     sites = chain(channels, (3, 16, 32, 16, 4), norms, places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, left = select_channels(channels, sites, groups, target_macs=0.5, channel_multiple=4)
+    gone, _, left = select_channels(channels, Graph(sites=sites), groups, target_cost=0.5, channel_multiple=4)
     kept = [~np.isin(channels.roots(site.outputs), list(gone)) for site in sites]
     sizes = [3, *(int(item.sum()) for item in kept)]
     assert left == sum(100 * a * b for a, b in itertools.pairwise(sizes)) <= 0.5 * sum(s.macs() for s in sites)
@@ -138,7 +161,7 @@ def test_no_step_is_taken_that_the_budget_did_not_need():
     channels = Channels()
     sites = chain(channels, (3, 16, 32, 16, 4), places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = select_channels(channels, sites, groups, target_macs=0.6, channel_multiple=4)
+    gone, _, _ = select_channels(channels, Graph(sites=sites), groups, target_cost=0.6, channel_multiple=4)
     sizes = [3, *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     for at in (1, 2, 3):
         if sizes[at] < len(sites[at - 1].outputs):
@@ -152,15 +175,17 @@ def test_channels_inside_a_block_are_removed_before_the_residual_stream():
     channels.join(stem.outputs, back.outputs)
     readers = [dataclasses.replace(head, layer=f"reader{number}", inputs=stem.outputs) for number in range(3)]
     groups, _ = groups_of(channels, [*sites, *readers], ("conv0", "conv1", "conv2"), 4)
-    gone, _ = select_channels(channels, [*sites, *readers], groups, target_macs=0.93, channel_multiple=4)
+    gone, _, _ = select_channels(
+        channels, Graph(sites=[*sites, *readers]), groups, target_cost=0.93, channel_multiple=4
+    )
     assert gone and gone <= set(channels.roots(inner.outputs))
 
 
-def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
+def sizes_with(targets, target_cost, sizes=(3, 16, 32, 16, 4)):
     channels = Channels()
     sites = chain(channels, sizes)
     groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "structured_pruning", "fraction", 1))
-    gone, left = select_channels(channels, sites, groups, target_macs=target_macs, channel_multiple=4)
+    gone, _, left = select_channels(channels, Graph(sites=sites), groups, target_cost=target_cost, channel_multiple=4)
     results = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     assert left == sum(a * b for a, b in itertools.pairwise(results))
     return results[1:-1]
@@ -183,7 +208,7 @@ def test_a_target_holds_for_all_layers_that_are_tied():
     sites = chain(channels, (3, 16, 16, 16, 2))
     channels.join(sites[0].outputs, sites[2].outputs)
     groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "structured_pruning", "fraction", 1))
-    gone, _ = select_channels(channels, sites, groups, target_macs=0.99, channel_multiple=4)
+    gone, _, _ = select_channels(channels, Graph(sites=sites), groups, target_cost=0.99, channel_multiple=4)
     assert len(gone) == 8 and gone <= set(channels.roots(sites[0].outputs))
 
 
@@ -192,7 +217,7 @@ def test_dead_filters_go_before_all_others():
     norms = [np.ones(16), np.where(np.arange(16) < 8, 0.0, 1.0), np.ones(4)]
     sites = chain(channels, (16, 16, 16, 4), norms)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = select_channels(channels, sites, groups, target_macs=0.75, channel_multiple=4)
+    gone, _, _ = select_channels(channels, Graph(sites=sites), groups, target_cost=0.75, channel_multiple=4)
     assert gone == set(channels.roots(sites[1].outputs[:8]))
 
 
@@ -200,5 +225,84 @@ def test_what_cannot_be_reached_takes_all_that_may_go():
     channels = Channels()
     sites = chain(channels, (3, 16, 4))
     groups, _ = groups_of(channels, sites, ("*",), 8)
-    gone, left = select_channels(channels, sites, groups, target_macs=0.1, channel_multiple=8)
+    gone, _, left = select_channels(channels, Graph(sites=sites), groups, target_cost=0.1, channel_multiple=8)
     assert len(gone) == 8 and left == 3 * 8 + 8 * 4
+
+
+# Counts of int8 models of one layer on an emulated Cortex-A53 (benchmarks/instruction_table.py):
+# (positions, taps, inputs, outputs, instructions).
+COUNTED = [
+    (1024, 9, 3, 16, 252416),
+    (1024, 9, 16, 16, 936704),
+    (256, 9, 16, 32, 467840),
+    (64, 9, 64, 64, 884222),
+    (256, 1, 64, 64, 419688),
+    (36, 9, 24, 4, 52825),
+    (196, 1, 40, 3, 58348),
+]
+
+
+@pytest.mark.parametrize(("positions", "taps", "inputs", "outputs", "counted"), COUNTED)
+def test_estimated_instructions_are_close_to_counted_ones(positions, taps, inputs, outputs, counted):
+    term = Term(factor=positions * taps, per_input=True, per_output=True, positions=positions)
+    channels = Channels()
+    site = Site(layer="conv", inputs=channels.add(inputs), outputs=channels.add(outputs), terms=(term,))
+    graph = Graph(sites=[site])
+    estimate = measure("instructions_a53", graph)(Counts.of(channels, graph, []))
+    assert estimate == pytest.approx(counted, rel=0.06)
+
+
+def test_an_incomplete_tile_costs_as_much_as_a_complete_one():
+    term = Term(factor=9 * 64, per_input=True, per_output=True, positions=64)
+    costs = [CORTEX_A53.of_term(term, 8, outputs) for outputs in (1, 15, 16, 17, 32)]
+    assert costs[0] == costs[1] == costs[2] < costs[3] == costs[4]
+
+
+def test_the_search_steps_over_sizes_that_save_no_instructions():
+    channels = Channels()
+    sites = chain(channels, (3, 32, 4), places=64)
+    sites = [dataclasses.replace(site, terms=(dataclasses.replace(site.terms[0], positions=64),)) for site in sites]
+    groups, _ = groups_of(channels, sites, ("*",), 4)
+    gone, before, after = select_channels(
+        channels, Graph(sites=sites), groups, target_cost=0.8, channel_multiple=4, cost="instructions_a53"
+    )
+    assert len(gone) == 16 and after <= 0.8 * before  # 16 channels are one tile instead of two
+
+
+def graph_of_buffers(channels):
+    """Return an input of 100 values, 8 positions of two buffers that are alive together, and a sum of both."""
+    wide, narrow = channels.add(16), channels.add(16)
+    buffers = [
+        Buffer(channels=channels.add(100), positions=1),
+        Buffer(channels=wide, positions=8),
+        Buffer(channels=narrow, positions=8),
+        Buffer(channels=channels.add(10), positions=1),
+    ]
+    steps = [
+        Step(layer="a", reads=(0,), writes=1, has_weights=True),
+        Step(layer="b", reads=(1,), writes=2, has_weights=True),
+        Step(layer="c", reads=(1, 2), writes=3, has_weights=False),
+    ]
+    return wide, narrow, Graph(sites=[], buffers=buffers, steps=steps, inputs=(0,), outputs=(3,))
+
+
+def test_memory_is_that_of_the_buffers_which_are_alive_together():
+    channels = Channels()
+    wide, narrow, graph = graph_of_buffers(channels)
+    groups = [Group(layers=(name,), roots=item, scores=np.ones(16)) for name, item in (("a", wide), ("b", narrow))]
+    counts, arena = Counts.of(channels, graph, groups), measure("arena", graph)
+    assert arena(counts) == 8 * 16 + 8 * 16 + 10  # the last step; the first needs 100 + 128
+    counts.change(1, 16, 4)
+    assert arena(counts) == 100 + 8 * 16
+    assert 228 < objective("arena", graph)(counts) < 235
+
+
+def test_memory_is_limited_where_two_steps_need_the_same():
+    channels = Channels()
+    tensors = [channels.add(16) for _ in range(4)]
+    buffers = [Buffer(channels=item, positions=8) for item in tensors]
+    steps = [Step(layer=str(at), reads=(at,), writes=at + 1, has_weights=True) for at in range(3)]
+    graph = Graph(sites=[], buffers=buffers, steps=steps, inputs=(0,), outputs=(3,))
+    groups = [Group(layers=(str(at),), roots=tensors[at], scores=np.ones(16)) for at in (1, 2)]
+    gone, before, after = select_channels(channels, graph, groups, target_cost=0.8, channel_multiple=4, cost="arena")
+    assert (before, after) == (256, 192) and len(gone) == 16

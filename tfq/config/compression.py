@@ -168,7 +168,8 @@ class StructuredPruningConfig(Config):
     """Settings of structured pruning: removes whole filters, which makes the model smaller and faster."""
 
     enabled: bool = setting(False, "remove whole filters, before all other compression", names_section=True)
-    target_macs: float = setting(0.5, "fraction of the multiply-adds that remain", minimum=0.01, maximum=1)
+    cost: str = setting("macs", "what is limited", choices_of="channel_cost")
+    target_cost: float = setting(0.5, "fraction of the cost that remains", minimum=0.01, maximum=1)
     norm: str = setting(
         "l1", "norm by which filters are ranked; those with the smallest are removed: l1 or l2", choices=("l1", "l2")
     )
@@ -178,7 +179,7 @@ class StructuredPruningConfig(Config):
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
     targets: tuple[str, ...] = setting(
         (),
-        "PATTERN=FRACTION: fraction of the filters that the matching layers keep; the others lose what target_macs "
+        "PATTERN=FRACTION: fraction of the filters that the matching layers keep; the others lose what target_cost "
         "requires in addition",
     )
     refit_examples: int = setting(

@@ -7,7 +7,7 @@ module knows neither Keras nor TensorFlow.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,11 +74,18 @@ class Term:
 
     It is `factor`, multiplied by the number of input channels if `per_input`, and by the number of output channels if
     `per_output`.
+
+    Attributes:
+        factor: The multiply-adds of one input and one output channel, or of all where they do not count.
+        per_input: Whether the term grows with the number of input channels.
+        per_output: Whether it grows with the number of output channels.
+        positions: The number of positions that `factor` includes. At each of them, a kernel runs once.
     """
 
     factor: int
     per_input: bool = False
     per_output: bool = False
+    positions: int = 1
 
     def macs(self, inputs: int, outputs: int) -> int:
         """Return the multiply-adds with these numbers of input and output channels."""
@@ -110,6 +117,55 @@ class Site:
     def macs(self) -> int:
         """Return the multiply-adds for one example, with all channels."""
         return sum(term.macs(len(self.inputs), len(self.outputs)) for term in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A tensor that an int8 flatbuffer of the model has in memory.
+
+    Attributes:
+        channels: Its channels, one for each index on the last axis.
+        positions: Its size without batch and channels; None if a dimension is open.
+    """
+
+    channels: NDArray
+    positions: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One op of an int8 flatbuffer of the model, in the order of execution.
+
+    Attributes:
+        layer: Name of the layer.
+        reads: Indices of the buffers that it reads.
+        writes: Index of the buffer that it writes.
+        has_weights: Whether its work is that of a site.
+    """
+
+    layer: str
+    reads: tuple[int, ...]
+    writes: int
+    has_weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What costs are computed from.
+
+    Attributes:
+        sites: The calls of layers with weights.
+        buffers: The tensors in memory.
+        steps: The ops, in the order of execution.
+        inputs: Indices of the buffers that are inputs of the model.
+        outputs: Indices of the buffers that are outputs of the model.
+    """
+
+    sites: Sequence[Site]
+    buffers: Sequence[Buffer] = ()
+    steps: Sequence[Step] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,61 +321,50 @@ def _scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:
 
 @dataclass(kw_only=True)
 class Counts:
-    """The numbers of remaining channels of each site, which determine the multiply-adds.
+    """The numbers of remaining channels of each site and buffer, which determine the costs.
 
     Attributes:
-        sites: The sites.
         inputs: Remaining input channels of each site.
         outputs: Remaining output channels of each site.
-        channels_per_set: For each group, (site index, inputs, outputs) of each site that it affects. inputs[i] and
-            outputs[i] are the numbers of channels that the site loses with the i-th set of the group, in the order of
-            `Group.roots`.
+        widths: Remaining channels of each buffer.
+        num_sites: For each group, the number of sites with multiply-adds that it affects.
     """
 
-    sites: Sequence[Site]
-    inputs: list[int]
-    outputs: list[int]
-    channels_per_set: list[list[tuple[int, NDArray, NDArray]]] = field(default_factory=list)
+    inputs: NDArray
+    outputs: NDArray
+    widths: NDArray
+    num_sites: list[int] = field(default_factory=list)
+    _per_set: list[list[tuple[NDArray, int, NDArray]]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, channels: Channels, sites: Sequence[Site], groups: Sequence[Group]) -> "Counts":
+    def of(cls, channels: Channels, graph: Graph, groups: Sequence[Group]) -> "Counts":
         """Return the counts before any channel is removed."""
-        counts = cls(sites=sites, inputs=[len(s.inputs) for s in sites], outputs=[len(s.outputs) for s in sites])
+        counts = cls(
+            inputs=np.array([len(site.inputs) for site in graph.sites], np.int64),
+            outputs=np.array([len(site.outputs) for site in graph.sites], np.int64),
+            widths=np.array([len(buffer.channels) for buffer in graph.buffers], np.int64),
+        )
         position = {int(root): (g, i) for g, group in enumerate(groups) for i, root in enumerate(group.roots)}
-        per_group: list[dict[int, NDArray]] = [{} for _ in groups]
-        for index, site in enumerate(sites):
-            for side, ends in enumerate((site.inputs, site.outputs)):
-                for root in channels.roots(ends) if site.terms else ():
-                    if (where := position.get(int(root))) is not None:
-                        empty = np.zeros((2, len(groups[where[0]].roots)), np.int64)
-                        per_group[where[0]].setdefault(index, empty)[side, where[1]] += 1
-        counts.channels_per_set = [[(index, *both) for index, both in item.items()] for item in per_group]
+        places: list[tuple[NDArray, int, NDArray]] = []
+        for index, site in enumerate(graph.sites):
+            places += [(counts.inputs, index, site.inputs), (counts.outputs, index, site.outputs)]
+        places += [(counts.widths, index, buffer.channels) for index, buffer in enumerate(graph.buffers)]
+        counts._per_set = [[] for _ in groups]
+        affected: list[set[int]] = [set() for _ in groups]
+        for sizes, index, ends in places:
+            losses: dict[int, NDArray] = {}
+            for root in channels.roots(ends):
+                if (where := position.get(int(root))) is not None:
+                    losses.setdefault(where[0], np.zeros(len(groups[where[0]].roots), np.int64))[where[1]] += 1
+            for group, by_set in losses.items():
+                counts._per_set[group].append((sizes, index, by_set))
+                if sizes is not counts.widths and graph.sites[index].terms:
+                    affected[group].add(index)
+        counts.num_sites = [len(indices) for indices in affected]
         return counts
-
-    def macs(self) -> int:
-        """Return the multiply-adds of all sites with the remaining channels."""
-        return sum(self._macs(index, 0, 0) for index in range(len(self.sites)))
-
-    def saved(self, group: int, size: int, new_size: int) -> int:
-        """Return the multiply-adds saved by changing a group from `size` to `new_size` sets; negative if it grows."""
-        total = 0
-        for index, inputs, outputs in self._removed(group, size, new_size):
-            total += self._macs(index, 0, 0) - self._macs(index, inputs, outputs)
-        return total
 
     def change(self, group: int, size: int, new_size: int) -> None:
         """Update the counts for a change of a group from `size` to `new_size` sets."""
-        for index, inputs, outputs in self._removed(group, size, new_size):
-            self.inputs[index] -= inputs
-            self.outputs[index] -= outputs
-
-    def _removed(self, group: int, size: int, new_size: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (site index, removed input channels, removed output channels); negative if the group grows."""
-        for index, inputs, outputs in self.channels_per_set[group]:
-            part = slice(len(inputs) - max(size, new_size), len(inputs) - min(size, new_size))
-            sign = 1 if new_size < size else -1
-            yield index, sign * int(inputs[part].sum()), sign * int(outputs[part].sum())
-
-    def _macs(self, index: int, removed_inputs: int, removed_outputs: int) -> int:
-        remaining = self.inputs[index] - removed_inputs, self.outputs[index] - removed_outputs
-        return sum(term.macs(*remaining) for term in self.sites[index].terms)
+        for sizes, index, by_set in self._per_set[group]:
+            part = slice(len(by_set) - max(size, new_size), len(by_set) - min(size, new_size))
+            sizes[index] -= (1 if new_size < size else -1) * by_set[part].sum()

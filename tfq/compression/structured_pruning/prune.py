@@ -6,20 +6,22 @@ Channels that the graph couples (residual sums, depthwise convolutions, gates) a
 """
 
 import contextlib
-import heapq
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tfq import registry
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import in_float32
 from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model, run_fit
 from tfq.compression.structured_pruning import rebuild
-from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
+from tfq.compression.structured_pruning.channels import Channels, Counts, Graph, Group, groups_of
+from tfq.compression.structured_pruning.costs import ChannelCost, site_macs
 from tfq.compression.structured_pruning.rebuild import refit
 from tfq.compression.structured_pruning.trace import Trace, trace_channels
 from tfq.config import DistillationConfig, StructuredPruningConfig
@@ -31,112 +33,120 @@ from tfq.notebook import NotebookRecord
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
+# Sizes that one step of the search can reach: a kernel that computes 16 channels at a time saves nothing by one less.
+_LOOKAHEAD = 4
+
 
 def select_channels(
-    channels: Channels, sites: Sequence[Site], groups: Sequence[Group], *, target_macs: float, channel_multiple: int
-) -> tuple[set[int], int]:
+    channels: Channels,
+    graph: Graph,
+    groups: Sequence[Group],
+    *,
+    target_cost: float,
+    channel_multiple: int,
+    cost: str = "macs",
+) -> tuple[set[int], int, int]:
     """Select the sets of channels to remove, by a greedy search over all groups.
 
-    Each step shrinks one group to its next permitted size by removing its sets of lowest score. The cost of a step is
+    Each step shrinks one group to one of its next permitted sizes by removing its sets of lowest score. The loss of a
+    step is
 
         (number of sites that lose inputs or outputs) * log(sum of the group's scores before / sum after)
 
-    and the next step is the one with the lowest cost per saved multiply-add. The logarithm makes the same reduction
+    and the next step is the one with the lowest loss per saved unit of the cost. The logarithm makes the same reduction
     more expensive the smaller the group already is, so that no group is emptied for the others. The number of sites
     makes a residual stream, which many layers read and write, more expensive than the inner channels of one block.
-    In the end, steps that the target did not need are undone, the most expensive first. Groups with a target of the
+    In the end, steps that the target did not need are undone, the largest loss first. Groups with a target of the
     user (`Group.fraction`) are set to their size first, and are not changed by the search.
 
     Args:
         channels: The sets of coupled channels.
-        sites: All calls of layers with weights.
+        graph: What costs are computed from.
         groups: The groups that may lose channels.
-        target_macs: Fraction of the multiply-adds to keep. If it cannot be reached, every group without a target of
-            the user is reduced to its minimum.
+        target_cost: Fraction of the cost to keep. If it cannot be reached, every group without a target of the user is
+            reduced until the cost no longer falls.
         channel_multiple: The number of remaining channels of a layer must be a multiple of this.
+        cost: The name of a `ChannelCost`.
 
     Returns:
-        (roots of the sets of channels to remove, remaining multiply-adds).
+        (roots of the sets of channels to remove, cost before, cost after).
     """
-    state = _Selection(channels, sites, groups, channel_multiple)
-    max_macs = target_macs * state.macs
-    free = []
+    state = _Selection(channels, graph, groups, channel_multiple, registry.get(ChannelCost, cost))
+    before = state.cost
     for index, group in enumerate(groups):
-        if group.fraction is None:
-            free.append(index)
-        else:
+        if group.fraction is not None:
             state.resize(index, group.target_size(channel_multiple))
-    queue = [(cost, index) for index in free if (cost := state.cost_per_mac(index)) is not None]
-    heapq.heapify(queue)
-    while state.macs > max_macs and queue:
-        _, index = heapq.heappop(queue)
-        # A step saves less after other steps, so a cost only rises, and the one in the queue is a lower bound.
-        cost = state.cost_per_mac(index)
-        if cost is not None and not (queue and cost > queue[0][0]):
-            state.step(index)
-            cost = state.cost_per_mac(index)
-        if cost is not None:
-            heapq.heappush(queue, (cost, index))
-    state.undo_unneeded_steps(max_macs)
+    while state.cost > target_cost * before and (step := state.best_step()) is not None:
+        state.resize(*step)
+    state.undo_unneeded_steps(target_cost * before)
     removed = (group.roots[: len(group.roots) - sizes[-1]] for group, sizes in zip(groups, state.sizes, strict=True))
-    return {int(root) for roots in removed for root in roots}, state.macs
+    return {int(root) for roots in removed for root in roots}, before, state.cost
 
 
 class _Selection:
     """The state of the search: for each group, its sizes (numbers of sets) so far; the last one is current."""
 
     def __init__(
-        self, channels: Channels, sites: Sequence[Site], groups: Sequence[Group], channel_multiple: int
+        self, channels: Channels, graph: Graph, groups: Sequence[Group], channel_multiple: int, cost: ChannelCost
     ) -> None:
         self.groups, self.channel_multiple = groups, channel_multiple
-        self.counts = Counts.of(channels, sites, groups)
-        self.macs = self.counts.macs()
+        self.measure = cost.measure(graph)
+        self.objective = cost.objective(graph) if cost.objective else self.measure
+        self.counts = Counts.of(channels, graph, groups)
         self.sizes = [[len(group.roots)] for group in groups]
+        self.cost = int(self.measure(self.counts))
 
-    def cost_per_mac(self, index: int) -> float | None:
-        """Return the cost of a group's next step per saved multiply-add, or None if no step saves any."""
-        group, size = self.groups[index], self.sizes[index][-1]
-        new_size = group.next_size(size, self.channel_multiple)
-        if new_size is None:
-            return None
-        saved = self.counts.saved(index, size, new_size)
-        return self.cost(index, size, new_size) / saved if saved else None
+    def best_step(self) -> tuple[int, int] | None:
+        """Return (group, its new size) of the step with the lowest loss per saved cost; None if none saves any."""
+        now, best, lowest = self.objective(self.counts), None, math.inf
+        for index, group in enumerate(self.groups):
+            size = new_size = self.sizes[index][-1]
+            for _ in range(_LOOKAHEAD if group.fraction is None else 0):
+                smaller = group.next_size(new_size, self.channel_multiple)
+                if smaller is None:
+                    break
+                new_size = smaller
+                saved = now - self._changed(index, size, new_size, self.objective)
+                if saved > 0 and (best is None or self.loss(index, size, new_size) / saved < lowest):
+                    best, lowest = (index, new_size), self.loss(index, size, new_size) / saved
+        return best
 
-    def cost(self, index: int, size: int, new_size: int) -> float:
-        """Return the cost of shrinking a group from `size` to `new_size` sets; see `select_channels`."""
+    def _changed(self, index: int, size: int, new_size: int, function: Callable[[Counts], float]) -> float:
+        """Return a function of the counts after a change of one group's size. The counts do not change."""
+        self.counts.change(index, size, new_size)
+        result = function(self.counts)
+        self.counts.change(index, new_size, size)
+        return result
+
+    def loss(self, index: int, size: int, new_size: int) -> float:
+        """Return the loss by shrinking a group from `size` to `new_size` sets; see `select_channels`."""
         scores = self.groups[index].scores
         before, after = float(np.sum(scores[len(scores) - size :])), float(np.sum(scores[len(scores) - new_size :]))
         if before <= 0:
             return 0.0
-        return len(self.counts.channels_per_set[index]) * math.log(before / after) if after > 0 else math.inf
-
-    def step(self, index: int) -> None:
-        """Shrink a group to its next permitted size."""
-        new_size = self.groups[index].next_size(self.sizes[index][-1], self.channel_multiple)
-        assert new_size is not None
-        self.resize(index, new_size)
+        return self.counts.num_sites[index] * math.log(before / after) if after > 0 else math.inf
 
     def resize(self, index: int, new_size: int) -> None:
         """Set a group to `new_size` sets."""
-        size = self.sizes[index][-1]
-        self.macs -= self.counts.saved(index, size, new_size)
-        self.counts.change(index, size, new_size)
+        self.counts.change(index, self.sizes[index][-1], new_size)
         self.sizes[index].append(new_size)
+        self.cost = int(self.measure(self.counts))
 
-    def undo_unneeded_steps(self, max_macs: float) -> None:
-        """Undo the last steps of groups, the most expensive first, while at most `max_macs` multiply-adds remain."""
+    def undo_unneeded_steps(self, max_cost: float) -> None:
+        """Undo the last steps of groups, the largest loss first, while the cost is at most `max_cost`."""
         while True:
             candidates = []
             for index, sizes in enumerate(self.sizes):
-                if len(sizes) > 1 and self.groups[index].fraction is None:
-                    grown = self.macs - self.counts.saved(index, sizes[-1], sizes[-2])
-                    if grown <= max_macs:
-                        candidates.append((self.cost(index, sizes[-2], sizes[-1]), index, grown))
+                if len(sizes) == 1 or self.groups[index].fraction is not None:
+                    continue
+                if self._changed(index, sizes[-1], sizes[-2], self.measure) <= max_cost:
+                    candidates.append((self.loss(index, sizes[-2], sizes[-1]), index))
             if not candidates:
                 return
-            _, index, self.macs = max(candidates)
+            _, index = max(candidates)
             size = self.sizes[index].pop()
             self.counts.change(index, size, self.sizes[index][-1])
+            self.cost = int(self.measure(self.counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +159,11 @@ class StructuredPruningResult(NotebookRecord):
         skipped: Layer -> why it kept all filters.
         macs_before: Multiply-adds of convolutions and Dense layers for one example, before pruning.
         macs_after: The same after pruning.
+        cost: The name of the cost that was limited.
+        cost_before: The cost before pruning.
+        cost_after: The cost after pruning.
+        cost_unit: The unit of both, which says if they are estimates.
+        cost_basis: What an estimate is based on; "" if the cost is counted.
         parameters_before: Number of parameters before pruning.
         parameters_after: Number of parameters after pruning.
         uncounted: Layers with other multiply-adds, which `macs_before` and `macs_after` do not include.
@@ -163,6 +178,11 @@ class StructuredPruningResult(NotebookRecord):
     skipped: dict[str, str]
     macs_before: int
     macs_after: int
+    cost: str
+    cost_before: int
+    cost_after: int
+    cost_unit: str
+    cost_basis: str
     parameters_before: int
     parameters_after: int
     uncounted: tuple[str, ...]
@@ -179,6 +199,11 @@ class StructuredPruningResult(NotebookRecord):
             "skipped": dict(self.skipped),
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
+            "cost": self.cost,
+            "cost_before": self.cost_before,
+            "cost_after": self.cost_after,
+            "cost_unit": self.cost_unit,
+            "cost_basis": self.cost_basis,
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "uncounted": list(self.uncounted),
@@ -187,10 +212,13 @@ class StructuredPruningResult(NotebookRecord):
         }
 
     def to_text(self) -> str:
-        """Return a summary as text: multiply-adds and parameters, then one line per layer."""
+        """Return a summary as text: multiply-adds and parameters, the limited cost, then one line per layer."""
         macs = f"multiply-adds {self.macs_before:,} -> {self.macs_after:,} ({self.macs_after / self.macs_before:.1%})"
         fraction = f"{self.parameters_after / self.parameters_before:.1%}"
         lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({fraction})"]
+        if self.cost_basis:
+            ratio = f"{self.cost_after / self.cost_before:.1%}"
+            lines.append(f"  {self.cost_unit} {self.cost_before:,} -> {self.cost_after:,} ({ratio}): {self.cost_basis}")
         lines += [f"  {name}: {kept} of {of} filters kept" for name, (kept, of) in self.removed.items()]
         lines += [f"  {name}: refit, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()]
         lines += [f"  {name}: all filters kept: {reason}" for name, reason in self.skipped.items()]
@@ -207,14 +235,14 @@ def prune_structured(
     data: Data = None,
     teacher: Teacher | None = None,
 ) -> StructuredPruningResult:
-    """Remove the least important filters of `model`, until `config.target_macs` of its multiply-adds remain.
+    """Remove the least important filters of `model`, until `config.target_cost` of its cost remains.
 
     The small model has the layer names and the `trainable` flags of `model`, which does not change. Before training, it
     is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
     names the layers whose multiply-adds are not counted.
 
     Examples:
-        >>> result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_macs=0.5), data=x)
+        >>> result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_cost=0.5), data=x)
         >>> print(result.to_text())
         >>> small = result.model
 
@@ -240,7 +268,7 @@ def prune_structured(
         check_own_training(model, "structured_pruning")
     require_graph_model(model, "structured pruning")
     model = in_float32(without_wrappers(model, "structured_pruning"), "structured_pruning")
-    _check_target_macs(config.target_macs)
+    _check_target_cost(config.target_cost)
     _require_finite(model)
     original, _ = cloned(model)
     trace = trace_channels(original, config.norm)
@@ -248,12 +276,8 @@ def prune_structured(
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
         raise _nothing_to_prune(model, skipped)
-    before = _macs(trace)
-    removed_roots, after = select_channels(
-        trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
-    )
-    if after > config.target_macs * before:
-        raise _unreachable(config, after / before, skipped)
+    cost = registry.get(ChannelCost, config.cost, field="compression.structured_pruning.cost")
+    removed_roots, before, after = _selected(trace, groups, config, cost, skipped)
     kept = rebuild.kept_channels(original, trace.channels, trace.sites, removed_roots)
     small = rebuild.without_channels(original, kept)
     difference = _max_difference(original, small, trace, kept)
@@ -273,14 +297,39 @@ def prune_structured(
         model=small,
         removed=removed,
         skipped=skipped,
-        macs_before=before,
-        macs_after=after,
+        macs_before=_macs(trace),
+        macs_after=_macs(trace, removed_roots),
+        cost=config.cost,
+        cost_before=before,
+        cost_after=after,
+        cost_unit=cost.noun,
+        cost_basis=cost.basis,
         parameters_before=model.count_params(),
         parameters_after=small.count_params(),
         uncounted=tuple(trace.uncounted),
         max_difference=difference,
         refit=refit_errors,
     )
+
+
+def _selected(
+    trace: Trace, groups: list[Group], config: StructuredPruningConfig, cost: ChannelCost, skipped: dict[str, str]
+) -> tuple[set[int], int, int]:
+    """Return `select_channels` for a config, or refuse a cost that is not known or cannot be reached."""
+    if cost.basis:
+        _check_sizes(trace.graph, cost)
+    result = select_channels(
+        trace.channels,
+        trace.graph,
+        groups,
+        target_cost=config.target_cost,
+        channel_multiple=config.channel_multiple,
+        cost=cost.name,
+    )
+    _, before, after = result
+    if after > config.target_cost * before:
+        raise _unreachable(config, cost, after / before, skipped)
+    return result
 
 
 def _nothing_to_prune(model: Any, skipped: dict[str, str]) -> InputError:
@@ -293,30 +342,46 @@ def _nothing_to_prune(model: Any, skipped: dict[str, str]) -> InputError:
     )
 
 
-def _unreachable(config: StructuredPruningConfig, minimum: float, skipped: dict[str, str]) -> InputError:
+def _unreachable(
+    config: StructuredPruningConfig, cost: ChannelCost, minimum: float, skipped: dict[str, str]
+) -> InputError:
     return InputError(
-        f"structured_pruning: target_macs={config.target_macs:g} cannot be reached. At least {minimum:.3f} of the "
-        "multiply-adds remain, because a layer keeps at least an eighth of its filters, in multiples of "
-        f"{config.channel_multiple}, or what its target says. Choose a larger target_macs or a smaller "
+        f"structured_pruning: target_cost={config.target_cost:g} cannot be reached. At least {minimum:.3f} of the "
+        f"{cost.noun} remain, because a layer keeps at least an eighth of its filters, in multiples of "
+        f"{config.channel_multiple}, or what its target says. Choose a larger target_cost or a smaller "
         f"channel_multiple. Layers that keep all filters: {_format_reasons(skipped)}",
-        field="compression.structured_pruning.target_macs",
+        field="compression.structured_pruning.target_cost",
         expected=minimum,
-        got=config.target_macs,
+        got=config.target_cost,
     )
+
+
+def _check_sizes(graph: Graph, cost: ChannelCost) -> None:
+    """Check that the sizes of all tensors are known."""
+    for step in graph.steps:
+        if any(graph.buffers[index].positions is None for index in (*step.reads, step.writes)):
+            raise InputError(
+                f"structured_pruning: the {cost.noun} of layer {step.layer!r} are not known, because it has a tensor "
+                "of an open size: build the model with a fixed input shape",
+                field="model",
+                expected="a fixed shape",
+                got=step.layer,
+                limit="open-sizes-macs",
+            )
 
 
 def _reason_kept(name: str, targets: Sequence[Target]) -> str:
     if fits(name, [target.pattern for target in targets]):
         return "its target keeps them"
-    return "removing filters of other layers costs less per saved multiply-add"
+    return "removing filters of other layers loses less per saved unit of the cost"
 
 
-def _check_target_macs(target: float) -> None:
+def _check_target_cost(target: float) -> None:
     if not 0 < target < 1:
         raise InputError(
-            f"structured_pruning: target_macs is the fraction of the multiply-adds to keep: expected a number between "
+            f"structured_pruning: target_cost is the fraction of the cost to keep: expected a number between "
             f"0 and 1, got {target:g}" + (", which removes nothing" if target == 1 else ""),
-            field="compression.structured_pruning.target_macs",
+            field="compression.structured_pruning.target_cost",
             expected="a number between 0 and 1",
             got=target,
         )
@@ -341,8 +406,13 @@ def count_macs(model: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def _macs(trace: Trace) -> int:
-    return sum(site.macs() for site in trace.sites)
+def _macs(trace: Trace, removed: Collection[int] = ()) -> int:
+    """Return the multiply-adds without the removed sets of channels."""
+
+    def kept(ends: NDArray) -> int:
+        return int((~np.isin(trace.channels.roots(ends), list(removed))).sum())
+
+    return sum(site_macs(site, kept(site.inputs), kept(site.outputs)) for site in trace.sites if site.terms)
 
 
 def _max_difference(original: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:

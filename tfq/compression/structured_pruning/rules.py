@@ -163,32 +163,37 @@ def _num_positions(layer: Any, shape: Shape) -> int:
 
 
 def _conv_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
-    taps = _num_positions(layer, output_shape) * math.prod(layer.kernel_size)
+    positions = _num_positions(layer, output_shape)
+    taps = positions * math.prod(layer.kernel_size)
     if kernel_groups(layer) > 1:
-        return (Term(factor=taps * int(layer.kernel.shape[-2]), per_output=True),)
-    return (Term(factor=taps, per_input=True, per_output=True),)
+        return (Term(factor=taps * int(layer.kernel.shape[-2]), per_output=True, positions=positions),)
+    return (Term(factor=taps, per_input=True, per_output=True, positions=positions),)
 
 
 def _transposed_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
+    positions = _num_positions(layer, input_shape)
     return (
-        Term(factor=_num_positions(layer, input_shape) * math.prod(layer.kernel_size), per_input=True, per_output=True),
+        Term(factor=positions * math.prod(layer.kernel_size), per_input=True, per_output=True, positions=positions),
     )
 
 
 def _depthwise_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
-    return (Term(factor=_num_positions(layer, output_shape) * math.prod(layer.kernel_size), per_output=True),)
+    positions = _num_positions(layer, output_shape)
+    return (Term(factor=positions * math.prod(layer.kernel_size), per_output=True, positions=positions),)
 
 
 def _separable_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
-    positions = _num_positions(layer, output_shape) * depth_multiplier(layer)
+    positions = _num_positions(layer, output_shape)
+    count = positions * depth_multiplier(layer)
     return (
-        Term(factor=positions * math.prod(layer.kernel_size), per_input=True),
-        Term(factor=positions, per_input=True, per_output=True),
+        Term(factor=count * math.prod(layer.kernel_size), per_input=True, positions=positions),
+        Term(factor=count, per_input=True, per_output=True, positions=positions),
     )
 
 
 def _dense_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
-    return (Term(factor=_num_positions(layer, output_shape), per_input=True, per_output=True),)
+    positions = _num_positions(layer, output_shape)
+    return (Term(factor=positions, per_input=True, per_output=True, positions=positions),)
 
 
 def _resized_filters(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace channels through the graph of a tf_keras model: which are coupled, and which must not be removed."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression.structured_pruning import rules
-from tfq.compression.structured_pruning.channels import Channels, Site
+from tfq.compression.structured_pruning.channels import Buffer, Channels, Graph, Site, Step
 from tfq.errors import TfqError
 
 # Size of the dimensions that are None in the model.
@@ -77,6 +78,9 @@ def probe(
 
 # Rules of layers without weights whose config contains the number of channels. All calls of such a layer share it.
 _SIZED = ("rescaling", "reshape")
+# Layers that the converter usually fuses into the op before them, and layers that only pass on or reshape their input.
+_FUSED = ("BatchNormalization", "ReLU")
+_NO_COPY = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "Flatten", "Reshape")
 _FINAL = "its channels are an output of the model"
 
 
@@ -88,11 +92,13 @@ class Trace:
         channels: The sets of coupled channels.
         sites: The calls of layers with weights, in the order of the graph.
         uncounted: Names of the layers whose multiply-adds are not known.
+        graph: The sites, and the tensors that an int8 flatbuffer of the model has in memory.
     """
 
     channels: Channels = field(default_factory=Channels)
     sites: list[Site] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
+    graph: Graph = field(default_factory=lambda: Graph(sites=()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +147,35 @@ class _Tracer:
                     got=tensor.name,
                 )
             self.channels.freeze(self.tensors[id(tensor)].channels, _FINAL)
+        self.trace.graph = self._graph(model, nodes)
+
+    def _graph(self, model: Any, nodes: list[Any]) -> Graph:
+        """Return the graph of the model's int8 flatbuffer, as far as layers are known to be fused or not to copy."""
+        readers = Counter(id(tensor) for node in nodes for tensor in node.keras_inputs)
+        buffers: list[Buffer] = []
+        places: dict[int, int] = {}
+
+        def add(tensor: Any) -> int:
+            positions = None if None in tensor.shape[1:-1] else math.prod(tensor.shape[1:-1])
+            buffers.append(Buffer(channels=self.tensors[id(tensor)].channels, positions=positions))
+            places[id(tensor)] = len(buffers) - 1
+            return places[id(tensor)]
+
+        for tensor in model.inputs:
+            add(tensor)
+        makers = {site.layer for site in self.trace.sites if site.terms}
+        steps = []
+        for node in nodes:
+            after = _flat(node.outputs)
+            if len(node.keras_inputs) == len(after) == 1 and _is_free(node, readers[id(node.keras_inputs[0])]):
+                places[id(after[0])] = places[id(node.keras_inputs[0])]
+                continue
+            reads = tuple(places[id(tensor)] for tensor in node.keras_inputs)
+            name = node.layer.name
+            for tensor in after:
+                steps.append(Step(layer=name, reads=reads, writes=add(tensor), has_weights=name in makers))
+        ends = [tuple(places[id(tensor)] for tensor in tensors) for tensors in (model.inputs, model.outputs)]
+        return Graph(sites=self.trace.sites, buffers=buffers, steps=steps, inputs=ends[0], outputs=ends[1])
 
     def _visit(self, node: Any) -> None:
         layer, before, after = node.layer, node.keras_inputs, _flat(node.outputs)
@@ -278,6 +313,15 @@ class _Tracer:
         if key not in self.probe_results:
             self.probe_results[key] = probe(_callable(node), shapes, tuple(after.shape))
         return self.probe_results[key]
+
+
+def _is_free(node: Any, num_readers: int) -> bool:
+    """Check whether a layer is usually part of the op before it in a flatbuffer, or does not change its input."""
+    kind, activation = type(node.layer).__name__, getattr(node.layer, "activation", None)
+    if kind in _NO_COPY:
+        return True
+    is_fused = kind in _FUSED or (kind == "Activation" and getattr(activation, "__name__", "") in ("relu", "linear"))
+    return is_fused and num_readers == 1
 
 
 def _ordered_nodes(model: Any) -> list[Any]:
