@@ -4,11 +4,10 @@
 
     python benchmarks/preparation.py [--families=MobileNetV3Small,ResNet50] [--size=64]
 
-The script prints a Markdown table with the CPU seconds of this process for each stage and its parts. tfmot's part of
-the rewriting is quantize_apply (three clones of the model by tf_keras). The rest is tfq's: the clone that is annotated,
-the clone that keeps the input model unchanged, and the gate, which runs both models. Weights are random. The last
-columns show stock tfmot.quantization.keras.quantize_model, if it ends, on tf_keras' own model, the only kind that it
-accepts.
+The script prints a Markdown table with the CPU seconds of this process for each stage and its parts. QAT consists of
+a copy that keeps the input model unchanged, tfmot's wrappers around the copied layers, and the gate, which runs both
+models. Weights are random. The last column shows stock tfmot.quantization.keras.quantize_model, if it ends, on
+tf_keras' own model, the only kind that it accepts.
 """
 
 import argparse
@@ -34,11 +33,11 @@ from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 PARTS = (
     ("bridge: layers", "tfq.keras_bridge.bridge", "rebuild"),
     ("bridge: weights", "tfq.keras_bridge.bridge", "copy_weights"),
-    ("bridge: comparison", "tfq.keras_bridge.bridge", "_verified"),
-    ("QAT: our clones", "tfq.compression.qat.qat", "cloned"),
-    ("QAT: our gate", "tfq.compression.qat.qat", "check_same_function"),
+    ("bridge: comparison", "tfq.keras_bridge.bridge", "_verify"),
+    ("QAT: copy", "tfq.compression.qat.qat", "_copied"),
+    ("QAT: wrappers", "tfq.compression.qat.qat", "_wrapped"),
+    ("QAT: gate", "tfq.compression.qat.qat", "check_same_function"),
 )
-TFMOT = "QAT: tfmot"
 STAGES = ("bridge", "preflight", "QAT")
 
 
@@ -49,16 +48,16 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     keras, tf_keras, tfmot = import_keras(), import_tf_keras(), import_tfmot()
-    columns = [*STAGES, *(name for name, _, _ in PARTS), TFMOT, "stock tfmot"]
+    columns = [*STAGES, *(name for name, _, _ in PARTS), "stock tfmot"]
     print("| CPU s | layers | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")
     for name in arguments.families.split(","):
         model = zoo.build(keras, name, arguments.size)
         spent: dict[str, float] = {}
-        with timed_parts(spent, tfmot):
+        with timed_parts(spent):
             bridged = measured(spent, "bridge", tfq.to_tf_keras, model)
             measured(spent, "preflight", preflight, bridged)
-            spent.update(dict.fromkeys(("QAT: our clones", "QAT: our gate", TFMOT), 0.0))
+            spent.update((name, 0.0) for name, _, _ in PARTS if name.startswith("QAT"))
             measured(spent, "QAT", qat.quantized, bridged.model)
         cells = [f"{spent.get(column, 0.0):.1f}" for column in columns[:-1]]
         cells.append(stock(zoo.build(tf_keras, name, arguments.size), tfmot))
@@ -75,10 +74,9 @@ def measured(spent: dict[str, float], what: str, call: Callable[..., Any], *args
 
 
 @contextlib.contextmanager
-def timed_parts(spent: dict[str, float], tfmot: Any) -> Iterator[None]:
-    """Add the time of each of PARTS and of quantize_apply to `spent` inside the context."""
+def timed_parts(spent: dict[str, float]) -> Iterator[None]:
+    """Add the time of each of PARTS to `spent` inside the context."""
     owners = [(importlib.import_module(module), function, what) for what, module, function in PARTS]
-    owners.append((tfmot.quantization.keras, "quantize_apply", TFMOT))
     before = [(owner, function, getattr(owner, function)) for owner, function, _ in owners]
     try:
         for (owner, function, what), (_, _, real) in zip(owners, before, strict=True):

@@ -25,9 +25,9 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
     import_tfmot()
     core = "tensorflow_model_optimization.python.core"
     symbols = {
-        "quantization.keras.quantizers": ["MovingAverageQuantizer"],
+        "quantization.keras.quantizers": ["AllValuesQuantizer", "MovingAverageQuantizer"],
         "quantization.keras.quantize_layer": ["QuantizeLayer"],
-        "quantization.keras.quantize_wrapper": ["QuantizeWrapper"],
+        "quantization.keras.quantize_wrapper": ["QuantizeWrapper", "QuantizeWrapperV2"],
         "quantization.keras.quant_ops": ["MovingAvgQuantize", "_FakeQuantWithMinMaxVars", "FixedQuantize"],
     }
     for module, names in symbols.items():

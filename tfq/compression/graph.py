@@ -109,6 +109,54 @@ def cloned(
     return clone, pairs
 
 
+def reconnected(model: Any, replace: Callable[[Any], list[Any]]) -> Any:
+    """Return a functional model with the graph of `model`, in which other layers are called.
+
+    Weights are not copied. The calls of a layer remain in order.
+
+    Args:
+        model: A functional model whose layers are not connected to any other model, as returned by `cloned`.
+        replace: replace(layer) returns the layers to call instead, one after the other. Layers that follow an Input are
+            called with a new Input of the same name.
+    """
+    import tensorflow as tf
+
+    tf_keras = import_tf_keras()
+    inputs: dict[int, Any] = {}
+    tensors: dict[int, Any] = {}
+
+    def called(layers: list[Any], args: Any, kwargs: Any) -> Any:
+        first, *others = layers
+        result = first(*args, **kwargs)
+        for layer in others:
+            result = layer(result)
+        return result
+
+    waiting: list[tuple[list[Any], list[Any]]] = []
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.InputLayer):
+            new = inputs[id(layer.output)] = type(layer)(**layer.get_config()).output
+            others = replace(layer)
+            tensors[id(layer.output)] = called(others, (new,), {}) if others else new
+        else:
+            waiting.append((replace(layer), list(layer.inbound_nodes)))
+    while waiting:
+        for layers, nodes in waiting:
+            while nodes and all(id(tensor) in tensors for tensor in nodes[0].keras_inputs):
+                node = nodes.pop(0)
+                args, kwargs = tf.nest.map_structure(
+                    lambda value: tensors.get(id(value), value), (node.call_args, node.call_kwargs)
+                )
+                outputs = tf.nest.flatten(called(layers, args, kwargs))
+                tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
+        waiting = [item for item in waiting if item[1]]
+    return tf_keras.Model(
+        tf.nest.map_structure(lambda tensor: inputs[id(tensor)], model.input),
+        tf.nest.map_structure(lambda tensor: tensors[id(tensor)], model.output),
+        name=model.name,
+    )
+
+
 def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:
     """Call the user's training function, with the progress display of tfq hidden.
 

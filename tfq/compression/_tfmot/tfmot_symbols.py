@@ -107,6 +107,54 @@ def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
     ]
 
 
+@contextlib.contextmanager
+def shapes_of_wrapped_layers() -> Iterator[None]:
+    """Give the symbolic outputs of a wrapper the shape of its layer's outputs, inside a `with` block.
+
+    tf_keras finds the shape by a call in a graph, which takes a third of the time to wrap a model. The n-th call of a
+    wrapper has the shape of the n-th call of its layer. A wrapper that gets a mask is called in a graph nevertheless.
+    """
+    from tf_keras.src import backend
+    from tf_keras.src.engine import keras_tensor
+
+    wrapper: Any = _module("quantization.keras.quantize_wrapper").QuantizeWrapperV2
+    by_call = wrapper._infer_output_signature
+
+    def output_signature(self: Any, inputs: Any, args: Any, kwargs: Any, input_masks: Any) -> Any:
+        node = self.layer.inbound_nodes[len(self.inbound_nodes)]
+        output = node.outputs
+        if input_masks is not None or type(output) is not keras_tensor.KerasTensor or hasattr(output, "_keras_mask"):
+            return by_call(self, inputs, args, kwargs, input_masks)
+        with backend.name_scope(self._name_scope()):
+            self._maybe_build(inputs)
+        self._set_save_spec(inputs, args, kwargs)
+        return keras_tensor.KerasTensor(output.type_spec, name=output.name)
+
+    try:
+        wrapper._infer_output_signature = output_signature
+        yield
+    finally:
+        del wrapper._infer_output_signature
+
+
+def quantize_layer() -> Any:
+    """Return a new layer that quantizes an input of the model, as tfmot's 8-bit scheme inserts it."""
+    quantizer = _module("quantization.keras.quantizers").AllValuesQuantizer(
+        num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+    )
+    return _module("quantization.keras.quantize_layer").QuantizeLayer(quantizer)
+
+
+def quantize_wrapper(layer: Any, config: Any) -> Any:
+    """Return a new wrapper that quantizes a layer by a QuantizeConfig, as quantize_apply creates it.
+
+    Args:
+        layer: A layer that was called, because the wrapper computes its output shape from the shape of its input.
+        config: The QuantizeConfig.
+    """
+    return _module("quantization.keras.quantize_wrapper").QuantizeWrapperV2(layer, config)
+
+
 def wrapped(layer: Any) -> Any:
     """Return the layer inside a wrapper of a QAT model, or `layer` if it is not wrapped."""
     return layer.layer if hasattr(layer, "quantize_config") else layer

@@ -10,7 +10,7 @@ from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.clustering.cluster import cluster_preserving_callback, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function, in_float32
-from tfq.compression.graph import check_finite, cloned, require_graph_model, run_fit
+from tfq.compression.graph import check_finite, cloned, reconnected, require_graph_model, run_fit
 from tfq.compression.pruning.sparsity import measure_sparsity, sparsity_preserving_callback
 from tfq.compression.qat import placement, resume
 from tfq.compression.qat.batch_norm import frozen_from_step
@@ -63,11 +63,9 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     config = config or QATConfig()
     require_graph_model(model, "quantization-aware training")
     _check_no_added_terms(model)
-    clone, _ = cloned(model)
-    if type(model) is import_tf_keras().Sequential:  # a subclass must stay one, for its own training
-        # tfmot rebuilds sequential models without name scopes: all kernels are called "kernel:0" then, and HDF5 files
-        # cannot hold an optimizer whose variables share names.
-        clone = import_tf_keras().Model(clone.inputs, clone.outputs, name=clone.name)
+    sequential = import_tf_keras().Sequential
+    with _scope(model), _translate_errors(model):
+        clone = tfmot_symbols.without_autograph(_copied, model.layers)(model)
     placements = selected_placements(clone, config)
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
@@ -80,13 +78,11 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             got=model.name,
             limit="nothing-to-compress",
         )
-    with _scope(clone), tfmot_fixes.fixed_transforms(), _translate_errors(model):
-        avoid = [layer.name for layer in clone.layers]
-        with tfmot_symbols.automatic_names_from_zero(avoid=avoid):
-            annotated = _annotated(clone, configs)
-            scheme = tfmot_fixes.selective_scheme(placement.quantized_inputs(clone, placements))
-            apply = import_tfmot().quantization.keras.quantize_apply
-            result = tfmot_symbols.without_autograph(apply, clone.layers)(annotated, scheme)
+    inputs = placement.quantized_inputs(clone, placements)
+    with _scope(clone), _translate_errors(model):
+        result = tfmot_symbols.without_autograph(_wrapped, clone.layers)(clone, configs, inputs)
+        if isinstance(model, sequential) and type(model) is not sequential:  # it must stay one, for its own training
+            result = sequential(result.layers, name=result.name)
     keep_names(model, result)
     _prepare_for_training(result)
     check_same_function(model, result)
@@ -131,21 +127,46 @@ def selected_placements(model: Any, config: QATConfig) -> dict[str, placement.Pl
     }
 
 
-def _annotated(clone: Any, configs: dict[str, placement.Placement]) -> Any:
-    annotate = import_tfmot().quantization.keras.quantize_annotate_layer
+def _copied(model: Any) -> Any:
+    """Return a functional copy of a model, whose layers are not connected to any other model."""
+    copy, _ = cloned(model)
+    if isinstance(copy, import_tf_keras().Sequential):
+        copy = import_tf_keras().Model(copy.inputs, copy.outputs, name=copy.name)
+    return copy
+
+
+def _wrapped(clone: Any, configs: dict[str, placement.Placement], quantized_inputs: frozenset[str]) -> Any:
+    """Return the model with tfmot's wrappers around the layers of `clone`, and a QuantizeLayer after each named input.
+
+    tfmot's quantize_apply returns the same model from an annotated one. It copies the model four times for that, which
+    takes three times as long. Its graph transforms are not needed, because `placement` decides from the graph where
+    fake quantization is placed.
+    """
     classes = quantize_config_classes()
 
-    def wrap(old: Any, new: Any) -> Any:
-        place = configs.get(old.name)
+    def replace(layer: Any) -> list[Any]:
+        if isinstance(layer, import_tf_keras().layers.InputLayer):
+            return [tfmot_symbols.quantize_layer()] if layer.name in quantized_inputs else []
+        place = configs.get(layer.name)
         # All layers with weights are wrapped, so that all of them are named quant_NAME.
-        if place is None or not (place.config or place.stand_in or old.weights):
-            return new
+        if place is None or not (place.config or place.stand_in or layer.weights):
+            return [layer]
         if place.stand_in:
-            new = classes[place.stand_in].from_config(new.get_config())
-        return annotate(new, classes["LayerQuantizeConfig"](**(place.config or {})))
+            layer = _exchanged(layer, classes[place.stand_in])
+        return [tfmot_symbols.quantize_wrapper(layer, classes["LayerQuantizeConfig"](**(place.config or {})))]
 
-    annotated, _ = cloned(clone, wrap)
-    return annotated
+    avoid = [layer.name for layer in clone.layers]
+    with tfmot_symbols.automatic_names_from_zero(avoid=avoid), tfmot_symbols.shapes_of_wrapped_layers():
+        return reconnected(clone, replace)
+
+
+def _exchanged(layer: Any, stand_in: Any) -> Any:
+    """Return a layer of the class `stand_in`, with the config, weights and inputs of `layer`."""
+    new = stand_in.from_config(layer.get_config())
+    for node in list(layer.inbound_nodes):
+        new(*node.call_args, **node.call_kwargs)
+    new.set_weights(layer.get_weights())
+    return new
 
 
 @contextlib.contextmanager
