@@ -28,7 +28,7 @@ def tfmot_module(name):
 def by_quantize_apply(model):
     """Return a model with fake quantization by tfmot's quantize_apply, with the placements of tfq.
 
-    Of tfmot's graph transforms, only the one that quantizes inputs runs.
+    Only one of the graph transforms of tfmot runs, which quantizes inputs.
     """
     clone, _ = cloned(model)
     placements = qat.selected_placements(clone, QATConfig())
