@@ -161,6 +161,85 @@ def test_without_labels_candidates_are_compared_with_the_float_model():
     assert "agreement" in result.to_text() and result.holds
 
 
+def levels_config(**values) -> tfq.SearchConfig:
+    return tfq.SearchConfig(
+        budget=tfq.BudgetConfig(max_accuracy_drop=0.02, max_arena_bytes=10**6, **values),
+        methods=("min_max",), pareto_points=3, max_mixed_layers=0, levels=("int4",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def levels_search(tmp_path_factory):
+    """Return a search with levels of single layers: its result, its lines, and the directory of its store."""
+    directory, lines = tmp_path_factory.mktemp("levels"), []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
+        store = StageStore(directory)
+        result = find_int8(
+            FLOATING, *SPLITS, levels_config(), conversion=FEW_SAMPLES, store=store, progress=lines.append
+        )
+    return result, lines, directory
+
+
+def test_levels_are_assigned_for_several_sizes_and_every_file_is_measured(levels_search):
+    result, _, _ = levels_search
+    by_name = {item.name: item for item in result.candidates}
+    sizes = [point.max_bytes for point in result.points]
+    assert len(sizes) == 3 and sizes == sorted(sizes)
+    sign = result.criterion.sign
+    for point in result.points:
+        # Never worse than the greedy assignment of the same size.
+        for name in point.by_solver.values():
+            assert by_name[name].model_bytes <= point.max_bytes
+            assert sign * by_name[point.best].accuracy >= sign * by_name[name].accuracy
+    assert [by_name[name].model_bytes for name in result.front] == sorted(
+        {by_name[n].model_bytes for n in result.front}
+    )
+    smallest = result.points[0]
+    shrinking = {item.layer for item in result.levels.effects if item.costs["bytes"] < 0}
+    assert set(by_name[smallest.by_solver["ilp"]].layers) == shrinking
+    # The arena is bounded, so the most accurate file within the budget is chosen.
+    within = [item for item in result.candidates if not item.missed]
+    assert result.holds and result.chosen.accuracy == max(item.accuracy for item in within)
+    assert result.to_dict()["front"] == list(result.front) and "Pareto" in result.to_text()
+    settings = result.chosen.candidate.conversion(FEW_SAMPLES, ())
+    assert tfq.convert(FLOATING, SPLITS[0], settings) == result.content
+
+
+def test_the_table_of_levels_has_the_costs_of_real_files(levels_search):
+    result, _, _ = levels_search
+    layer = result.levels.layers[0]
+    base = result.candidates[0]
+    narrow = tfq.convert(FLOATING, SPLITS[0], dataclasses.replace(FEW_SAMPLES, int4_layers=(layer,)))
+    effect = next(item for item in result.levels.of_layer(layer) if item.level == "int4")
+    assert effect.costs["bytes"] < 0
+    # Packing a flatbuffer again may add a few bytes of alignment.
+    assert abs(result.levels.base_costs["bytes"] + effect.costs["bytes"] - len(narrow)) <= 64
+    assert 0 <= result.levels.base_costs["bytes"] - base.model_bytes < 1000
+    assert result.levels.base_costs["arena_bytes"] == base.costs["arena_bytes"] > 0
+    assert json.loads(json.dumps(result.to_dict()))["levels"] == result.levels.to_dict()
+
+
+def test_a_search_with_levels_resumes_and_repeats_itself(levels_search, monkeypatch):
+    first, _, directory = levels_search
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr("tfq.conversion.convert_with_record", refuse)
+    again = find_int8(FLOATING, *SPLITS, levels_config(), conversion=FEW_SAMPLES, store=StageStore(directory))
+    assert again.to_dict() == first.to_dict() and again.content == first.content
+
+
+def test_a_size_that_no_levels_reach_is_reported_and_the_best_file_returned(levels_search, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfq.search.search.TECHNIQUES", ())
+    shutil.copytree(levels_search[2], tmp_path, dirs_exist_ok=True)
+    config = levels_config(max_bytes=1000)
+    with pytest.warns(tfq.TfqWarning, match="levels"):
+        result = find_int8(FLOATING, *SPLITS, config, conversion=FEW_SAMPLES, store=StageStore(tmp_path))
+    assert not result.holds and not result.points and "1,000 allowed" in result.advice[0]
+
+
 def script(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["tfq", "search", *arguments])
     with pytest.raises(SystemExit) as ended:

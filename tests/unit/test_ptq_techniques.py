@@ -15,6 +15,7 @@ from messages import refused
 
 from tfq import ptq, quant_math, tflite
 from tfq.errors import FlatbufferError, InputError, TfqError
+from tfq.ptq.calibration.observer import map_activations
 from tfq.ptq.gptq import round_weights
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, same_padding, weighted_ops
 
@@ -343,6 +344,26 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
     assert all(after <= before for before, after in result.layers.values())
     # Weights with many inputs, which are rounded together.
     assert all(result.layers[name][1] < result.layers[name][0] / 2 for name in ("conv2", "logits"))
+
+
+def test_kept_moments_are_those_of_the_same_model_and_samples(monkeypatch):
+    runs, other = [], [{"image": sample["image"] + 1} for sample in SAMPLES]
+
+    def counting(*arguments, **settings):
+        runs.append(1)
+        return map_activations(*arguments, **settings)
+
+    monkeypatch.setattr("tfq.ptq.gptq.map_activations", counting)
+    expected = [ptq.quantize_to_int4(QUANTIZED, FLOATING, data).model for data in (SAMPLES, other)]
+    assert expected[0] != expected[1] and len(runs) == 2
+    with ptq.kept_moments():
+        found = [ptq.quantize_to_int4(QUANTIZED, FLOATING, data, ("conv2",)) for data in (SAMPLES, SAMPLES)]
+        assert len(runs) == 3 and found[0].model == found[1].model
+        # Only the missing layers are computed, and other samples have other moments.
+        assert [ptq.quantize_to_int4(QUANTIZED, FLOATING, data).model for data in (SAMPLES, other)] == expected
+        assert len(runs) == 5
+    ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES)
+    assert len(runs) == 6
 
 
 def test_rounding_moves_values_at_most_one_step_and_keeps_scales():

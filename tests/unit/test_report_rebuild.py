@@ -63,6 +63,18 @@ SEARCH = {
     "test": {"examples": 20, "accuracy": 0.85, "float_accuracy": 0.875, "against_float": {"difference": -0.025}},
     "advice": ["use more data"],
 }  # fmt: skip
+LEVELS = {
+    **SEARCH, "front": ["mse", "min_max"],
+    "points": [{"max_bytes": 1300, "best": "mse", "by_solver": {"ilp": "mse", "greedy": "min_max"}}],
+    "levels": {
+        "base_level": "int8", "base_distortion": 0.125, "base_costs": {"bytes": 1234},
+        "effects": [
+            {"layer": "conv", "level": "int8", "distortion": 0, "costs": {"bytes": 0}},
+            {"layer": "conv", "level": "int4", "distortion": 0.0625, "costs": {"bytes": -235}},
+        ],
+        "impossible": {"conv in float": "no such kernel"},
+    },
+}  # fmt: skip
 CURVES = {"loss": [2.0, 0.5], "accuracy": [0.25, 0.75], "val_loss": [2.0, 1.0], "val_accuracy": [0.2, 0.5]}
 TRAIN = {
     "command": "train", "history": CURVES, "test_accuracy": 0.625, "test_unit": "fraction", "test_metric": "top1",
@@ -87,6 +99,10 @@ CONVERT = {
     [
         (SEARCH, ["Within the budget: mse", "81.25%", "−8.75", "accuracy_drop 0.40", "use more data", "85.00%"]),
         ({**SEARCH, "holds": False}, ["No candidate is within the budget"]),
+        (
+            LEVELS,
+            ["1,300", "integer program", "50.00%", "Pareto front", "0.0625", "-235", "0.125", "no such kernel"],
+        ),
         (TRAIN, ["Test top1 62.50%", "val is held out", "75.00%"]),
         (PREFLIGHT, ["Some layers cannot be compressed", "no kernel"]),
         (COMPRESS, ["50.00%", "no kernel", "Training"]),
@@ -97,6 +113,13 @@ def test_a_page_of_a_command_shows_its_results(record, words):
     record = {**record, "schema_version": SCHEMA_VERSION}
     page, text = page_of(record), markdown_of(record)
     assert [word for word in words if word not in page or word not in text.replace("\\_", "_")] == []
+
+
+def test_the_page_of_a_search_draws_the_sizes_of_its_candidates():
+    record = {**LEVELS, "schema_version": SCHEMA_VERSION}
+    plots = KINDS["search"].plots(record)
+    assert "Score by size" in page_of(record) and plots["scores_by_size"].svg.startswith("<svg")
+    assert KINDS["search"].plots({**SEARCH, "schema_version": SCHEMA_VERSION}) == {}
 
 
 def test_rebuilt_pages_have_the_bytes_of_those_that_the_commands_wrote(written, tmp_path):

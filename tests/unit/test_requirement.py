@@ -46,6 +46,21 @@ def test_a_lower_bound_on_an_error_fails_with_a_reason():
     ]
 
 
+def test_a_search_bounds_the_arena_and_the_instructions():
+    right = np.arange(200) < 150
+    candidate = CandidateResult(
+        candidate=Candidate(name="min_max", kind="calibration", method="min_max"), accuracy=0.75, agreement=0.98,
+        against_float=paired_difference(right, right), model_bytes=2000, latency_ratio=None, secs=1.0, layers=(),
+        missed=(), costs={"arena_bytes": 4000, "instructions": 10_000},
+    )  # fmt: skip
+    config = SearchConfig(budget=BudgetConfig(max_arena_bytes=4000, max_instructions=9999))
+    judged = _judged(candidate, config, BY_LABELS)
+    assert judged.missed == ("10,000 instructions, at most 9,999 allowed",)
+    assert [(item.name, item.holds) for item in judged.requirements[1:]] == [
+        ("max_arena_bytes", True), ("max_instructions", False)
+    ]  # fmt: skip
+
+
 def test_a_search_records_fractions_and_says_points():
     right, floating = np.arange(200) < 150, np.arange(200) < 154
     candidate = CandidateResult(

@@ -7,7 +7,7 @@ import pytest
 from golden_models import golden
 
 from tfq.tflite import Op, Subgraph, Tensor, read
-from tfq.tflite.workload import tensor_bytes, workload
+from tfq.tflite.workload import peak_activation_bytes, tensor_bytes, workload
 
 
 def work_of(name, inputs, output, dtype="int8", constants=(1, 2)):
@@ -71,3 +71,18 @@ def test_int8_moves_a_quarter_of_the_bytes_for_the_same_work():
     # By hand: 3x3x1, depthwise 3x3, 1x1x12 and 3x3x12 to 8x8x12 outputs; 48 to 10.
     assert int8.multiply_adds == floating.multiply_adds == 64 * 12 * (9 + 9 + 12 + 108) + 480
     assert 3.5 < floating.bytes_moved / int8.bytes_moved <= 4
+
+
+def test_peak_of_activations_counts_tensors_that_are_alive_together():
+    """0 (100) -> A -> 1 (300) -> B -> 2 (50); C adds 0 and 2 -> 3 (100): B needs 0, 1 and 2 at once."""
+    sizes = (100, 300, 50, 100, 999)
+    tensors = tuple(
+        Tensor(index=i, name=str(i), shape=(size,), shape_signature=(size,), dtype="int8", is_constant=i == 4)
+        for i, size in enumerate(sizes)
+    )
+    edges = (((0, 4), (1,)), ((1,), (2,)), ((0, 2), (3,)))
+    ops = tuple(
+        Op(index=i, name="ADD", version=1, inputs=inputs, outputs=outputs) for i, (inputs, outputs) in enumerate(edges)
+    )
+    graph = Subgraph(index=0, name="", tensors=tensors, ops=ops, inputs=(0,), outputs=(3,))
+    assert peak_activation_bytes(SimpleNamespace(main_subgraph=graph)) == 450

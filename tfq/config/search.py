@@ -4,6 +4,9 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, check_fraction, section, setting
+from tfq.errors import install_hint
+
+LEVELS = ("float", "int16", "int8", "int8_per_tensor", "int4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,18 @@ class BudgetConfig(Config):
     max_bytes: int = setting(0, "largest size of the .tflite in bytes; 0 is unlimited", minimum=0)
     max_latency_ratio: float = setting(
         0, "largest latency on this machine, relative to the first int8 candidate; 0 is unlimited", minimum=0
+    )
+    max_arena_bytes: int = setting(
+        0,
+        "most bytes of activations that are alive at the same time, computed from the file: a lower bound of the "
+        "tensor arena; 0 is unlimited",
+        minimum=0,
+    )
+    max_instructions: int = setting(
+        0, "most instructions of an inference, counted by instructions_backend; 0 is unlimited", minimum=0
+    )
+    instructions_backend: str = setting(
+        "qemu:cortex-a53", "emulator that counts the instructions, for max_instructions", choices_of="backend"
     )
 
 
@@ -46,7 +61,21 @@ class SearchConfig(Config):
         "is tried before float); 0 is none",
         minimum=0,
     )
-    sensitivity_examples: int = setting(128, "training examples used to rank layers by sensitivity", minimum=1)
+    pareto_points: int = setting(
+        0,
+        "number of files between the smallest possible and the most accurate (at most budget.max_bytes) whose layers "
+        f"get their levels by integer programming, within the budget's bounds on costs ({install_hint('mixed')}); 0 "
+        "is none",
+        minimum=0,
+    )
+    levels: tuple[str, ...] = setting(
+        (),
+        "number formats that pareto_points may give to a layer, in addition to int8 with a scale per output channel: "
+        "float, int16 (activations), int8_per_tensor (one scale for the weights), int4 (weights); empty is all that "
+        "conversion.quantizer and conversion.target support",
+        choices=LEVELS,
+    )
+    sensitivity_examples: int = setting(128, "training examples used to measure the sensitivity of layers", minimum=1)
     full: bool = setting(False, "try all candidates, instead of stopping at the first one within the budget")
 
     def __post_init__(self) -> None:

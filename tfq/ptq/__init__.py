@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
     from tfq.ptq.bias_correction import BiasCorrection, correct_biases
     from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
-    from tfq.ptq.gptq import Rounding, optimize_rounding, quantize_to_int4
+    from tfq.ptq.gptq import Rounding, kept_moments, optimize_rounding, quantize_to_int4
     from tfq.ptq.layer_pairs import PairTechnique
 else:
     from tfq import lazy
@@ -23,6 +23,7 @@ __all__ = [
     "absorb_biases",
     "correct_biases",
     "equalize",
+    "kept_moments",
     "optimize_rounding",
     "quantize_to_int4",
 ]

@@ -15,14 +15,17 @@ Sources: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Gen
 1); Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon" (its base).
 """
 
+import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
+from tfq import artifacts, tflite
 from tfq.patterns import check_fits, fits_op
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
@@ -286,6 +289,23 @@ def _squared(errors: NDArray, gram: NDArray) -> NDArray[np.float64]:
     return np.einsum("ok,kl,ol->o", errors, gram, errors, optimize=True)
 
 
+# {(float flatbuffer, output of a layer, samples): the moments of its inputs} inside of `kept_moments`, else None.
+_KEPT: ContextVar[dict[tuple[str, int, str], "_InputMoments"] | None] = ContextVar("_KEPT", default=None)
+
+
+@contextlib.contextmanager
+def kept_moments() -> Iterator[None]:
+    """Keep the Gram matrices of all layers inside the block, for repeated conversions of one model with the same data.
+
+    They take most of the time of GPTQ and of 4-bit weights. At most 1 GiB is kept; further ones are computed again.
+    """
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
 def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
     """Yield as many layers at a time as their Gram matrices fit into memory."""
     batch: list[tuple[WeightedOp, WeightedOp]] = []
@@ -304,6 +324,30 @@ def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple
 
 
 def _input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_InputMoments]:
+    """Return the moments of each layer's inputs over the samples, those of `kept_moments` if they are known."""
+    kept = _KEPT.get()
+    if kept is None:
+        return _new_moments(floating, layers, samples)
+    model, data = artifacts.sha256(floating), _hash_of(samples)
+    unknown = [layer for layer in layers if (model, layer.output, data) not in kept]
+    results = dict(zip(map(id, unknown), _new_moments(floating, unknown, samples), strict=True)) if unknown else {}
+    for layer in unknown:
+        if sum(item.products.nbytes for item in (*kept.values(), results[id(layer)])) <= _GRAM_BYTES:
+            kept[model, layer.output, data] = results[id(layer)]
+    return [results.get(id(layer)) or kept[model, layer.output, data] for layer in layers]
+
+
+def _hash_of(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        for name in sorted(sample):
+            array = np.ascontiguousarray(sample[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _new_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_InputMoments]:
     """Return the moments of each layer's inputs over the samples."""
 
     def moments(values: list[NDArray]) -> list[_InputMoments]:

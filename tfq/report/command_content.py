@@ -36,6 +36,7 @@ from tfq.report.plots import confusion_plots
 from tfq.report.portability_content import portability_section
 from tfq.report.record import Record, part, stages_of
 from tfq.report.robustness_content import robustness_plots, robustness_section
+from tfq.report.search_content import SIZES, levels_section, points_table, search_plots
 from tfq.report.tables import Section, Table
 from tfq.report.verdict import BAD, GOOD, Check, Verdict, verdict_of_requirements
 
@@ -277,41 +278,9 @@ PREFLIGHT = register(
 
 
 def _search_sections(record: Record) -> list[Section]:
-    candidates = [item for item in record.get("candidates") or [] if isinstance(item, Mapping)]
     chosen, validation, test = record.get("chosen"), part(record, "validation"), part(record, "test")
     criterion = part(record, "criterion")
-    title = plain(criterion.get("title") or "accuracy")
-    agreement = plain(criterion.get("agreement_title") or "agreement")
     unit = plain(criterion.get("unit") or "fraction")
-    rows = tuple(
-        (
-            plain(item.get("name", "?")),
-            value_text(item.get("accuracy"), unit),
-            difference_text(part(item, "against_float").get("difference"), unit),
-            percent(item.get("agreement")),
-            count(item.get("bytes")),
-            ratio(item.get("latency_ratio")),
-            seconds(item.get("secs")),
-            "chosen" if item.get("name") == chosen else "; ".join(map(plain, item.get("missed") or [])),
-        )
-        for item in candidates
-    )
-    table = Table(
-        key="candidates",
-        columns=(
-            "candidate",
-            title,
-            "minus float" + (", points" if unit == "fraction" else ""),
-            agreement,
-            "bytes",
-            "latency",
-            "time",
-            "result",
-        ),
-        rows=rows,
-        numeric=(*(False, True, True, True, True, True, True), False),
-        notes=("latency: the time of an inference divided by that of the first candidate. time: of the conversion.",),
-    )
     about = (
         "Candidates in the order in which they were tried, on "
         f"{number_of(validation.get('examples'), 'validation example')}; float model "
@@ -330,11 +299,66 @@ def _search_sections(record: Record) -> list[Section]:
         ),
         *map(plain, record.get("advice") or []),
     ]
+    has_points = bool(record.get("points"))
     return [
-        Section(key="candidates", title="Candidates", paragraphs=(about,), tables=(table,), folded=False),
+        Section(
+            key="candidates",
+            title="Candidates",
+            paragraphs=(about,),
+            plots=(SIZES,) if has_points else (),
+            tables=(_candidates_table(record), *([points_table(record)] if has_points else [])),
+            folded=False,
+        ),
         Section(key="test", title=f"Chosen: {plain(chosen)}", items=tuple(lines), folded=False),
+        *([levels] if (levels := levels_section(record)) else []),
         *provenance_sections(record),
     ]
+
+
+def _candidates_table(record: Record) -> Table:
+    candidates = [item for item in record.get("candidates") or [] if isinstance(item, Mapping)]
+    criterion = part(record, "criterion")
+    title = plain(criterion.get("title") or "accuracy")
+    agreement = plain(criterion.get("agreement_title") or "agreement")
+    unit = plain(criterion.get("unit") or "fraction")
+    rows = tuple(
+        (
+            plain(item.get("name", "?")),
+            value_text(item.get("accuracy"), unit),
+            difference_text(part(item, "against_float").get("difference"), unit),
+            percent(item.get("agreement")),
+            count(item.get("bytes")),
+            ratio(item.get("latency_ratio")),
+            seconds(item.get("secs")),
+            _result_of(item, record),
+        )
+        for item in candidates
+    )
+    return Table(
+        key="candidates",
+        columns=(
+            "candidate",
+            title,
+            "minus float" + (", points" if unit == "fraction" else ""),
+            agreement,
+            "bytes",
+            "latency",
+            "time",
+            "result",
+        ),
+        rows=rows,
+        numeric=(*(False, True, True, True, True, True, True), False),
+        notes=("latency: the time of an inference divided by that of the first candidate. time: of the conversion.",),
+    )
+
+
+def _result_of(candidate: Record, record: Record) -> str:
+    """Return "chosen", the bounds that a candidate misses, or that it is on the Pareto front."""
+    if candidate.get("name") == record.get("chosen"):
+        return "chosen"
+    is_front = candidate.get("name") in (record.get("front") or [])
+    missed = [plain(item) for item in candidate.get("missed") or []]
+    return "; ".join([*(["Pareto front"] if is_front else []), *missed])
 
 
 def _search_verdict(record: Record) -> Verdict:
@@ -351,6 +375,7 @@ SEARCH = register(
         help="the candidates of a search for the cheapest int8 model within a budget",
         needs={"candidates": list},
         sections=_search_sections,
+        plots=search_plots,
         verdict=_search_verdict,
         subtitle=subtitle_of,
     )

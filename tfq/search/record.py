@@ -2,6 +2,7 @@
 """The candidates and the result of a search."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from tfq.evaluation.metric_text import change_text, score_text
 from tfq.evaluation.paired import PairedDifference
 from tfq.notebook import NotebookRecord, NotebookTable
 from tfq.requirement import Requirement
+from tfq.search.assignment import LevelTable
 from tfq.search.criterion import BY_LABELS, Criterion
+from tfq.search.mixed_precision import with_levels
 from tfq.text_table import aligned
 
 
@@ -20,11 +23,13 @@ class Candidate:
 
     Attributes:
         name: Its name in the result, such as "min_max, bias_correction".
-        kind: What it adds to the candidates before: "calibration", "techniques" or "mixed".
+        kind: What it adds to the candidates before: "calibration", "techniques", "mixed" or "levels".
         method: The calibration method.
         techniques: Post-training techniques.
         layers: How many layers have another scheme, the most sensitive first.
         scheme: The scheme of these layers: "float", or "int16" activations.
+        levels: (layer, level) of each layer with another level than int8, if an assignment chose them (see
+            `tfq.search.assignment`).
     """
 
     name: str
@@ -33,11 +38,14 @@ class Candidate:
     techniques: tuple[str, ...] = ()
     layers: int = 0
     scheme: str = "float"
+    levels: tuple[tuple[str, str], ...] = ()
 
     def conversion(self, base: ConversionConfig, layers: tuple[str, ...]) -> ConversionConfig:
         """Return `base` with the settings of this candidate; `layers` are those with another scheme."""
         calibration = dataclasses.replace(base.calibration, method=self.method)
         candidate = dataclasses.replace(base, calibration=calibration, techniques=self.techniques)
+        if self.levels:
+            return with_levels(candidate, dict(self.levels))
         if self.scheme == "int16":
             return dataclasses.replace(candidate, int16_layers=(*base.int16_layers, *layers))
         return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
@@ -57,7 +65,8 @@ class CandidateResult:
         latency_ratio: The time of an inference on this machine divided by that of the first candidate; None if it was
             not measured.
         secs: The time of the conversion in seconds.
-        layers: The layers that have the scheme of the candidate.
+        layers: The layers that have another scheme or level than int8.
+        costs: The costs in addition to `model_bytes` that the budget bounds: "arena_bytes", "instructions".
         missed: A sentence for each bound of the budget that is not met.
         requirements: All bounds of the budget with the candidate's values.
         collapsed: The problems that verification found. A candidate with any is never within the budget.
@@ -74,6 +83,7 @@ class CandidateResult:
     missed: tuple[str, ...]
     requirements: tuple[Requirement, ...] = ()
     collapsed: tuple[str, ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,16 +103,38 @@ class CandidateResult:
             "kind": self.candidate.kind,
             "method": self.candidate.method,
             "techniques": list(self.candidate.techniques),
-            "scheme": self.candidate.scheme if self.layers else "",
+            "scheme": self.candidate.scheme if self.layers and not self.candidate.levels else "",
             "layers": list(self.layers),
+            "levels": dict(self.candidate.levels),
             "accuracy": self.accuracy,
             "agreement": self.agreement,
             "against_float": self.against_float.to_dict(),
             "bytes": self.model_bytes,
             "latency_ratio": self.latency_ratio,
+            "costs": dict(self.costs),
             "secs": self.secs,
             "missed": list(self.missed),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoPoint:
+    """The candidates for one size of the file, and the one with the best score on the validation split.
+
+    Attributes:
+        max_bytes: The size that the candidates had to stay within.
+        best: The name of the best candidate that does.
+        by_solver: {"ilp" or "greedy": the name of its candidate}; a solver without a result is missing. The names are
+            equal if both assigned the same levels.
+    """
+
+    max_bytes: int
+    best: str
+    by_solver: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"max_bytes": self.max_bytes, "best": self.best, "by_solver": dict(self.by_solver)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +143,8 @@ class SearchResult(NotebookRecord):
 
     Attributes:
         candidates: All candidates that were tried.
-        chosen: The first candidate within the budget, or if there is none, the one with the best accuracy.
+        chosen: The first candidate within the budget; with `points`, the most accurate one within it, or the smallest
+            one if the budget bounds no cost. If none is within the budget, the one with the best accuracy.
         holds: Whether the chosen candidate is within the budget.
         validation: Number of validation examples.
         float_accuracy: Accuracy of the float model on the validation split.
@@ -123,6 +156,9 @@ class SearchResult(NotebookRecord):
         advice: What to try next.
         criterion: What the models were compared by. Every accuracy here is the score by it: a metric, or the fraction
             of examples that are right.
+        points: One for each size of `search.pareto_points`, the smallest first.
+        front: The names of all candidates that no other one beats in both size and score, the smallest first.
+        levels: What each level of each layer costs and distorts; None without `search.pareto_points`.
         content: The flatbuffer of the chosen candidate.
     """
 
@@ -138,6 +174,9 @@ class SearchResult(NotebookRecord):
     test_against_plain: PairedDifference
     advice: tuple[str, ...] = ()
     criterion: Criterion = BY_LABELS
+    points: tuple[ParetoPoint, ...] = ()
+    front: tuple[str, ...] = ()
+    levels: LevelTable | None = None
     content: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +194,9 @@ class SearchResult(NotebookRecord):
                 "against_float": self.test_against_float.to_dict(),
                 "against_plain": self.test_against_plain.to_dict(),
             },
+            "points": [item.to_dict() for item in self.points],
+            "front": list(self.front),
+            "levels": None if self.levels is None else self.levels.to_dict(),
             "requirements": [item.to_dict() for item in self.chosen.requirements],
             "advice": list(self.advice),
         }
@@ -196,7 +238,7 @@ class SearchResult(NotebookRecord):
                 f"{candidate.model_bytes:,}",
                 "" if candidate.latency_ratio is None else f"{candidate.latency_ratio:.2f}x",
                 f"{candidate.secs:.1f}",
-                "collapsed" if candidate.collapsed else "",
+                "collapsed" if candidate.collapsed else "Pareto" if candidate.name in self.front else "",
             ]
             for candidate in self.candidates
         ]

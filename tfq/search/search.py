@@ -3,10 +3,13 @@
 
 import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfq import artifacts, auditing, registry
 from tfq.analysis import op_sensitivity
@@ -15,16 +18,35 @@ from tfq.backends.scratch import scratch_directory
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
 from tfq.config.base import check_fraction
 from tfq.data import AnySplit, as_split, input_specs, representative_samples, stratified
-from tfq.errors import TfqError, warn
+from tfq.errors import RequirementError, TfqError, warn
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, as_metric
 from tfq.evaluation.metric_text import score_text
+from tfq.ptq import kept_moments
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
+from tfq.search.assignment import (
+    LevelTable,
+    Solver,
+    best_assignment,
+    check_solver,
+    fit_assignment,
+    greedy_assignment,
+)
 from tfq.search.criterion import Criterion, choose_criterion, metric_criterion
+from tfq.search.mixed_precision import (
+    BASE_LEVEL,
+    LEVELS,
+    LevelMeasurement,
+    available_levels,
+    cost_bounds,
+    costs_key,
+    costs_of,
+)
 from tfq.search.record import (
     Candidate,
     CandidateResult,
+    ParetoPoint,
     SearchResult,
     difference_text,
 )
@@ -77,6 +99,7 @@ def mixed(best: Candidate, config: SearchConfig, layers: int, quantizer: str) ->
         count *= 2
 
 
+SOLVERS: dict[str, Solver] = {"ilp": best_assignment, "greedy": greedy_assignment}
 NOT_TIMED = "an inference was not timed"
 _MODEL = "model.tflite"
 _TIMED_RUNS, _TIMED_SECS = 200, 0.5
@@ -100,6 +123,10 @@ def find_int8(
     then the most sensitive layers in int16 (if `conversion.quantizer` supports it) or float. The first candidate within
     the budget is chosen, and the search ends there unless `config.full` is set. Only the chosen candidate's collapsed
     outputs are warnings; those of the others are in the result.
+
+    With `config.pareto_points`, layers then get their own levels: each level of each layer is measured, an integer
+    program assigns levels for several sizes of the file, and so does a greedy method. All these files are converted and
+    compared. The most accurate one within the budget is chosen, or the smallest one if the budget bounds no cost.
 
     Examples:
         >>> result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
@@ -125,9 +152,13 @@ def find_int8(
         The candidates in the order in which they were tried, and the chosen one with its flatbuffer.
 
     Raises:
-        InputError: The model is not a float flatbuffer, or the data has no class labels.
+        InputError: The model is not a float flatbuffer, the data has no class labels, SciPy is missing for
+            `config.pareto_points`, or the quantizer does not have one of `config.levels`.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
+    if config.pareto_points:
+        check_solver()
+        available_levels(conversion, config.levels)
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     if conversion.sampling == "by_class":
@@ -148,6 +179,7 @@ def find_int8(
     with contextlib.ExitStack() as stack:
         if store is None or not is_registered:
             store = StageStore(stack.enter_context(scratch_directory()))
+        stack.enter_context(kept_moments())
         search = _Search(floating, criterion, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():
@@ -156,6 +188,8 @@ def find_int8(
                     break
             if search.within_budget and not config.full:
                 break
+        if config.pareto_points:
+            search.assign_levels()
         return search.result(testing)
 
 
@@ -185,6 +219,9 @@ class _Search:
         self._float_sample = criterion.sample(floating, floating, validation)
         self._contents: dict[str, bytes] = {}
         self.results: list[CandidateResult] = []
+        self._levels: LevelTable | None = None
+        self._points: list[ParetoPoint] = []
+        self._advice: list[str] = []
 
     @property
     def within_budget(self) -> list[CandidateResult]:
@@ -205,10 +242,14 @@ class _Search:
         layers = len(self._ranked()) if self._config.max_mixed_layers else 0
         return mixed(best, self._config, layers, self._conversion.quantizer)
 
-    def try_candidate(self, candidate: Candidate) -> None:
-        """Convert with the settings of a candidate and measure it, or load the stored measurements."""
-        layers = tuple(self._ranked()[: candidate.layers]) if candidate.layers else ()
-        conversion = candidate.conversion(self._conversion, layers)
+    def try_candidate(self, candidate: Candidate) -> CandidateResult | None:
+        """Convert with the settings of a candidate and measure it, or load the stored measurements.
+
+        Returns:
+            The measurements, which are also added to `results`; None if the conversion is not possible.
+        """
+        layers = tuple(self._ranked()[: candidate.layers]) if candidate.layers else tuple(dict(candidate.levels))
+        conversion, budget = candidate.conversion(self._conversion, layers), self._config.budget
 
         def make(directory: Path) -> dict[str, Any]:
             from tfq.conversion import convert_with_record
@@ -219,7 +260,7 @@ class _Search:
                     self._floating, self._train, conversion, remedies=False, warn_if_collapsed=False
                 )
             except TfqError as error:
-                if candidate.kind != "mixed":
+                if candidate.kind not in ("mixed", "levels"):
                     raise
                 return {"impossible": str(error)}  # ops of a layer do not support the scheme
             secs, content = time.monotonic() - start, built.content
@@ -234,14 +275,15 @@ class _Search:
                 "sample": self._criterion.sample(content, self._floating, self._validation).to_dict(),
                 "agreement": self._agreement(content),
                 "latency_ratio": self._latency_ratio(content),
+                "costs": {key: value for key, value in costs_of(content, budget).items() if key != "bytes"},
             }
 
-        inputs = {**self._basis, "candidate": conversion.to_dict()}
+        inputs = {**self._basis, "candidate": conversion.to_dict(), "costs": costs_key(budget)}
         stored = self._store.run(f"search: {candidate.name}", inputs, make)
         details = stored.details
         if "impossible" in details:
             self._progress(f"{candidate.name}: not possible: {details['impossible']}")
-            return
+            return None
         content = (stored.directory / _MODEL).read_bytes()
         sample = Sample.from_dict(details["sample"])
         result = CandidateResult(
@@ -255,6 +297,7 @@ class _Search:
             layers=layers,
             missed=(),
             collapsed=tuple(details["collapsed"]),
+            costs=details["costs"],
         )
         self._contents[candidate.name] = content
         self.results.append(_judged(result, self._config, self._criterion))
@@ -263,11 +306,12 @@ class _Search:
             f"{candidate.name}: {score_text(unit, last.accuracy)}, {difference_text(last.against_float, unit)} against "
             "float" + (f": {'; '.join(last.short_missed)}" if last.missed else ": within the budget")
         )
+        return last
 
     def result(self, test: AnySplit) -> SearchResult:
         """Return the result. Only here is the test split run."""
         holds = bool(self.within_budget)
-        chosen = self.within_budget[0] if holds else self._best()
+        chosen = self._chosen()
         for message in chosen.collapsed:
             warn(message)
         samples = {
@@ -290,8 +334,14 @@ class _Search:
             test_float_accuracy=samples["float"].value,
             test_against_float=against_float,
             test_against_plain=samples["chosen"].minus(samples["plain"]),
-            advice=tuple(_advice(holds, chosen, -self._criterion.sign * against_float.difference, self._config)),
+            advice=(
+                *self._advice,
+                *_advice(holds, chosen, -self._criterion.sign * against_float.difference, self._config),
+            ),
             criterion=self._criterion,
+            points=tuple(self._points),
+            front=tuple(self._front()) if self._points else (),
+            levels=self._levels,
             content=self._contents[chosen.name],
         )
 
@@ -299,9 +349,117 @@ class _Search:
         """Return the fraction of examples with the float model's class, or that are right if no output has classes."""
         return float(self._criterion.similarity().right(content, self._floating, self._validation).mean())
 
-    def _best(self) -> CandidateResult:
-        """Return the most accurate candidate; among equals the one that agrees more with float, then the first."""
-        return max(self.results, key=lambda item: (self._criterion.sign * item.accuracy, item.agreement))
+    def _best(self, results: Sequence[CandidateResult] = ()) -> CandidateResult:
+        """Return the most accurate of `results` (all if empty).
+
+        Among equals, it is the one that agrees more with float, then the first.
+        """
+        return max(results or self.results, key=lambda item: (self._criterion.sign * item.accuracy, item.agreement))
+
+    def _chosen(self) -> CandidateResult:
+        """Return the candidate that the search recommends, see `SearchResult.chosen`."""
+        within = self.within_budget
+        if not self._points:
+            return within[0] if within else self._best()
+        if within and not cost_bounds(self._config.budget):
+            return min(within, key=lambda item: item.model_bytes)
+        return self._best(within or [item for item in self.results if _costs_hold(item)])
+
+    def _front(self) -> Iterator[str]:
+        """Yield the candidates that no other one beats in both size and score, the smallest first."""
+        best = -math.inf
+        for item in sorted(self.results, key=lambda item: (item.model_bytes, -self._criterion.sign * item.accuracy)):
+            if not item.collapsed and self._criterion.sign * item.accuracy > best:
+                best = self._criterion.sign * item.accuracy
+                yield item.name
+
+    def assign_levels(self) -> None:
+        """Give the layers of the best candidate their own levels, for each size of `search.pareto_points`."""
+        base = self._best([item for item in self.results if item.candidate.kind in ("calibration", "techniques")])
+        self._levels = table = self._level_table(base)
+        if table.impossible:
+            pairs = ", ".join(table.impossible)
+            self._progress(f"not possible: {pairs}: {next(iter(table.impossible.values()))}")
+        bounds = cost_bounds(self._config.budget)
+        try:
+            smallest = best_assignment(table, bounds, minimize="bytes")
+        except RequirementError as error:
+            warn(str(error))
+            self._advice.append(str(error))
+            return
+        unlimited = {name: bound for name, bound in bounds.items() if name != "bytes"}
+        most = max(base.model_bytes, table.costs(best_assignment(table, unlimited))["bytes"])
+        tried = self._try_levels(smallest, base, f"{base.name}, levels for the smallest file")
+        least = tried.model_bytes if tried else table.costs(smallest)["bytes"]
+        most = max(least, min(most, bounds.get("bytes", math.inf)))
+        for limit in np.unique(np.geomspace(most, least, self._config.pareto_points).round().astype(int)).tolist():
+            by_solver = {}
+            for name, solver in SOLVERS.items():
+                item = self._fitting(solver, {**bounds, "bytes": limit}, base, f"at most {limit:,} bytes, {name}")
+                # The table may predict more than the smallest file has.
+                if item is None and tried and tried.model_bytes <= limit and _costs_hold(tried):
+                    item = tried
+                if item is not None:
+                    by_solver[name] = item.name
+            fitting = [item for item in self.results if item.model_bytes <= limit and _costs_hold(item)]
+            if fitting:
+                self._points.append(ParetoPoint(max_bytes=limit, best=self._best(fitting).name, by_solver=by_solver))
+
+    def _fitting(
+        self, solver: Solver, bounds: Mapping[str, float], base: CandidateResult, name: str
+    ) -> CandidateResult | None:
+        """Return the candidate of a solver whose file is within the bounds; None if there is none."""
+        assert self._levels is not None
+        tried: list[CandidateResult] = []
+
+        def measure(levels: Mapping[str, str]) -> dict[str, float] | None:
+            number = f", attempt {len(tried) + 1}" if tried else ""
+            item = self._try_levels(levels, base, f"{base.name}, levels for {name}{number}")
+            if item is None:
+                return None
+            tried.append(item)
+            return {**item.costs, "bytes": item.model_bytes, "latency_ratio": item.latency_ratio or 0.0}
+
+        place = fit_assignment(self._levels, solver, bounds, measure)
+        return None if place is None else tried[place]
+
+    def _try_levels(self, levels: Mapping[str, str], base: CandidateResult, name: str) -> CandidateResult | None:
+        """Try {layer: level}, or return the candidate that has these levels already."""
+        changed = tuple((layer, level) for layer, level in levels.items() if level != BASE_LEVEL)
+        if not changed:
+            return base
+        candidate = dataclasses.replace(base.candidate, name=name, kind="levels", levels=changed)
+        known = (item for item in self.results if dataclasses.replace(item.candidate, name=name) == candidate)
+        return next(known, None) or self.try_candidate(candidate)
+
+    def _level_table(self, base: CandidateResult) -> LevelTable:
+        conversion = base.candidate.conversion(self._conversion, ())
+        measurement = LevelMeasurement(
+            floating=self._floating,
+            base=self._contents[base.name],
+            train=self._train,
+            examples=self._train.take(self._config.sensitivity_examples),
+            conversion=conversion,
+            costs=self._level_costs,
+            store=self._store,
+            basis={
+                **self._basis,
+                "examples": self._config.sensitivity_examples,
+                "costs": costs_key(self._config.budget),
+            },
+        )
+        levels = available_levels(self._conversion, self._config.levels)
+        return measurement.table(self._ranked(), levels, self._progress)
+
+    def _level_costs(self, content: bytes) -> dict[str, float]:
+        budget = self._config.budget
+        costs = costs_of(content, budget)
+        if budget.max_latency_ratio:
+            ratio = self._latency_ratio(content)
+            if ratio is None:
+                raise TfqError(f"search.budget.max_latency_ratio: {NOT_TIMED}")
+            costs["latency_ratio"] = ratio
+        return costs
 
     def _ranked(self) -> list[str]:
         """Return the layers with weights, the most sensitive first."""
@@ -324,6 +482,11 @@ class _Search:
         return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
 
 
+def _costs_hold(result: CandidateResult) -> bool:
+    """Check whether a candidate meets all bounds of the budget except that on the accuracy, and did not collapse."""
+    return not result.collapsed and all(item.holds for item in result.requirements if item.name != "max_accuracy_drop")
+
+
 def _judged(result: CandidateResult, config: SearchConfig, criterion: Criterion) -> CandidateResult:
     budget, latency = config.budget, result.latency_ratio
     drop = 0.0 - criterion.sign * result.against_float.difference
@@ -339,6 +502,10 @@ def _judged(result: CandidateResult, config: SearchConfig, criterion: Criterion)
         measured = NOT_TIMED if latency is None else f"{latency:.2f}x the time"
         sentence = f"{measured}, at most {budget.max_latency_ratio:g}x allowed"
         requirements[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
+    for name, words in (("arena_bytes", "bytes of activations at a time"), ("instructions", "instructions")):
+        if bound := getattr(budget, f"max_{name}"):
+            value = result.costs[name]
+            requirements[f"{value:,.0f} {words}, at most {bound:,} allowed"] = at_most(f"max_{name}", bound, value)
     missed = (
         *(sentence for sentence, requirement in requirements.items() if not requirement.holds),
         *(f"collapsed: {message}" for message in result.collapsed),
@@ -357,6 +524,12 @@ def _advice(holds: bool, chosen: CandidateResult, drop: float, config: SearchCon
             "on the test split the accuracy drops by more than the budget allows, although it did not on the "
             "validation split: use a larger validation split or a tighter budget"
         )
-    if chosen.layers:
+    if chosen.candidate.levels:
+        for level in LEVELS.values():
+            layers = [layer for layer, name in chosen.candidate.levels if name == level.name]
+            allow = f": list them in audit.{level.audit_field} for tfq audit" if level.audit_field else ""
+            if layers:
+                yield f"layers in {level.name}: {', '.join(layers)}{allow}"
+    elif chosen.layers:
         scheme = chosen.candidate.scheme
         yield f"layers in {scheme}: {', '.join(chosen.layers)}: list them in audit.allow_{scheme} for tfq audit"

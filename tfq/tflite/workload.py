@@ -5,6 +5,7 @@ A byte is counted each time that an op reads or writes it: an ideal machine with
 lower where an output stays in a cache, and higher where an op reads a value several times.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,32 @@ def tensor_bytes(tensor: Tensor) -> int:
     digits = "".join(letter for letter in tensor.dtype if letter.isdigit())
     bits = _ITEM_BITS.get(tensor.dtype) or (int(digits) if digits else 64)
     return -(-math.prod(tensor.shape) * bits // 8)
+
+
+def peak_activation_bytes(model: Model) -> int:
+    """Return the most bytes of tensors in subgraph 0 that are alive at the same time: a lower bound of the arena.
+
+    A tensor is alive from the op that writes it to the last op that reads it; inputs of the model from the start, its
+    outputs until the end, variables always. Constants are not counted, and neither are alignment, scratch memory of
+    kernels and the runtime's own structures.
+    """
+    graph = model.main_subgraph
+    count = len(graph.ops)
+    first = dict.fromkeys(graph.inputs, 0)
+    last = dict.fromkeys(graph.outputs, count - 1)
+    for position, op in enumerate(graph.ops):
+        for index in op.tensors:
+            first.setdefault(index, position)
+            last[index] = max(last.get(index, 0), position)
+    changes = [0] * (count + 1)
+    for index, start in first.items():
+        tensor = graph.tensors[index]
+        if tensor.is_constant:
+            continue
+        start, end = (0, count - 1) if tensor.is_variable else (start, last.get(index, start))
+        changes[start] += tensor_bytes(tensor)
+        changes[end + 1] -= tensor_bytes(tensor)
+    return max(itertools.accumulate(changes), default=0)
 
 
 def _workload(graph: Subgraph, op: Op) -> OpWorkload:

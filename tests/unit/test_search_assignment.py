@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assignments of levels to layers, compared with the best of all assignments; costs and distortions by hand."""
+
+import builtins
+import itertools
+
+import numpy as np
+import pytest
+from golden_models import golden
+from messages import refused
+
+from tfq import tflite
+from tfq.config import BudgetConfig, ConversionConfig, SearchConfig
+from tfq.config.search import LEVELS as CHOICES
+from tfq.errors import InputError, RequirementError
+from tfq.search.assignment import (
+    LevelEffect,
+    LevelTable,
+    best_assignment,
+    check_solver,
+    fit_assignment,
+    greedy_assignment,
+)
+from tfq.search.mixed_precision import (
+    LEVELS,
+    available_levels,
+    cost_bounds,
+    costs_of,
+    output_distortion,
+    with_levels,
+)
+
+
+def random_table(seed: int, layers: int = 5, missing: bool = True) -> LevelTable:
+    """Return a table of random effects, of which some levels of some layers are not possible."""
+    rng, effects = np.random.default_rng(seed), []
+    for layer in map(str, range(layers)):
+        for level in ("int8", "float", "int16", "int4"):
+            if level != "int8" and missing and rng.random() < 0.2:
+                continue
+            is_base = level == "int8"
+            costs = {"bytes": 0.0 if is_base else float(rng.integers(-500, 900)),
+                     "instructions": 0.0 if is_base else float(rng.integers(-10**8, 10**8))}  # fmt: skip
+            distortion = 0.0 if is_base else float(rng.normal() * 10.0 ** rng.integers(-6, 0))
+            effects.append(LevelEffect(layer=layer, level=level, distortion=distortion, costs=costs))
+    return LevelTable(
+        base_level="int8", base_distortion=0.1, base_costs={"bytes": 5000.0, "instructions": 1e9},
+        effects=tuple(effects), impossible={},
+    )  # fmt: skip
+
+
+def every_assignment(table: LevelTable):
+    choices = [[(layer, item.level) for item in table.of_layer(layer)] for layer in table.layers]
+    return map(dict, itertools.product(*choices))
+
+
+def within(table, levels, bounds) -> bool:
+    costs = table.costs(levels)
+    return all(costs[name] <= bound for name, bound in bounds.items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_solver_finds_the_best_of_all_assignments(seed):
+    table = random_table(seed)
+    rng = np.random.default_rng(seed)
+    sizes = sorted(table.costs(levels)["bytes"] for levels in every_assignment(table))
+    bounds = {"bytes": sizes[int(rng.integers(1, len(sizes)))], "instructions": 1.05e9}
+    possible = [levels for levels in every_assignment(table) if within(table, levels, bounds)]
+    if not possible:
+        pytest.skip("no assignment is within these bounds")
+    found = best_assignment(table, bounds)
+    assert within(table, found, bounds)
+    assert table.distortion(found) == pytest.approx(min(map(table.distortion, possible)), rel=1e-9, abs=1e-12)
+    smallest = best_assignment(table, bounds, minimize="bytes")
+    assert table.costs(smallest)["bytes"] == min(table.costs(levels)["bytes"] for levels in possible)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_greedy_assignments_are_within_the_bounds_and_never_better(seed):
+    table = random_table(seed, missing=False)
+    bounds = {"bytes": 4500.0}
+    found = greedy_assignment(table, bounds)
+    if found is None:
+        with pytest.raises(RequirementError):
+            best_assignment(table, bounds)
+    else:
+        assert within(table, found, bounds)
+        assert table.distortion(best_assignment(table, bounds)) <= table.distortion(found) + 1e-12
+
+
+def test_greedy_exceeds_the_best_where_large_steps_waste_bytes():
+    """To save 6 bytes, the cheapest step for each byte saves 5 (distortion 5); a second one is needed (7)."""
+    effects = []
+    for layer, saved, distortion in (("a", 5, 5.0), ("b", 6, 6.6), ("c", 6, 7.0)):
+        effects.append(LevelEffect(layer=layer, level="int8", distortion=0.0, costs={"bytes": 0}))
+        effects.append(LevelEffect(layer=layer, level="int4", distortion=distortion, costs={"bytes": -saved}))
+    table = LevelTable(
+        base_level="int8", base_distortion=0.0, base_costs={"bytes": 20}, effects=tuple(effects), impossible={}
+    )
+    assert best_assignment(table, {"bytes": 14}) == {"a": "int8", "b": "int4", "c": "int8"}
+    assert table.distortion(greedy_assignment(table, {"bytes": 14})) > 6.6
+
+
+def test_bounds_that_nothing_meets_are_refused_with_the_least_costs():
+    table = random_table(3)
+    least = min(table.costs(levels)["bytes"] for levels in every_assignment(table))
+    with refused(RequirementError, field="search.budget", expected={"bytes": least}, word="search.levels"):
+        best_assignment(table, {"bytes": least - 1})
+    assert greedy_assignment(table, {"bytes": least - 1}) is None
+    assert table.costs(best_assignment(table, {"bytes": least}))["bytes"] == least
+
+
+def test_equal_tables_get_equal_assignments():
+    bounds = {"bytes": 4800.0}
+    found = [best_assignment(random_table(5), bounds) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_missing_solver_is_reported_with_how_to_install_it(monkeypatch):
+    original = builtins.__import__
+
+    def without_scipy(name, *arguments):
+        if name.startswith("scipy"):
+            raise ImportError("No module named 'scipy'")
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_scipy)
+    with refused(InputError, field="search.pareto_points", word="'tfq[mixed]'"):
+        check_solver()
+
+
+def test_levels_are_those_that_the_quantizer_gives_to_single_layers():
+    assert tuple(LEVELS) == CHOICES == SearchConfig.from_dict({"levels": list(CHOICES)}).levels
+    assert available_levels(ConversionConfig()) == ("int8", "float", "int4")
+    litert = ConversionConfig(quantizer="litert")
+    assert set(available_levels(litert)) == set(CHOICES)
+    assert "int8_per_tensor" not in available_levels(ConversionConfig(quantizer="litert", per_channel=False))
+    assert available_levels(litert, ("int4",)) == ("int8", "int4")
+    with refused(InputError, field="search.levels", got="int16", expected=("float", "int8", "int4")):
+        available_levels(ConversionConfig(), ("int16",))
+
+
+def test_levels_become_settings_of_the_conversion():
+    levels = {"a": "int4", "b": "float", "c": "int8", "d": "int4", "e": "int16", "f": "int8_per_tensor"}
+    config = with_levels(ConversionConfig(quantizer="litert", int4_layers=("z",)), levels)
+    assert config.int4_layers == ("z", "a", "d") and config.float_layers == ("b",)
+    assert config.int16_layers == ("e",) and config.per_tensor_layers == ("f",)
+
+
+def test_distortion_is_the_divergence_of_probabilities_or_the_relative_error_of_values():
+    p = np.array([[0.5, 0.5], [0.9, 0.1]])
+    q = np.array([[0.25, 0.75], [0.9, 0.1]])
+    expected = 0.5 * (0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    assert output_distortion([q], [p]) == pytest.approx(expected)
+    values = np.array([[1.0, 5.0], [3.0, -2.0]])
+    noisy = values + np.array([[0.1, -0.1], [0.1, 0.1]])
+    assert output_distortion([noisy], [values]) == pytest.approx(0.01 / values.var())
+    assert output_distortion([q, noisy], [p, values]) == pytest.approx(expected + 0.01 / values.var())
+    assert output_distortion([np.full_like(values, np.nan)], [values]) == np.inf
+    # A probability of 0 counts as half a step of an int8 softmax, not as an infinite divergence.
+    assert 0 < output_distortion([np.array([[0.0, 1.0]])], [np.array([[0.5, 0.5]])]) < 5
+
+
+def test_costs_are_measured_only_if_they_are_bounded(monkeypatch):
+    model = golden("digits_int8")
+    assert costs_of(model, BudgetConfig()) == {"bytes": len(model)}
+    assert cost_bounds(BudgetConfig()) == {}
+    counted = []
+
+    def count(content, backend):
+        counted.append(backend)
+        return type("Counted", (), {"instructions": 123})
+
+    monkeypatch.setattr("tfq.search.mixed_precision.count_instructions", count)
+    budget = BudgetConfig(max_instructions=200, max_arena_bytes=10, max_latency_ratio=1.5, max_bytes=7)
+    costs = costs_of(model, budget)
+    assert costs["instructions"] == 123 and counted == ["qemu:cortex-a53"]
+    assert costs["arena_bytes"] == tflite.workload.peak_activation_bytes(tflite.read(model)) > 0
+    assert cost_bounds(budget) == {"bytes": 7, "arena_bytes": 10, "instructions": 200, "latency_ratio": 1.5}
+
+
+@pytest.mark.parametrize("error", [-300, 0, 300])
+def test_an_assignment_is_repeated_with_bounds_corrected_by_the_error_of_the_prediction(error):
+    """Every file has `error` bytes more than predicted; the right result is that of the bound without them."""
+    table, bounds, measured = random_table(2, missing=False), {"bytes": 5000.0}, []
+
+    def measure(levels):
+        measured.append(levels)
+        return {"bytes": table.costs(levels)["bytes"] + error}
+
+    place = fit_assignment(table, best_assignment, bounds, measure)
+    assert measured[place] == best_assignment(table, {"bytes": 5000.0 - error})
+    assert len(measured) <= 2
+
+
+def test_an_assignment_that_never_fits_has_no_result():
+    table = random_table(2, missing=False)
+    assert fit_assignment(table, best_assignment, {"bytes": 4500.0}, lambda levels: {"bytes": 1e6}) is None
+    assert fit_assignment(table, greedy_assignment, {"bytes": 4500.0}, lambda levels: None) is None
+    assert fit_assignment(table, best_assignment, {"bytes": 0.0}, lambda levels: {"bytes": 0.0}) is None
