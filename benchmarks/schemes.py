@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Compare every scheme of `tfq convert` on one model: accuracy, agreement with float32, sizes, ops that XNNPACK runs.
+"""Compare the schemes of `tfq convert` on one model: accuracy, agreement with float32, sizes, ops that XNNPACK runs.
+
+Weights of 4 and 2 bits are measured by few_bits.py.
 
     python benchmarks/schemes.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--limit=0]
 
@@ -17,14 +19,14 @@ import warnings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tfq
-from tfq.config import AUDIT_SCHEMES, SCHEMES
+from tfq.config import AUDIT_SCHEMES, FEW_BIT_SCHEMES, SCHEMES
 
 MIN_AGREEMENT = 0.9
 
 
 def cases() -> dict[str, tfq.ConversionConfig]:
     """Return {name of a row: config to convert with}; float32, the reference of the others, comes first."""
-    ordered = ("float32", *(scheme for scheme in SCHEMES if scheme != "float32"))
+    ordered = ("float32", *(scheme for scheme in SCHEMES if scheme != "float32" and scheme not in FEW_BIT_SCHEMES))
     results = {scheme: tfq.ConversionConfig(scheme=scheme) for scheme in ordered}
     return results | {
         "int8, per tensor": tfq.ConversionConfig(per_channel=False),

@@ -83,7 +83,8 @@ def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
     real = tfq.evaluate(tfq.convert(FLOATING, SPLITS[0]), SPLITS[1], tfq.EvaluationConfig(num_runs=0)).accuracy
     assert by_name["W8 A8, uniform"].accuracy == pytest.approx(real, abs=0.01)
     assert by_name["W8 A8, uniform"].runs_as == "conversion.scheme=int8"
-    assert by_name["W2, uniform"].runs_as == "simulated"
+    assert by_name["W2, uniform"].runs_as == "conversion.scheme=weight_only_int2"
+    assert by_name["W2 A8, uniform"].runs_as == by_name["A2"].runs_as == "simulated"
     assert by_name["W2 A2, uniform"].accuracy < by_name["W2, uniform"].accuracy < result.float_accuracy - 0.1
 
 

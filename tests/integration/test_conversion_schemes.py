@@ -21,6 +21,8 @@ TOLERANCES = {
     "float32": 1e-6,
     "float16": 1e-3,
     "weight_only_int8": 0.02,
+    "weight_only_int4": 0.2,
+    "weight_only_int2": 0.6,
     "dynamic_range": 0.03,
     "int16x8": 0.02,
     "int8": 0.06,

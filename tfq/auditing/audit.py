@@ -25,6 +25,8 @@ from tfq.auditing.schemes import (
     FLOATS,
     HANDLES,
     INDEX_TYPES,
+    NARROW,
+    NARROW_HYBRID,
     Borders,
     TypeRules,
     Violation,
@@ -32,6 +34,7 @@ from tfq.auditing.schemes import (
     has_raw_scale,
     is_hybrid,
     is_strided_pointwise,
+    narrow_hybrid_weights,
 )
 from tfq.auditing.targets import Target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
@@ -134,8 +137,12 @@ class TargetRules:
             return f"it computes on floats, and {target.title} only on 8-bit integers"
         if is_hybrid(self._graph, op) and "dynamic_range" not in target.schemes:
             return f"{target.title} has no kernel for float activations with integer weights"
+        narrow = narrow_hybrid_weights(self._graph, op) - target.narrow_hybrid.get(op.name, frozenset())
+        if narrow:
+            return f"{target.title} has no correct kernel for float activations with {min(narrow)} weights"
         if op.name == "DEQUANTIZE" and op.inputs and op.inputs[0] >= 0 and tensors[op.inputs[0]].is_constant:
-            scheme = "float16" if tensors[op.inputs[0]].dtype == "float16" else "weight_only_int8"
+            stored = tensors[op.inputs[0]].dtype
+            scheme = "float16" if stored == "float16" else f"weight_only_{stored if stored in NARROW else 'int8'}"
             if scheme not in target.schemes:
                 return f"it dequantizes {tensors[op.inputs[0]].dtype} weights, which {target.title} does not support"
         return None
@@ -246,6 +253,7 @@ class OpRules:
         reasons = Reasons(graph, self._composition)
         # A Q/DQ pair is allowed if all float or 16-bit ops between its two ops are allowed.
         permitted |= reasons.converters_of(permitted)
+        permitted |= {op.index for op in graph.ops if op.index in violations and _only_feeds(graph, op, permitted)}
         for op in graph.ops:
             foreign = _foreign_finding(graph, op, self._basis.target)
             if foreign:
@@ -254,6 +262,8 @@ class OpRules:
                 yield self._type_finding(op, violations[op.index], reasons, op.index in permitted)
             elif self._target:
                 yield from self._target.findings(op, allowed)
+            if not self._target:
+                yield from _narrow_hybrid_findings(graph, op)
 
     def _type_finding(self, op: Op, violations: list[Violation], reasons: Reasons, permit: bool) -> Finding:
         graph = self._graph
@@ -282,6 +292,25 @@ class OpRules:
         message = f"{op_title(graph, op)}: {'; '.join(parts)}: {reason}"
         severity = NOTE if permit else FAILS
         return Finding(kind=kind, severity=severity, message=message, allowed=permit, **_where(graph, op), tensor=first)
+
+
+def _only_feeds(graph: Subgraph, op: Op, permitted: Set[int]) -> bool:
+    """Check whether `op` is a DEQUANTIZE of a constant that only ops among the indices `permitted` read."""
+    if op.name != "DEQUANTIZE" or not op.inputs or op.inputs[0] < 0 or not graph.tensors[op.inputs[0]].is_constant:
+        return False
+    readers = {reader.index for reader in graph.ops if set(op.outputs) & set(reader.inputs)}
+    return bool(readers) and readers <= permitted and not set(op.outputs) & set(graph.outputs)
+
+
+def _narrow_hybrid_findings(graph: Subgraph, op: Op) -> Iterator[Finding]:
+    """Yield a finding if LiteRT rejects the weights of `op`, crashes on them or computes wrong values."""
+    narrow = narrow_hybrid_weights(graph, op) - NARROW_HYBRID.get(op.name, frozenset())
+    if narrow:
+        message = (
+            f"{op_title(graph, op)}: LiteRT has no correct kernel for float activations with {min(narrow)} weights: "
+            f"convert with conversion.scheme=weight_only_{min(narrow)}, which expands them first"
+        )
+        yield Finding(kind="narrow_hybrid", severity=FAILS, message=message, **_where(graph, op))
 
 
 def _foreign_finding(graph: Subgraph, op: Op, target: Target | None) -> Finding | None:

@@ -16,6 +16,8 @@ CONVERTED = {
     "float16": "float16",
     "float32": "float32",
     "weight_only": "weight_only_int8",
+    "weight_only_int4": "weight_only_int4",
+    "weight_only_int2": "weight_only_int2",
 }
 
 _WITHOUT_REAL_VALUES = frozenset(INDEX_TYPES) | HANDLES
@@ -118,4 +120,7 @@ class Composition:
         if half:
             return "float16"
         # Integer constants that no float op reads as weights (such as a table) do not determine a scheme.
-        return "weight_only" if weight_only else "float32"
+        if not weight_only:
+            return "float32"
+        stored = self.dequantized - FLOATS
+        return f"weight_only_{min(stored)}" if stored in ({"int4"}, {"int2"}) else "weight_only"

@@ -14,7 +14,10 @@ _OF_ISLANDS = FLOATS | {"int16"}
 _ALLOWED_BY = {"int16": "allow_int16", "narrow_weights": "allow_int4"}
 
 # Schemes of a whole model, where no single layer is the cause.
-_WHOLE_MODEL = ("float32", "float16", "dynamic_range", "weight_only", "int16x8", "full_uint8")
+_WHOLE_MODEL = (
+    *("float32", "float16", "dynamic_range", "weight_only", "weight_only_int4", "weight_only_int2"),
+    *("int16x8", "full_uint8"),
+)
 
 _BY_KIND = {
     "int16": "its activations have 16 bits, and XNNPACK has no kernel for them",

@@ -74,13 +74,13 @@ class Finding:
     Attributes:
         kind: About the types of an op's tensors: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index,
             narrow_weights, other_type. About ops: custom_op, flex_op, compiled_op, unknown_op, not_on_target (the
-            required target cannot run it), other_scheme (its types are not those of the required scheme). About inputs
-            and outputs: io_type, index_io. About single tensors: missing_quantization, quantized_index, bad_scale,
-            bad_zero_point, buffer_size, dynamic_shape, per_tensor_weights. About parameters that the op's kernel does
-            not honor: weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale,
-            fixed_scale, unequal_scales. About the model: scheme, missing_signature, several_signatures, no_ops,
-            does_not_run. About the target: deprecated_target. About patterns that match nothing: unused_allow_float,
-            unused_allow_int16, unused_allow_int4.
+            required target cannot run it), narrow_hybrid (LiteRT cannot run it), other_scheme (its types are not those
+            of the required scheme). About inputs and outputs: io_type, index_io. About single tensors:
+            missing_quantization, quantized_index, bad_scale, bad_zero_point, buffer_size, dynamic_shape,
+            per_tensor_weights. About parameters that the op's kernel does not honor: weight_zero_point, weight_axis,
+            bias_type, bias_zero_point, bias_scale, activation_scale, fixed_scale, unequal_scales. About the model:
+            scheme, missing_signature, several_signatures, no_ops, does_not_run. About the target: deprecated_target.
+            About patterns that match nothing: unused_allow_float, unused_allow_int16, unused_allow_int4.
         severity: "fails" violates the requirement; "note" does not.
         message: The finding in words, with what to do about it.
         subgraph: The index of the subgraph; None if the finding is not about one.
@@ -135,8 +135,8 @@ class AuditReport(NotebookRecord):
     Attributes:
         scheme: The scheme of the tensors, independent of the requirement: full_int8, int8_float_io and int8_uint8_io
             (int8 with other input or output types), float32, float16, dynamic_range (int8 weights in float ops),
-            weight_only (int8 weights that are dequantized for float ops), int16x8, full_uint8, int4_weights, mixed, or
-            no_data (no op computes on real values).
+            weight_only (int8 weights that are dequantized for float ops), weight_only_int4, weight_only_int2, int16x8,
+            full_uint8, int4_weights, mixed, or no_data (no op computes on real values).
         findings: The violations of the requirement and other possible problems.
         subgraphs: Number of subgraphs.
         ops_visited: Number of ops in all subgraphs.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The types that an op's tensors may have in each scheme.
 
-In dynamic_range and weight_only_int8, weights with fewer than 1,024 values may be float32, because TensorFlow's
+In dynamic_range and the weight-only schemes, weights with fewer than 1,024 values may be float32, because TensorFlow's
 converter does not quantize them.
 """
 
@@ -29,6 +29,9 @@ FLOATS = frozenset(
     {"float32", "float16", "bfloat16", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"}
 )
 NARROW = frozenset({"int4", "uint4", "int2"})
+# Op -> the types with fewer than 8 bits that its weights may have with float activations in LiteRT. Other kernels
+# reject them, and CONV_2D crashes on int2 or computes NaN. Measured on ai-edge-litert 2.3.0 with models of one op.
+NARROW_HYBRID = {"CONV_2D": frozenset({"int4"}), "FULLY_CONNECTED": frozenset({"int4", "int2"})}
 INDEX_TYPES = ("int32", "int64", "bool", "string")
 # Types of references to a variable, a table or a list, which have no values.
 HANDLES = frozenset({"resource", "variant"})
@@ -200,6 +203,13 @@ def is_hybrid(graph: Subgraph, op: Op) -> bool:
     return weights and any(tensor.dtype in FLOATS and not tensor.is_constant for tensor, _ in tensors)
 
 
+def narrow_hybrid_weights(graph: Subgraph, op: Op) -> frozenset[str]:
+    """Return the types with fewer than 8 bits of the weights that `op` multiplies with float activations."""
+    if not is_hybrid(graph, op):
+        return frozenset()
+    return NARROW & {graph.tensors[index].dtype for _, _, index, role in roles(op) if role == WEIGHT}
+
+
 def is_strided_pointwise(graph: Subgraph, op: Op) -> bool:
     """Check whether `op` is a CONV_2D with integer weights of size 1x1 and a stride, which its shapes show."""
     if op.name != "CONV_2D" or len(op.inputs) < 2 or ABSENT in op.inputs[:2]:
@@ -254,6 +264,12 @@ _RULES = {
     ),
     "weight_only_int8": _Rule(
         activations="float32", weights=(), biases=_FLOAT, stored=("int8",), has_small_float_weights=True
+    ),
+    "weight_only_int4": _Rule(
+        activations="float32", weights=(), biases=_FLOAT, stored=("int4",), has_small_float_weights=True
+    ),
+    "weight_only_int2": _Rule(
+        activations="float32", weights=(), biases=_FLOAT, stored=("int2",), has_small_float_weights=True
     ),
     "int16x8": _Rule(activations="int16", weights=("int8",), biases=("int64", "int32")),
 }
@@ -315,7 +331,7 @@ class SchemeRules:
             small = rule.has_small_float_weights and math.prod(tensor.shape) < SMALL_WEIGHT
             if tensor.dtype in rule.weights or (small and tensor.dtype == "float32"):
                 return None
-            return alternatives(rule.weights) if rule.weights else "int8 with a DEQUANTIZE"
+            return alternatives(rule.weights) if rule.weights else f"{rule.stored[0]} with a DEQUANTIZE"
         if role == BIAS:
             return None if tensor.dtype in rule.biases else alternatives(rule.biases)
         if tensor.is_constant and rule.activations == "int16" and tensor.dtype == "int8":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import registry
+from tfq.auditing.schemes import NARROW_HYBRID
 from tfq.config import AUDIT_SCHEMES, SCHEMES
 from tfq.errors import InputError
 from tfq.registry import register
@@ -43,6 +44,7 @@ class Target:
         integer_ops: TFLite names of the ops that it runs on integer activations.
         float_ops: Those that it runs on float activations.
         hybrid_ops: Those that it runs on float activations with integer weights.
+        narrow_hybrid: Op -> the types of fewer than 8 bits that its weights may have with float activations.
         index_ops: Those that it runs on indices, shapes and conditions (int32, int64, bool).
         ops_by_type: Activation type -> the ops that it runs on this type, if known per type. The sets above apply to
             other types.
@@ -79,6 +81,7 @@ class Target:
     integer_ops: frozenset[str]
     float_ops: frozenset[str] = frozenset()
     hybrid_ops: frozenset[str] = frozenset()
+    narrow_hybrid: Mapping[str, frozenset[str]] = field(default_factory=dict)
     index_ops: frozenset[str] = frozenset()
     ops_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     int32_index_ops: frozenset[str] = frozenset()
@@ -144,7 +147,10 @@ register(
         help="TFLite on a CPU (x86, ARM, WebAssembly) with its XNNPACK delegate",
         title="XNNPACK",
         short_title="XNNPACK",
-        schemes=("int8", "dynamic_range", "float16", "float32", "weight_only_int8"),
+        schemes=(
+            *("int8", "dynamic_range", "float16", "float32"),
+            *("weight_only_int8", "weight_only_int4", "weight_only_int2"),
+        ),
         io_types=("int8", "uint8", "float32"),
         integer_ops=_XNNPACK_BOTH,
         float_ops=_XNNPACK_BOTH
@@ -153,6 +159,7 @@ register(
             RELU6 ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
         """),
         hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
+        narrow_hybrid=NARROW_HYBRID,
         static_shapes=False,
         custom_ops=_names("Convolution2DTransposeBias MaxPoolingWithArgmax2D MaxUnpooling2D"),
         has_builtin_kernels=True,

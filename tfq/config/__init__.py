@@ -24,6 +24,7 @@ from tfq.config.compression import (
     TrainingConfig,
 )
 from tfq.config.conversion import (
+    FEW_BIT_SCHEMES,
     IO_TYPES,
     SCHEME_IO_TYPES,
     SCHEMES,
@@ -49,6 +50,7 @@ from tfq.config.sweep import SweepBudgetConfig, SweepConfig
 
 __all__ = [
     "AUDIT_SCHEMES",
+    "FEW_BIT_SCHEMES",
     "FLOAT_BITS",
     "GRIDS",
     "INPUT_KINDS",

@@ -19,7 +19,12 @@ SCHEME_IO_TYPES = {
     "float16": ("float32",),
     "float32": ("float32",),
     "weight_only_int8": ("float32",),
+    "weight_only_int4": ("float32",),
+    "weight_only_int2": ("float32",),
 }
+
+# Scheme -> bits of its weights, for schemes with fewer than 8.
+FEW_BIT_SCHEMES = {"weight_only_int4": 4, "weight_only_int2": 2}
 
 SCHEMES = tuple(SCHEME_IO_TYPES)
 
@@ -57,7 +62,8 @@ class ConversionConfig(Config):
         "int8",
         "number format: int8 (int8 weights and activations), int16x8 (int8 weights, int16 activations), "
         "dynamic_range (int8 weights; activations are quantized at run time), float16 (float16 weights), float32 "
-        "(no quantization) or weight_only_int8 (int8 weights, dequantized for float ops)",
+        "(no quantization), weight_only_int8 (int8 weights, dequantized for float ops), weight_only_int4 or "
+        "weight_only_int2 (smaller files than int8, but not faster: LiteRT expands the weights at every inference)",
         choices=SCHEMES,
     )
     target: str = setting(
@@ -101,7 +107,9 @@ class ConversionConfig(Config):
         "patterns, as in float_layers, of layers whose weights get one scale in a per-channel model (quantizer=litert)",
     )
     int4_layers: tuple[str, ...] = setting(
-        (), "patterns, as in float_layers, of layers whose weights get 4 bits in an int8 model; '*' is all"
+        (),
+        "patterns, as in float_layers, of layers whose weights get 4 bits in an int8 or dynamic_range model; '*' is "
+        "all; the file is smaller, but not faster",
     )
     techniques: tuple[str, ...] = setting(
         (),
@@ -156,6 +164,11 @@ class ConversionConfig(Config):
     def needs_ranges(self) -> bool:
         """Whether the scheme needs activation ranges, from a representative dataset or from fake quantization."""
         return self.scheme in ("int8", "int16x8")
+
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether weights of ops on float activations get fewer than 8 bits, so that data can choose their rounding."""
+        return self.scheme in FEW_BIT_SCHEMES or (self.scheme == "dynamic_range" and bool(self.int4_layers))
 
     @property
     def input_type(self) -> str:

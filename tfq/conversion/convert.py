@@ -31,6 +31,7 @@ from tfq.conversion.quantize import (
     check_settings,
     quantize_after_training,
     quantize_flatbuffer,
+    rounded_by_data,
     warn_of_dead_layers,
 )
 from tfq.conversion.raw_inputs import with_float_inputs
@@ -51,7 +52,7 @@ from tfq.conversion.targeting import (
 )
 from tfq.conversion.tracing import Trace, trace_for, traced_again
 from tfq.conversion.verified import verified
-from tfq.conversion.weights import quantize_weights
+from tfq.conversion.weights import few_bit_weights, quantize_weights
 from tfq.data import as_split, data_of_main_subgraph, stratified
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import SavedModel, load_source
@@ -238,7 +239,13 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
     check_settings(config, trained=False)
     if config.scheme == "float32":
         return Conversion(content=model)
-    return Conversion(content=quantize_weights(model, config), evidence=Evidence.of(model, dataset))
+    evidence = Evidence.of(model, dataset)
+    model, config = with_ops_by_name(model, config)
+    if "gptq" not in config.techniques:
+        return Conversion(content=quantize_weights(model, config), evidence=evidence)
+    rounded = rounded_by_data(model, dataset, config, few_bit_weights(model, config))
+    content = quantize_weights(rounded.model, config, rounded.weights)
+    return Conversion(content=content, techniques={"gptq": rounded.to_dict()}, evidence=evidence)
 
 
 def _prepared(floating: bytes, config: ConversionConfig) -> bytes:

@@ -273,14 +273,57 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
                 expected=(),
                 got=values,
             )
-        if config.scheme != "int8":
+        if config.scheme != "int8" and not _works_on_floats(name, config):
+            others = "int8 or dynamic_range" if name == "int4_layers" else "int8"
             raise InputError(
-                f"{setting} requires conversion.scheme=int8, got {config.scheme}. Remove the setting, or convert to "
-                "int8",
+                f"{setting} requires conversion.scheme={others}, got {config.scheme}. Remove the setting, or convert "
+                f"to {others}{_GPTQ_ON_FLOATS if 'gptq' in values else ''}",
                 field=f"conversion.{name}",
                 expected=(),
                 got=values,
             )
+
+
+_GPTQ_ON_FLOATS = (
+    ". With float activations, gptq alone works, on weights of 4 or 2 bits: dynamic_range with int4_layers, "
+    "weight_only_int4, weight_only_int2"
+)
+
+
+def _works_on_floats(name: str, config: ConversionConfig) -> bool:
+    """Check whether the setting called `name` changes a file with float activations."""
+    if name == "int4_layers":
+        return config.scheme == "dynamic_range"
+    return config.has_few_bits and config.techniques == ("gptq",)
+
+
+def rounded_by_data(
+    model: bytes, dataset: Any, config: ConversionConfig, bits: Mapping[int, tuple[int, bool]]
+) -> "ptq.FewBitWeights":
+    """Round weights of 4 or 2 bits of a float flatbuffer with GPTQ, on config.num_calibration_samples samples.
+
+    Args:
+        model: The bytes of a float `.tflite`.
+        dataset: The representative dataset.
+        config: The settings.
+        bits: {tensor: (4 or 2 bits, whether it gets one scale)}.
+
+    Raises:
+        InputError: There is no dataset, or it does not fit the model.
+    """
+    if dataset is None:
+        raise InputError(
+            "representative_dataset: conversion.techniques=gptq rounds weights by data, and there is none. Pass about "
+            f"{config.num_calibration_samples} real examples, or remove the technique",
+            field="representative_dataset",
+            expected="real examples",
+            got=None,
+        )
+    samples, _ = _samples(model, dataset, config)
+    one_scale = [tensor for tensor, (_, per_tensor) in bits.items() if per_tensor]
+    return ptq.round_to_few_bits(
+        model, samples, {tensor: count for tensor, (count, _) in bits.items()}, per_tensor=one_scale
+    )
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[list[dict[str, NDArray]], int]:

@@ -7,7 +7,14 @@ if TYPE_CHECKING:
     from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
     from tfq.ptq.bias_correction import BiasCorrection, correct_biases
     from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
-    from tfq.ptq.gptq import Rounding, kept_moments, optimize_rounding, quantize_to_int4
+    from tfq.ptq.gptq import (
+        FewBitWeights,
+        Rounding,
+        kept_moments,
+        optimize_rounding,
+        quantize_to_int4,
+        round_to_few_bits,
+    )
     from tfq.ptq.layer_pairs import PairTechnique
 else:
     from tfq import lazy
@@ -18,6 +25,7 @@ __all__ = [
     "AbsorbedPair",
     "BiasCorrection",
     "EqualizedPair",
+    "FewBitWeights",
     "PairTechnique",
     "Rounding",
     "absorb_biases",
@@ -26,4 +34,5 @@ __all__ = [
     "kept_moments",
     "optimize_rounding",
     "quantize_to_int4",
+    "round_to_few_bits",
 ]

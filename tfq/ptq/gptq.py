@@ -17,7 +17,7 @@ Sources: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Gen
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -30,16 +30,15 @@ from tfq.patterns import check_fits, fits_op
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.weight_scales import QUANTIZED_LIMITS, least_error_scales, nearest, widest_scales
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
 
 # Added to the diagonal of H, relative to its mean: an input that is always zero makes H singular.
 _DAMPING = 0.01
 # Passes of coordinate descent.
 _SWEEPS = 4
-# The largest 4-bit quantized value (symmetric: -7 to 7).
-_INT4_MAX = 7
-# Scales that are tried, as fractions of the one that represents the largest weight.
-_SCALE_FRACTIONS = np.linspace(0.4, 1.0, 31)
+# Times that the scales of few-bit weights are fitted to the rounded weights, which are then rounded again.
+_SCALE_FITS = 2
 # Memory for Gram matrices. Layers that do not fit wait for another pass over the samples.
 _GRAM_BYTES = 1 << 30
 
@@ -171,44 +170,141 @@ def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted
 def _quantize_layer_to_int4(
     layer: WeightedOp, source: WeightedOp, inputs: _InputMoments, rounding: bool
 ) -> tuple[float, float]:
-    """Give the layer 4-bit weights; return its relative output errors as `Rounding.layers` has them.
-
-    The first error is that of rounding to nearest at the scale that represents the largest weight.
-    """
+    """Give the layer 4-bit weights; return its relative output errors, as `_relative_errors` does."""
     rows, gram = source.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
-    per_group = len(rows) // len(gram)
-    importance = np.repeat(np.diagonal(gram, axis1=1, axis2=2), per_group, axis=0)
     per_tensor = len(set(layer.scales)) == 1 and len(rows) > 1
-    widest = np.abs(rows).max(axis=None if per_tensor else 1, keepdims=True) / _INT4_MAX
-    widest = np.broadcast_to(np.where(widest > 0, widest, 1), (len(rows), 1))
-    errors = np.stack([_weighted_error(rows, widest * fraction, importance) for fraction in _SCALE_FRACTIONS])
-    errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape) if per_tensor else errors
-    scales = (widest[:, 0] * _SCALE_FRACTIONS[errors.argmin(axis=0)]).astype(np.float32).astype(np.float64)
-    quantized = np.clip(np.rint(rows / scales[:, None]), -_INT4_MAX, _INT4_MAX)
+    importance = _importance(rows, gram)
+    scales = least_error_scales(rows, 4, importance, per_tensor=per_tensor)
+    quantized = nearest(rows, scales[:, None], 4)
     if rounding:
-        for group, matrix in enumerate(gram):
-            part = slice(group * per_group, (group + 1) * per_group)
-            quantized[part] = round_weights(rows[part] / scales[part, None], matrix, -_INT4_MAX, _INT4_MAX)
-    nearest = np.clip(np.rint(rows / widest), -_INT4_MAX, _INT4_MAX) * widest
-    sums = np.zeros(3)
-    for group, matrix in enumerate(gram):
-        part = slice(group * per_group, (group + 1) * per_group)
-        approximations = (nearest[part], quantized[part] * scales[part, None], np.zeros_like(rows[part]))
-        sums += [_squared(rows[part] - approximation, matrix).sum() for approximation in approximations]
+        quantized = _rounded(rows, scales, gram, 4)
     data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
     weight_scales = scales[:1] if per_tensor else scales
     layer.set_int4(quantized, weight_scales, (data_scale * scales)[: len(weight_scales)])
     if layer.has_bias:
-        mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
-        offset = ((quantized * scales[:, None] - rows) * mean).sum(axis=1)
+        offset = _mean_error(rows, quantized * scales[:, None], inputs)
         layer.set_bias(np.rint((source.bias - offset) / (data_scale * scales)))
+    return _relative_errors(rows, quantized * scales[:, None], gram, 4, per_tensor=per_tensor)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FewBitWeights:
+    """Weights of 4 or 2 bits for ops that compute on float activations, rounded by data.
+
+    Attributes:
+        model: The float flatbuffer, whose biases correct the mean error of the outputs.
+        weights: {tensor of the main subgraph: (quantized values in the tensor's shape, as int8; their scales)}.
+        layers: As in `Rounding`.
+    """
+
+    model: bytes
+    weights: Mapping[int, tuple[NDArray[np.int8], NDArray[np.float32]]]
+    layers: Mapping[str, tuple[float, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without the flatbuffer and the weights."""
+        return Rounding(model=b"", layers=self.layers, skipped={}).to_dict()
+
+
+@stage("optimizing rounding (GPTQ)")
+def round_to_few_bits(
+    floating: bytes, samples: Sequence[Sample], bits: Mapping[int, int], *, per_tensor: Collection[int] = ()
+) -> FewBitWeights:
+    """Round the weights of convolutions and dense layers in the main subgraph to 4 or 2 bits with GPTQ.
+
+    The scales minimize the squared errors of the weights, each weighted as in `quantize_to_int4`. They are then fitted
+    to the rounded weights, so that the outputs have the least error.
+
+    Args:
+        floating: The float flatbuffer.
+        samples: {input name: array of real values, batch size 1}.
+        bits: {tensor of weights: 4 or 2}. Weights that several ops read, and those of other ops, are left out of the
+            result.
+        per_tensor: The tensors that get a single scale.
+    """
+    edited = tflite.unpack(floating)
+    layers = [item for item in weighted_ops(edited, tflite.read(floating)) if int(item.op.inputs[1]) in bits]
+    weights, errors = {}, {}
+    for batch in _batches([(item, item) for item in layers]):
+        moments = _input_moments(floating, [layer for layer, _ in batch], samples)
+        for (layer, _), inputs in zip(batch, moments, strict=True):
+            tensor = int(layer.op.inputs[1])
+            values, scales, errors[layer.layer] = _few_bits(layer, inputs, bits[tensor], tensor in per_tensor)
+            weights[tensor] = (layer.ordered_by_output(values).astype(np.int8), scales.astype(np.float32))
+    return FewBitWeights(model=tflite.pack(edited, len(floating)), weights=weights, layers=errors)
+
+
+def _few_bits(
+    layer: WeightedOp, inputs: _InputMoments, bits: int, per_tensor: bool
+) -> tuple[NDArray, NDArray, tuple[float, float]]:
+    """Correct the bias of a float layer; return the quantized values, scales and errors as `Rounding.layers` has them.
+
+    The values have the layout of `weights_by_output`.
+    """
+    rows, gram = layer.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
+    scales = least_error_scales(rows, bits, _importance(rows, gram), per_tensor=per_tensor)
+    quantized = _rounded(rows, scales, gram, bits)
+    for _ in range(_SCALE_FITS):
+        scales = _fitted_scales(rows, quantized, gram, scales, per_tensor=per_tensor)
+        quantized = _rounded(rows, scales, gram, bits)
+    approximation = quantized * scales[:, None]
+    if layer.has_bias:
+        layer.set_bias(layer.bias - _mean_error(rows, approximation, inputs))
+    errors = _relative_errors(rows, approximation, gram, bits, per_tensor=per_tensor)
+    return quantized, scales[:1] if per_tensor else scales, errors
+
+
+def _groups(rows: NDArray, gram: NDArray) -> Iterator[tuple[slice, NDArray]]:
+    """Yield (its output channels, its Gram matrix) for each group of channels."""
+    per_group = len(rows) // len(gram)
+    for group, matrix in enumerate(gram):
+        yield slice(group * per_group, (group + 1) * per_group), matrix
+
+
+def _importance(rows: NDArray, gram: NDArray) -> NDArray[np.float64]:
+    """Return the mean square of each weight's input (its variance if `gram` is a covariance), in the shape of rows."""
+    return np.repeat(np.diagonal(gram, axis1=1, axis2=2), len(rows) // len(gram), axis=0)
+
+
+def _rounded(rows: NDArray, scales: NDArray, gram: NDArray, bits: int) -> NDArray[np.float64]:
+    """Round all output channels with GPTQ."""
+    results = np.empty_like(rows)
+    for part, matrix in _groups(rows, gram):
+        results[part] = round_weights(rows[part] / scales[part, None], matrix, *QUANTIZED_LIMITS[bits])
+    return results
+
+
+def _fitted_scales(
+    rows: NDArray, quantized: NDArray, gram: NDArray, scales: NDArray, *, per_tensor: bool
+) -> NDArray[np.float64]:
+    """Return the scales s with the least error (w - s q)^T H (w - s q): s = q^T H w / q^T H q."""
+    sums = np.zeros((2, len(rows)))
+    for part, matrix in _groups(rows, gram):
+        sums[0, part] = np.einsum("ok,kl,ol->o", quantized[part], matrix, rows[part], optimize=True)
+        sums[1, part] = _squared(quantized[part], matrix)
+    if per_tensor:
+        sums = np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape)
+    fitted = np.where(sums[1] > 0, sums[0] / np.maximum(sums[1], 1e-30), scales)
+    return np.where(fitted > 0.5 * scales, fitted, scales).astype(np.float32).astype(np.float64)
+
+
+def _mean_error(rows: NDArray, approximation: NDArray, inputs: _InputMoments) -> NDArray[np.float64]:
+    """Return the mean error of each output channel."""
+    means = inputs.sums / inputs.count
+    return np.asarray(((approximation - rows) * np.repeat(means, len(rows) // len(means), axis=0)).sum(axis=1))
+
+
+def _relative_errors(
+    rows: NDArray, approximation: NDArray, gram: NDArray, bits: int, *, per_tensor: bool
+) -> tuple[float, float]:
+    """Return the errors of `Rounding.layers`: first of rounding to nearest at the scale of the largest weight."""
+    widest = widest_scales(rows, bits, per_tensor=per_tensor)
+    simple = nearest(rows, widest, bits) * widest
+    sums = np.zeros(3)
+    for part, matrix in _groups(rows, gram):
+        for place, other in enumerate((simple, approximation, np.zeros_like(rows))):
+            sums[place] += _squared(rows[part] - other[part], matrix).sum()
     return float(sums[0] / max(sums[2], 1e-30)), float(sums[1] / max(sums[2], 1e-30))
-
-
-def _weighted_error(rows: NDArray, scales: NDArray, importance: NDArray) -> NDArray[np.float64]:
-    """Return each output channel's sum of squared rounding errors at a scale, weighted by `importance`."""
-    rounded = np.clip(np.rint(rows / scales), -_INT4_MAX, _INT4_MAX) * scales
-    return ((rows - rounded) ** 2 * importance).sum(axis=1)
 
 
 def round_weights(
@@ -271,12 +367,12 @@ def _round(layer: WeightedOp, source: WeightedOp, inputs: _InputMoments) -> tupl
     for group, matrix in enumerate(gram):
         rows = slice(group * per_group, (group + 1) * per_group)
         chosen = round_weights(grouped[rows], matrix, -127, 127)
-        nearest = _squared(grouped[rows] - before[rows], matrix)
+        simple = _squared(grouped[rows] - before[rows], matrix)
         better = _squared(grouped[rows] - chosen, matrix)
-        quantized[rows] = np.where((better < nearest)[:, None], chosen, before[rows])
+        quantized[rows] = np.where((better < simple)[:, None], chosen, before[rows])
         squares = scales[rows] ** 2
         signal = _squared(grouped[rows], matrix)
-        errors += [(squares * item).sum() for item in (nearest, np.minimum(better, nearest), signal)]
+        errors += [(squares * item).sum() for item in (simple, np.minimum(better, simple), signal)]
     layer.set_weights_by_output(quantized)
     if layer.has_bias:
         mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.errors import FlatbufferError
 from tfq.tflite.schema import TENSOR_TYPES
+from tfq.tflite.stored_values import packed_values
 
 # Padding.SAME in the TFLite schema.
 _SAME_PADDING = 0
@@ -149,11 +150,14 @@ class WeightedOp:
         shape[axis] = -1
         self._write(_WEIGHTS, weights * spread.reshape(shape).astype(np.float32))
 
+    def ordered_by_output(self, weights: NDArray) -> NDArray:
+        """Return `weights`, in the layout of `weights_by_output`, in the shape of the tensor."""
+        axis = _AXES[self.name][0]
+        return np.moveaxis(weights.reshape(np.moveaxis(self.weights, axis, 0).shape), 0, axis)
+
     def set_weights_by_output(self, weights: NDArray) -> None:
         """Set the weights; `weights` has the layout of `weights_by_output`."""
-        axis = _AXES[self.name][0]
-        shape = np.moveaxis(self.weights, axis, 0).shape
-        self._write(_WEIGHTS, np.moveaxis(weights.reshape(shape), 0, axis))
+        self._write(_WEIGHTS, self.ordered_by_output(weights))
 
     def set_bias(self, bias: NDArray) -> None:
         """Set the bias; `bias` has the shape of the present one and is cast to its type."""
@@ -167,14 +171,11 @@ class WeightedOp:
             scales: The scales of the weights, as many as before.
             bias_scale: The scales of the bias, as many as before.
         """
-        axis = _AXES[self.name][0]
-        ordered = np.moveaxis(quantized_values.reshape(np.moveaxis(self.weights, axis, 0).shape), 0, axis)
+        ordered = self.ordered_by_output(quantized_values)
         self._write(_WEIGHTS, ordered)
         tensor = self._tensor(_WEIGHTS)
         tensor.type = TENSOR_TYPES.index("int4")
-        # Two values per byte, the first in the lower half.
-        pairs = np.append(ordered.reshape(-1), np.zeros(ordered.size % 2)).astype(np.int8).reshape(-1, 2).view(np.uint8)
-        self.model.buffers[tensor.buffer].data = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
+        self.model.buffers[tensor.buffer].data = packed_values(ordered, 4)
         for slot, values in ((_WEIGHTS, scales), (_BIAS, bias_scale)):
             if slot == _WEIGHTS or self.has_bias:
                 tensor = self._tensor(slot)

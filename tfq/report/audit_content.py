@@ -20,6 +20,8 @@ _SCHEMES = {
     "dynamic_range": "dynamic range: int8 weights in float ops",
     "weight_only": "int8 weights alone, float ops",
     "weight_only_int8": "int8 weights alone, float ops",
+    "weight_only_int4": "int4 weights alone, float ops",
+    "weight_only_int2": "int2 weights alone, float ops",
     "float16": "float16 weights",
     "float32": "float32",
 }

@@ -136,7 +136,10 @@ _STEPS = {
     "clustered": "clustered",
     "qat": "QAT",
 }
-_SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic_range", "float16", "float32")
+_SCHEMES = (
+    *("weight_only_int8", "weight_only_int4", "weight_only_int2", "int8", "int16x8"),
+    *("dynamic_range", "float16", "float32"),
+)
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -188,8 +188,8 @@ def _combinations(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:
 
 def _runs_as(weight_bits: int, activation_bits: int, grid: str) -> str:
     """Return the setting that converts to this combination, or SIMULATED."""
-    if grid == "uniform" and activation_bits == FLOAT_BITS and weight_bits == 8:
-        return "conversion.scheme=weight_only_int8"
+    if grid == "uniform" and activation_bits == FLOAT_BITS and weight_bits in (8, 4, 2):
+        return f"conversion.scheme=weight_only_int{weight_bits}"
     if activation_bits == 8 and grid == "uniform":
         return {8: "conversion.scheme=int8", 4: "conversion.int4_layers"}.get(weight_bits, SIMULATED)
     return SIMULATED

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfq import artifacts, data, workflows
 from tfq.backends import kind_of, make_backend
-from tfq.config import ConversionConfig, ExecutorConfig, RobustnessConfig, RunConfig
+from tfq.config import FEW_BIT_SCHEMES, ConversionConfig, ExecutorConfig, RobustnessConfig, RunConfig
 from tfq.errors import InputError
 from tfq.executors import Task
 from tfq.sweep.grid import Grid, Point, reference_of
@@ -332,11 +332,12 @@ def _problem(config: RunConfig) -> tuple[str, str, object] | None:
 def family_of(config: RunConfig) -> str:
     """Return the family of a point's compression, such as "dense", "pruned + QAT" or "dense, int4".
 
-    The accuracy of the groups of one family varies about alike over seeds. Weights of int4 are a family apart, because
-    what they cost varies much more than what int8 costs.
+    The accuracy of the groups of one family varies about alike over seeds. Weights of int4 and of int2 are families
+    apart, because what they cost varies much more than what int8 costs.
     """
     steps = [name for step, name in zip(STEPS, _FAMILIES, strict=True) if getattr(config.compression, step).enabled]
-    return (" + ".join(steps) or "dense") + (", int4" if config.conversion.int4_layers else "")
+    bits = FEW_BIT_SCHEMES.get(config.conversion.scheme, 4 if config.conversion.int4_layers else 8)
+    return (" + ".join(steps) or "dense") + (f", int{bits}" if bits < 8 else "")
 
 
 def cheapest_first(chains: Sequence[Chain]) -> list[Chain]:

@@ -128,6 +128,20 @@ def _unpacked(content: NDArray, dtype: str) -> NDArray:
     return parts if dtype.startswith("u") else parts - ((parts >> (bits - 1)) << bits)
 
 
+def packed_values(values: NDArray, bits: int) -> NDArray[np.uint8]:
+    """Return the bytes of signed integers of `bits` (4 or 2) each, packed from the lowest bits upwards.
+
+    Args:
+        values: Integers from -2^(bits - 1) to 2^(bits - 1) - 1, of any shape.
+        bits: Bits of a value.
+    """
+    count = 8 // bits
+    padded = np.zeros(-(-values.size // count) * count, np.uint8)
+    padded[: values.size] = values.reshape(-1).astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(padded.reshape(-1, count) << shifts, axis=1)
+
+
 def has_blocks(tensor: Any) -> bool:
     """Check whether a tensor has a scale for each block of its values."""
     return tensor.quantization is not None and tensor.quantization.detailsType == BLOCKWISE

@@ -85,8 +85,10 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
 
 
 def needs_data(config: ConversionConfig) -> bool:
-    """Return whether a conversion is calibrated on data, unless the model was trained with fake quantization."""
-    return config.needs_ranges and (not config.calibration.ranges or bool(config.techniques or config.int4_layers))
+    """Return whether a conversion needs data, unless the model was trained with fake quantization."""
+    if not config.needs_ranges:
+        return bool(config.techniques)
+    return not config.calibration.ranges or bool(config.techniques or config.int4_layers)
 
 
 def _calibration_samples(config: RunConfig) -> data.AnySplit:
