@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tfq.backends.target.counting import COLUMNS, ROWS, Counts, write_counts
+from tfq.backends.target.counting import CHOOSE_EVERY, COLUMNS, ROWS, SEPARATE, Counts, JoinedCounts, write_counts
 from tfq.ptq.calibration.histogram import NUM_BINS, SHIFT, Histogram, UnknownQuantileError
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_ends_that_the_first_samples_do_not_show_are_refused_and_not_wrong():
     shrinking = NORMAL.copy()
     shrinking[8:] /= 1000
     with pytest.raises(UnknownQuantileError):
-        counted(shrinking, 1e-3).bins().quantile(1 - 1e-3)
+        counted(shrinking, 2e-3).bins().quantile(1 - 1e-3)
 
 
 @settings(deadline=None)
@@ -105,6 +105,62 @@ def test_arrays_of_any_size_are_counted_whole(size):
     every.add(values)
     for fraction in (0, 1e-4, 1 - 1e-4, 1):
         assert ends.bins().quantile(fraction) == every.bins().quantile(fraction)
+
+
+def of_joined(samples, share, num_full=8):
+    """Return the histograms of tensors whose values are joined, of shape (samples, values) each."""
+    sizes = np.array([each.shape[1] for each in samples])
+    joined = JoinedCounts(sizes, NUM_BINS, SHIFT)
+    starts = np.cumsum(sizes) - sizes
+    for number, row in enumerate(np.concatenate(samples, axis=1)):
+        if number == num_full:
+            joined.leave_out_middle(share)
+        joined.add(row, [np.minimum.reduceat(row, starts), np.maximum.reduceat(row, starts)])
+    joined.flush()
+    results = []
+    for counts in joined.tensors:
+        (filled,) = np.nonzero(counts.counts)
+        results.append(Histogram.of_counts(filled, counts.counts[filled], counts.total, counts.gap))
+    return results
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_joined_tensors_are_counted_as_if_all_values_were(is_sorted):
+    kinds = [values.reshape(len(values), -1) for values in VALUES.values()]
+    tensors = [*(values[:, :3] for values in kinds), *kinds, *(np.tile(values, 2) for values in kinds)]
+    if not is_sorted:
+        tensors = tensors[::-1]
+    assert {values.shape[1] < SEPARATE for values in tensors} == {True, False}
+    results = of_joined(tensors, SHARE)
+    assert {result.gap is None for result in results} == {True, False}
+    for values, result in zip(tensors, results, strict=True):
+        every = Histogram()
+        every.add(values)
+        assert result.total == every.total == values.size
+        for fraction in (0, TAIL / 2, TAIL, 1 - TAIL, 1 - TAIL / 2, 1):
+            assert result.bins().quantile(fraction) == every.bins().quantile(fraction)
+
+
+def test_the_middle_of_a_small_tensor_is_left_out_when_enough_values_are_counted():
+    values = RNG.normal(size=(8 + 2 * CHOOSE_EVERY, 300)).astype(np.float32)
+    other = RNG.normal(size=(len(values), 3000)).astype(np.float32)
+    for num_samples, has_gap in ((8, False), (8 + CHOOSE_EVERY, True), (len(values), True)):
+        small, large = of_joined([values[: num_samples + 1], other[: num_samples + 1]], SHARE)
+        assert (small.gap is not None, large.gap is not None) == (has_gap, True)
+    every = Histogram()
+    every.add(values)
+    assert [small.bins().quantile(fraction) for fraction in (TAIL, 1 - TAIL)] == [
+        every.bins().quantile(fraction) for fraction in (TAIL, 1 - TAIL)
+    ]
+
+
+def test_few_values_do_not_choose_the_ends():
+    counts = Counts(NUM_BINS, SHIFT)
+    counts.add_array(NORMAL[0])
+    counts.leave_out_middle(31 / NORMAL[0].size)
+    assert counts.gap is None
+    counts.leave_out_middle(33 / NORMAL[0].size)
+    assert counts.gap is not None
 
 
 def test_nan_and_infinity_reach_the_extremes():

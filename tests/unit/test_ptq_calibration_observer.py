@@ -261,7 +261,10 @@ def test_joined_tensors_have_the_values_of_the_reference_kernels():
     samples = samples_of(model, 1)
     expected = reference_values(model, samples)
     tensors = [index for index in expected if index not in tflite.read(model).main_subgraph.inputs]
-    edited, joined = tflite.join_tensors(model, tensors)
+    edited, joined = tflite.join_tensors(model, tensors, tensors[1:3])
+    graph = tflite.read(model).main_subgraph
+    outputs = tflite.read(edited).main_subgraph.outputs
+    assert outputs == (*graph.outputs, *(index for index in tensors[1:3] if index not in graph.outputs), joined)
     interpreter = Interpreter(model_content=edited)
     interpreter.allocate_tensors()
     for index, name in zip(tflite.read(model).main_subgraph.inputs, tflite.read(model).input_names, strict=True):

@@ -31,6 +31,25 @@ def test_tensor_type_table_equals_the_generated_schema():
     assert {name.upper(): code for code, name in enumerate(schema.TENSOR_TYPES)} == _public(generated.TensorType)
 
 
+def test_records_are_kept_for_one_object_only():
+    name = NAMES[0]
+    data, same_bytes = golden(name), bytes(bytearray(golden(name)))
+    first = read(data)
+    assert read(data) is first
+    assert read(same_bytes) is not first and read(same_bytes) == first
+    for other in NAMES[1:5]:
+        read(bytes(bytearray(golden(other))))
+    assert read(data) is not first
+
+
+def test_changed_buffers_are_parsed_again():
+    data = bytearray(golden(NAMES[0]))
+    read(data)
+    data[:] = bytes(len(data))
+    with pytest.raises(FlatbufferError):
+        read(data)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_records_equal_what_the_generated_api_reads(name):
     data = golden(name)

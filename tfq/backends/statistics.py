@@ -128,10 +128,12 @@ def observe_in_children(
     if first is None:
         return
     joined = _joined_tensors(graph, requested, first.arrays)
-    exposed, _ = tflite.expose_tensors(model, [index for index in requested.tensors if index not in joined])
+    own = [index for index in requested.tensors if index not in joined]
     output, places = -1, {index: ["own", index] for index in requested.tensors}
-    if joined:
-        exposed, output = tflite.join_tensors(exposed, joined)
+    if not joined:
+        exposed, _ = tflite.expose_tensors(model, own)
+    else:
+        exposed, output = tflite.join_tensors(model, joined, own)
         start = 0
         for index in joined:
             size = int(np.prod(graph.tensors[index].shape, dtype=np.int64))
@@ -185,14 +187,14 @@ def observe_in_children(
 
 
 def _joined_tensors(graph: tflite.Subgraph, requested: Requested, arrays: Arrays) -> list[int]:
-    """Return the tensors that are read together: small ones of constant shape."""
+    """Return the tensors that are read together: small ones of constant shape, in the order of their sizes."""
     inputs = [graph.tensors[index].shape for index in graph.inputs]
     is_resized = [tuple(array.shape) for array in arrays] != inputs
     has_other_shapes = any(op.name in _SHAPING_OPS for op in graph.ops)
     if requested.batch_size > 1 or is_resized or has_other_shapes or any(each.is_dynamic for each in graph.tensors):
         return []
     sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
-    joined = [index for index, size in sizes.items() if 0 < size <= _JOINED_VALUES]
+    joined = sorted((index for index, size in sizes.items() if 0 < size <= _JOINED_VALUES), key=sizes.__getitem__)
     return joined if len(joined) > 1 else []
 
 

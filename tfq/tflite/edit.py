@@ -309,13 +309,17 @@ def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[in
     """
     model = unpack(data)
     graph = model.subgraphs[0]
+    graph.outputs, model.signatureDefs = _with_outputs(graph, tensors), []
+    return pack(model, len(data)), tuple(graph.outputs)
+
+
+def _with_outputs(graph: Any, tensors: Sequence[int]) -> list[int]:
     outputs = list(map(int, graph.outputs))
-    outputs += [index for index in tensors if index not in (*outputs, *map(int, graph.inputs))]
-    graph.outputs, model.signatureDefs = outputs, []
-    return pack(model, len(data)), tuple(outputs)
+    present = {*outputs, *map(int, graph.inputs)}
+    return [*outputs, *(index for index in dict.fromkeys(tensors) if index not in present)]
 
 
-def join_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, int]:
+def join_tensors(data: bytes, tensors: Sequence[int], exposed: Sequence[int] = ()) -> tuple[bytes, int]:
     """Return `data` with one more output that holds the values of several tensors, and its tensor index.
 
     Reading one large tensor is much faster than reading many small ones.
@@ -324,6 +328,7 @@ def join_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, int]:
         data: The flatbuffer.
         tensors: Indices of float32 tensors of the main subgraph with constant shapes. Their values follow each other
             in this order.
+        exposed: Further tensors that become outputs, as in `expose_tensors`.
     """
     from ai_edge_litert import schema_py_generated as generated
 
@@ -371,7 +376,7 @@ def join_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, int]:
         generated.BuiltinOptions.ConcatenationOptions,
         concatenation,
     )
-    graph.outputs, model.signatureDefs = [*map(int, graph.outputs), joined], []
+    graph.outputs, model.signatureDefs = [*_with_outputs(graph, exposed), joined], []
     return pack(model, len(data)), joined
 
 

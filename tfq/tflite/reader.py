@@ -34,11 +34,17 @@ _LARGEST_SHAPE = 2**62
 _MOVE_OR_CONVERT = SAME_SCALE_OPS | op_names("CAST DEQUANTIZE QUANTIZE")
 
 
+# The last flatbuffers that were parsed, and their records. Most steps of a conversion parse the same file again.
+_recent: tuple[tuple[bytes, Model], ...] = ()
+_MOST_RECENT, _MOST_RECENT_BYTES = 4, 8 << 20
+
+
 def read(data: bytes) -> Model:
     """Parse the flatbuffer `data` into records. Constants are not copied.
 
     Layer names come from the list that tfq writes into a file, otherwise from the form of the tensor names. Time and
-    memory are proportional to the size of the file, whatever it contains.
+    memory are proportional to the size of the file, whatever it contains. The records of the last few bytes objects are
+    kept, and returned again for the same object.
 
     Raises:
         FlatbufferError: The bytes are malformed in any way.
@@ -51,7 +57,17 @@ def read(data: bytes) -> Model:
             expected="bytes",
             got=type(data).__name__,
         )
-    data = bytes(data)
+    global _recent
+    for known, model in _recent:
+        if known is data:
+            return model
+    result = _read(bytes(data))
+    if isinstance(data, bytes) and len(data) <= _MOST_RECENT_BYTES:
+        _recent = ((data, result), *_recent[: _MOST_RECENT - 1])
+    return result
+
+
+def _read(data: bytes) -> Model:
     reader = Reader(data, schema.IDENTIFIER)
     root = reader.root("model")
     version = root.u32(ModelSlot.VERSION, "version")

@@ -6,21 +6,31 @@ values come after those of positive ones.
 
 Counting all values costs several times as much as an inference. Quantiles near the ends need only the values near the
 ends. So the first values can choose a low and a high bin, beyond which a given fraction of the values lies; later, only
-the values there are counted, exactly.
+the values there are counted, exactly. If the fraction is only a few values, a single large one would move the ends too
+far out, so more values are counted before the ends are chosen.
 """
 
 import functools
+import itertools
 
 import numpy as np
 
 # Values processed at a time: as many rows as this, of columns that stay in the cache of a core.
-ROWS, COLUMNS = 64, 2048
+ROWS, COLUMNS = 64, 4096
 # A bin at the edge of a tail with more than this fraction of the values is counted without copying its values.
 LARGE_BIN = 0.02
 # Values whose bins are counted at a time.
 PART = 1 << 16
 # Fewer values than this are counted one by one, because bincount allocates and adds an array of all bins.
 FEW = 4096
+# The ends are chosen so that at least this many of the values counted so far lie beyond each.
+TAIL_VALUES = 32
+# Bytes of the values of joined tensors that are collected before all of them are counted.
+RING_BYTES = 8 << 20
+# Joined tensors with fewer values than this are compared with their limits together.
+SEPARATE = 4096
+# Samples of joined tensors after which the ends of further tensors may be chosen.
+CHOOSE_EVERY = 64
 
 
 @functools.cache
@@ -64,18 +74,18 @@ class Tail:
         low, high = ends.min(), ends.max()
         if low == 0 or high == 0:
             low, high = -max(-low, high), max(-low, high)
-        self.number, self.side, self.is_large, self.shift = number, side, is_large, shift
+        self.number, self.side, self.is_large = number, side, is_large
         self.inner, self.outer = (low, high) if side > 0 else (high, low)
 
     def add(self, counts, matrix):
-        """Count the values of this tail in a matrix, and return the extreme of all values on this side."""
+        """Count the values of this tail in a matrix of a tensor, and return the extreme of all values on this side."""
         by_column = matrix.max(axis=0) if self.side > 0 else matrix.min(axis=0)
         extreme = by_column.max() if self.side > 0 else by_column.min()
         if not self.reaches(extreme, self.inner):
             return extreme
         reaches, limit = self.reaches, self.inner
         if self.is_large:
-            counts[self.number] += np.count_nonzero(self.reaches(matrix, self.inner))
+            counts.add_to_bin(self.number, np.count_nonzero(self.reaches(matrix, self.inner)))
             reaches, limit = self.exceeds, self.outer
             if not self.exceeds(extreme, self.outer):
                 return extreme
@@ -83,9 +93,9 @@ class Tail:
         (columns,) = np.nonzero(reaches(by_column, limit))
         values = matrix[:, columns]
         values = values[reaches(values, limit)]
-        add_counts(counts, values, self.shift)
+        counts.add_later(values)
         if self.is_large:
-            counts[self.number] -= values.size
+            counts.add_to_bin(self.number, -values.size)
         return extreme
 
     def reaches(self, values, limit):
@@ -106,17 +116,38 @@ class Counts:
         gap: (low bin, high bin) if the values between these two bins are not in `counts`; None if all are.
     """
 
-    def __init__(self, num_bins, shift):
-        self.counts, self.total, self.gap = np.zeros(num_bins, np.int64), 0, None
-        self._shift, self._tails = shift, None
+    def __init__(self, num_bins, shift, table=None):
+        """Start without values; `table` is an array of zeros to use for the counts."""
+        self.table = np.zeros(num_bins, np.int64) if table is None else table
+        self.total, self.gap, self.tails = 0, None, None
+        self._shift, self._later, self._num_later = shift, [], 0
+
+    @property
+    def counts(self):
+        """The counts of all values so far."""
+        if self._later:
+            add_counts(self.table, np.concatenate(self._later), self._shift)
+            self._later, self._num_later = [], 0
+        return self.table
+
+    def add_later(self, values):
+        """Add values together with others, which is faster for few of them."""
+        self._later.append(values)
+        self._num_later += values.size
+        if self._num_later > PART:
+            self.counts  # noqa: B018  adds them
+
+    def add_to_bin(self, number, count):
+        """Add a number of values of one bin."""
+        self.table[number] += count
 
     def count(self, matrix):
         """Add the values of a matrix. Returns their extremes if it comes across them, otherwise None."""
         self.total += matrix.size
-        if self._tails:
-            low, high = self._tails
-            return low.add(self.counts, matrix), high.add(self.counts, matrix)
-        add_counts(self.counts, matrix, self._shift)
+        if self.tails:
+            low, high = self.tails
+            return low.add(self, matrix), high.add(self, matrix)
+        add_counts(self.table, matrix, self._shift)
         return None
 
     def add(self, matrix):
@@ -137,8 +168,11 @@ class Counts:
         return all_ends[:, 0].min(), all_ends[:, 1].max()
 
     def leave_out_middle(self, share):
-        """From now on, count only the values in and beyond the bins that have `share` of the values at each end."""
-        if not self.total:
+        """From now on, count only the values in and beyond the bins that have `share` of the values at each end.
+
+        Nothing changes if that would be too few values, or if a middle is left out already.
+        """
+        if share * self.total < TAIL_VALUES or self.gap is not None:
             return
         half, order = self.counts.size // 2, ascending(self.counts.size)
         ordered = self.counts[order]
@@ -152,10 +186,114 @@ class Counts:
         if high >= order.size:
             return
         self.gap = int(order[low]), int(order[high])
-        self._tails = [
+        self.tails = [
             Tail(int(order[place]), side, ordered[place] > LARGE_BIN * self.total, self._shift)
             for place, side in ((low, -1), (high, 1))
         ]
+
+
+class JoinedCounts:
+    """The counts of tensors whose values follow each other in one array.
+
+    Attributes:
+        tensors: Counts of each tensor.
+    """
+
+    def __init__(self, sizes, num_bins, shift):
+        """Start without values.
+
+        Args:
+            sizes: The number of values of each tensor; ascending sizes are fast.
+            num_bins: As in Counts.
+            shift: As in Counts.
+        """
+        table = np.zeros((len(sizes), num_bins), np.int64)
+        self.tensors = [Counts(num_bins, shift, row) for row in table]
+        ends = np.cumsum(sizes)
+        self._spans = list(zip((ends - sizes).tolist(), ends.tolist(), strict=True))
+        self._table, self._shift = table.reshape(-1), shift
+        # The place of the first bin of each value's tensor in the table.
+        self._first = np.repeat(np.arange(len(sizes)) * num_bins, sizes)
+        self._ring = np.empty((max(1, min(ROWS, RING_BYTES // (4 * ends[-1]))), ends[-1]), np.float32)
+        self._filled = self._num_ends = 0
+        self._share, self._sides = 0.0, None
+
+    def add(self, values, extremes):
+        """Add the values of a sample.
+
+        Args:
+            values: The values of all tensors, float32.
+            extremes: The minimum of each tensor, and the maximum of each.
+        """
+        if self._sides is None:
+            self._ring[self._filled] = values
+            self._filled += 1
+            if self._filled == len(self._ring):
+                self.flush()
+            return
+        positions = np.concatenate(
+            [side.add(self.tensors, values, ends) for side, ends in zip(self._sides, extremes, strict=True)]
+        )
+        np.add.at(self._table, self._first[positions] + bins_of(values[positions], self._shift), 1)
+        self._num_ends += 1
+        if self._num_ends == CHOOSE_EVERY:
+            self.leave_out_middle(self._share)
+
+    def flush(self):
+        """Count the values that were collected."""
+        for counts, (start, end) in zip(self.tensors, self._spans, strict=True):
+            if self._filled:
+                counts.count(self._ring[: self._filled, start:end])
+            counts.total += self._num_ends * (end - start)
+        self._filled = self._num_ends = 0
+
+    def leave_out_middle(self, share):
+        """Do what Counts.leave_out_middle does for each tensor, now or when it has enough values."""
+        self.flush()
+        self._share = share
+        for counts in self.tensors:
+            counts.leave_out_middle(share)
+        if any(counts.tails for counts in self.tensors):
+            self._sides = [_JoinedSide(self.tensors, self._spans, side) for side in (-1, 1)]
+            self._ring = self._ring[:0]
+
+
+class _JoinedSide:
+    """The tails of joined tensors at one end. A tensor without tails is counted at the lower end."""
+
+    def __init__(self, tensors, spans, side):
+        sizes = [end - start for start, end in spans]
+        tails = [counts.tails[side > 0] if counts.tails else None for counts in tensors]
+        self._reaches = np.greater_equal if side > 0 else np.less_equal
+        limits = np.array([tail.inner if tail else np.inf for tail in tails], np.float32)
+        self._together = sum(itertools.takewhile(lambda size: size < SEPARATE, sizes))
+        self._limits = np.repeat(limits, sizes)[: self._together]
+        self._separate = [
+            (place, tail, slice(*spans[place]))
+            for place, (tail, size) in enumerate(zip(tails, sizes, strict=True))
+            if spans[place][0] >= self._together or (tail and tail.is_large)
+        ]
+        self._side, self._reached = side, np.empty(sum(sizes), bool)
+
+    def add(self, tensors, values, extremes):
+        """Count the values in large bins, and return the positions of those to count by their bins."""
+        reached = self._reached
+        self._reaches(values[: self._together], self._limits, out=reached[: self._together])
+        for place, tail, span in self._separate:
+            part = reached[span]
+            if not tail:
+                part[:] = self._side < 0
+            elif not self._reaches(extremes[place], tail.inner):
+                part[:] = False
+            else:
+                self._reaches(values[span], tail.inner, out=part)
+                if tail.is_large:
+                    tensors[place].add_to_bin(tail.number, np.count_nonzero(part))
+                    part[:] = False
+                    if tail.exceeds(extremes[place], tail.outer):
+                        part[:] = tail.exceeds(values[span], tail.outer)
+                        tensors[place].add_to_bin(tail.number, -np.count_nonzero(part))
+        return np.flatnonzero(reached)
 
 
 def write_counts(path, counted):

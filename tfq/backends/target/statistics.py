@@ -8,7 +8,8 @@ file are `count` inferences of each input, along a new first axis; of each, the 
 has the extremes, float32 of shape (count, used, tensors, 2), then the outputs of each inference whose number is in
 `keep`. At the end of stdin, counts.npz is written.
 
-With request["share"], all values of the first samples are counted, and later only those near the ends.
+With request["share"], all values of the first samples are counted, and later only those near the ends of tensors with
+enough values.
 """
 
 import os
@@ -17,12 +18,10 @@ import time
 import numpy as np
 
 from . import activations, session
-from .counting import ROWS, Counts, of_samples, write_counts
+from .counting import Counts, JoinedCounts, of_samples, write_counts
 
 # Samples whose values are all counted, before `share` chooses the bins.
-NUM_FULL = 8
-# Bytes of the values of joined tensors that are collected before they are counted.
-RING_BYTES = 8 << 20
+NUM_FULL = 4
 # Seconds between reports while one message runs.
 REPORT_SECS = 1.0
 
@@ -38,12 +37,15 @@ class Observer:
         self.axes, self.batch_size = request["axes"], request["batch_size"]
         self.joined, self.own = request["joined"], [place for place, at in enumerate(self.places) if at[0] == "own"]
         parts = [place for place, at in enumerate(self.places) if at[0] == "joined"]
+        parts.sort(key=lambda place: self.places[place][1])
         self.parts = np.array(parts, np.intp)
         self.starts = np.array([self.places[place][1] for place in parts], np.intp)
-        if parts:
-            size = sum(self.places[place][2] for place in parts)
-            self.ring = np.empty((max(1, min(ROWS, RING_BYTES // (4 * size))), size), np.float32)
-            self.filled = 0
+        self.joined_counts = None
+        if parts and self.counted:
+            sizes = np.array([self.places[place][2] for place in parts])
+            self.joined_counts = JoinedCounts(sizes, request["num_bins"], request["shift"])
+            for place, counts in zip(parts, self.joined_counts.tensors, strict=True):
+                self.counted[place] = counts
 
     def add(self, interpreter, used, extremes):
         """Add the values of an inference, of which the first `used` samples count; write their extremes.
@@ -55,21 +57,19 @@ class Observer:
         """
         if self.parts.size:
             values = interpreter.tensor(self.joined)()
-            extremes[0, self.parts, 0] = np.minimum.reduceat(values, self.starts)
-            extremes[0, self.parts, 1] = np.maximum.reduceat(values, self.starts)
-            if self.counted:
-                self.ring[self.filled] = values
-                self.filled += 1
+            ends = [np.minimum.reduceat(values, self.starts), np.maximum.reduceat(values, self.starts)]
+            extremes[0, self.parts] = np.transpose(ends)
+            if self.joined_counts:
+                self.joined_counts.add(values, ends)
         for place in self.own:
             values = interpreter.tensor(self.places[place][1])()
             self._add_tensor(place, values, used, extremes[:, place])
         before, self.num_samples = self.num_samples, self.num_samples + used
-        is_full = before < NUM_FULL <= self.num_samples
-        if self.parts.size and self.counted and (self.filled == len(self.ring) or is_full):
-            self._count_ring()
-        if is_full and self.share and self.counted:
-            for counts in self.counted:
-                counts.leave_out_middle(self.share)
+        if before < NUM_FULL <= self.num_samples and self.share and self.counted:
+            if self.joined_counts:
+                self.joined_counts.leave_out_middle(self.share)
+            for place in self.own:
+                self.counted[place].leave_out_middle(self.share)
 
     def _add_tensor(self, place, values, used, extremes):
         if not values.size:
@@ -88,16 +88,10 @@ class Observer:
             for _ in range(used if axis is None else 1):
                 counts.add_array(np.ascontiguousarray(rows))
 
-    def _count_ring(self):
-        for place in self.parts:
-            _, start, size = self.places[place]
-            self.counted[place].count(self.ring[: self.filled, start : start + size])
-        self.filled = 0
-
     def finish(self):
         """Return the counts of all values; an empty list if nothing is counted."""
-        if self.counted and self.parts.size and self.filled:
-            self._count_ring()
+        if self.joined_counts:
+            self.joined_counts.flush()
         return self.counted
 
 
