@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
 from tfq.search.criterion import BY_LABELS
+from tfq.search.mixed_precision import LevelMeasurement, available_levels
 from tfq.search.search import _judged
 from tfq.store import StageStore
 
@@ -229,6 +231,29 @@ def test_a_search_with_levels_resumes_and_repeats_itself(levels_search, monkeypa
     monkeypatch.setattr("tfq.conversion.convert_with_record", refuse)
     again = find_int8(FLOATING, *SPLITS, levels_config(), conversion=FEW_SAMPLES, store=StageStore(directory))
     assert again.to_dict() == first.to_dict() and again.content == first.content
+
+
+def test_levels_that_cannot_be_converted_or_run_are_left_out_with_their_reason(tmp_path, monkeypatch):
+    base = tfq.convert(FLOATING, SPLITS[0], FEW_SAMPLES)
+    floats = tfq.convert(FLOATING, SPLITS[0], dataclasses.replace(FEW_SAMPLES, float_layers=("conv1",)))
+
+    def convert(model, samples, conversion, **options):
+        if conversion.int4_layers:
+            raise TfqError("no such kernel")
+        return SimpleNamespace(content=floats)
+
+    monkeypatch.setattr("tfq.conversion.convert_with_record", convert)
+    for target, possible in (("edgetpu", {"int8"}), ("xnnpack", {"int8", "float"})):
+        conversion = dataclasses.replace(FEW_SAMPLES, target=target)
+        measurement = LevelMeasurement(
+            floating=FLOATING, base=base, train=SPLITS[0], examples=SPLITS[0].take(20), conversion=conversion,
+            costs=lambda content: {}, store=StageStore(tmp_path), basis={},
+        )  # fmt: skip
+        table = measurement.table(["conv1"], available_levels(conversion))
+        assert {item.level for item in table.effects} == possible
+        assert table.impossible["conv1 in int4"] == "no such kernel"
+        assert ("edgetpu" in table.impossible.get("conv1 in float", "")) == (target == "edgetpu")
+    assert next(item for item in table.effects if item.level == "float").costs["bytes"] > 0
 
 
 def test_a_size_that_no_levels_reach_is_reported_and_the_best_file_returned(levels_search, tmp_path, monkeypatch):
