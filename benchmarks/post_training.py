@@ -61,8 +61,13 @@ class Answers:
 
     def scores(self, content: bytes) -> tuple[float, float]:
         """Return (accuracy, agreement with the float model)."""
+        right, agrees = self.by_example(content)
+        return float(right.mean()), float(agrees.mean())
+
+    def by_example(self, content: bytes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return for each example whether its class is right, and whether it is that of the float model."""
         result = self._classes(content)
-        return float((result == self._labels).mean()), float((result == self._float).mean())
+        return result == self._labels, result == self._float
 
     def _classes(self, content: bytes) -> NDArray[np.int64]:
         parsed = tflite.read(content)

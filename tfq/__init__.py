@@ -79,6 +79,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.metric import concatenate_states as concatenate_states
     from tfq.auditing import Target as Target
     from tfq.robustness import Corruption as Corruption
+    from tfq.compression.criteria import PruningCriterion as PruningCriterion
     from tfq.compression.structured_pruning.costs import ChannelCost as ChannelCost
     from tfq.data import DataSource as DataSource
     from tfq.executors import ExecutorKind as ExecutorKind

@@ -41,6 +41,7 @@ MODULES = {
     "executor": "tfq.executors",
     "metric": "tfq.evaluation",
     "platform": "tfq.deploy.platforms",
+    "pruning_criterion": "tfq.compression.criteria",
     "target": "tfq.auditing.targets",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"

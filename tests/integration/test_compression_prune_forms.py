@@ -9,12 +9,15 @@ import tfq
 from tfq.compression import (
     m_by_n_groups_in_flatbuffer,
     measure_sparsity,
+    measure_zero_blocks,
     prune_model,
     pruning_plan,
     sensitivity,
     sparsity_in_flatbuffer,
+    zero_blocks_in_flatbuffer,
 )
 from tfq.compression.pruning import prune as prune_room
+from tfq.compression.pruning.mask_shapes import mask_of_blocks
 from tfq.compression.training import deterministic
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError
@@ -131,14 +134,65 @@ def test_a_layer_with_a_slash_is_addressed_by_its_name():
     assert tuple(measure_sparsity(model)) == pruning_plan(model).pruned == ("c/d", "inner/a/b")
 
 
+@pytest.mark.parametrize("block", [(4, 2), (0, 1), (1, 0)])
+def test_blocks_rows_and_columns_of_convolutions_survive_qat_and_conversion(block):
+    layers = import_tf_keras().layers
+    with deterministic(0):
+        model = import_tf_keras().Sequential(
+            [
+                layers.Conv2D(8, 3, name="first", input_shape=(8, 8, 4)),
+                layers.BatchNormalization(name="bn"),
+                layers.ReLU(name="relu"),
+                layers.Conv2D(4, 3, name="second"),
+                layers.Flatten(name="flat"),
+            ]
+        )
+    config = PruneConfig(block_size=block, layers=("first", "second"))
+    before = {name: model.get_layer(name).kernel.numpy() for name in config.layers}
+    pruned = prune_model(model, fit, config)
+
+    def blocks_of(kernel):
+        """Return the blocks of a kernel as rows, listed one by one."""
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        height, width = block[0] or len(matrix), block[1] or matrix.shape[1]
+        starts = [(row, at) for row in range(0, len(matrix), height) for at in range(0, matrix.shape[1], width)]
+        return np.array([matrix[row : row + height, at : at + width].ravel() for row, at in starts])
+
+    for name in config.layers:
+        blocks = blocks_of(pruned.get_layer(name).kernel.numpy())
+        is_zero = ~blocks.any(axis=1)
+        assert is_zero.mean() == 0.5 and blocks[~is_zero].all()
+        sums = np.abs(blocks_of(before[name])).sum(axis=1)
+        assert sums[is_zero].max() <= sums[~is_zero].min()
+    assert measure_zero_blocks(pruned, *block) == dict.fromkeys(config.layers, 0.5)
+
+    def learning(model, callbacks):
+        x = examples(model, 16)
+        model.compile(import_tf_keras().optimizers.SGD(0.01), "mse")
+        model.fit(x, np.ones((16, 64)), epochs=1, batch_size=8, callbacks=callbacks, verbose=0)
+
+    trained = tfq.qat(pruned, learning, calibration=examples(model))
+    assert measure_zero_blocks(trained, *block) == dict.fromkeys(config.layers, 0.5)
+    counted = zero_blocks_in_flatbuffer(tfq.convert(trained), *block)
+    assert all(counted[name] >= 0.5 for name in config.layers)
+    dense = zero_blocks_in_flatbuffer(tfq.convert(model, examples(model)), *block)
+    assert max(dense.values()) < 0.5
+
+
 def test_layers_that_cannot_have_blocks_report_the_reason():
     plan = pruning_plan(image_model(), PruneConfig(block_size=(2, 2)))
-    assert plan.pruned == ("hidden", "head")
-    assert "3x3x3x8" in plan.skipped["conv"]
+    assert plan.pruned == ("point", "hidden", "head")
+    assert "3x3x3x8" in plan.skipped["conv"]  # blocks of two do not divide three inputs
     skipped = pruning_plan(dense_model(8, 10, 16), PruneConfig(block_size=(4, 4))).skipped
     assert "8x10" in skipped["d1"]
-    with refused(InputError, field="compression.prune.block_size", got=(16, 4)):
-        pruning_plan(dense_model(8), PruneConfig(block_size=(16, 4)))
+    with refused(InputError, field="compression.prune.block_size", got=(16, 8)):
+        pruning_plan(dense_model(8), PruneConfig(block_size=(16, 8)))
+    keras = import_tf_keras()
+    image = keras.Input((6, 6, 8))
+    transposed = keras.layers.Conv2DTranspose(4, 3, name="transposed")(image)
+    model = keras.Model(image, keras.layers.Conv2D(2, 1, name="conv")(transposed))
+    plan = pruning_plan(model, PruneConfig(block_size=(2, 2)))
+    assert plan.pruned == ("conv",) and "other axes" in plan.skipped["transposed"]
 
 
 def test_stock_tfmot_masks_other_blocks_than_it_measures():
@@ -156,8 +210,7 @@ def test_stock_tfmot_masks_other_blocks_than_it_measures():
     model.compile(keras.optimizers.SGD(0.0), "mse")
     model.fit(np.ones((1, 10)), np.ones((1, 8)), verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
     # Rows 4 to 7 are a block, and by far the largest, with three rows of 10: one of its halves stays, and row 7 with
-    # it. tfmot pools rows 3 to 6 instead. If this fails, tfmot has fixed it, and prunable._no_blocks may allow these
-    # layers.
+    # it. tfmot pools rows 3 to 6 instead, which is why tfq has its own masks.
     pooled_from = -((12 - 10) // 2)
     assert pooled_from == -1
     assert skipped_rows(wrapper.layer.kernel.numpy()) == [0, 1, 2, 3, 8, 9]
@@ -351,6 +404,23 @@ def test_several_steps_between_two_callbacks_are_counted_and_reported(monkeypatc
     assert built[0].steps == 8 and measure_sparsity(pruned) == {"d0": 0.5, "d1": 0.5}
 
 
+def test_single_weights_have_the_masks_of_tfmot():
+    tfmot, keras = import_tfmot(), import_tf_keras()
+    kernel = RNG.normal(size=(3, 3, 4, 6)).astype("float32")
+    for sparsity in (0.3, 0.5, 0.83):
+        wrapper = tfmot.sparsity.keras.prune_low_magnitude(
+            keras.layers.Conv2D(6, 3, use_bias=False),
+            tfmot.sparsity.keras.ConstantSparsity(sparsity, 0, frequency=1),
+            input_shape=(4, 4, 4),
+        )
+        stock = keras.Sequential([wrapper])
+        wrapper.layer.kernel.assign(kernel)
+        stock.compile(keras.optimizers.SGD(0.0), "mse")
+        steps = [tfmot.sparsity.keras.UpdatePruningStep()]
+        stock.fit(np.ones((1, 4, 4, 4)), np.ones((1, 2, 2, 6)), verbose=0, callbacks=steps)
+        np.testing.assert_array_equal(mask_of_blocks(np.abs(kernel), sparsity), wrapper.layer.kernel.numpy() != 0)
+
+
 def test_private_symbols_that_pruning_touches_are_where_they_were():
     import importlib
 
@@ -361,5 +431,3 @@ def test_private_symbols_that_pruning_touches_are_where_they_were():
     assert registry._LAYERS_WEIGHTS_MAP[keras.layers.Dense] == ["kernel"]
     lstm = keras.layers.LSTM(2)
     assert registry._RNN_CELLS_WEIGHTS_MAP[type(registry._get_rnn_cells(lstm)[0])] == ["kernel", "recurrent_kernel"]
-    pruning = importlib.import_module(f"{core}.pruning_impl").Pruning
-    assert callable(pruning.conditional_mask_update)

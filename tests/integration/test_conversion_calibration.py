@@ -13,6 +13,7 @@ import tfq
 from tfq import tflite
 from tfq.__main__ import main
 from tfq.backends import LocalBackend, RunRequest
+from tfq.compression import m_by_n_groups_in_flatbuffer
 from tfq.conversion import convert_with_record
 from tfq.keras_bridge import import_tf_keras
 
@@ -59,6 +60,17 @@ def test_every_technique_ends_in_full_int8_and_records_what_it_did(techniques):
         for name, record in result.techniques.items()
     )
     assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > 0.98
+
+
+def test_one_shot_pruning_leaves_two_zeros_in_four_in_a_working_int8_file():
+    settings = {"techniques": ("one_shot_pruning", "gptq"), "sparsity_m_by_n": (2, 4)}
+    result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(**settings))
+    assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
+    assert set(m_by_n_groups_in_flatbuffer(result.content, 2, 4).values()) == {1.0}
+    layers = result.techniques["one_shot_pruning"]["layers"]
+    assert all(record["after"] <= record["before"] + 1e-9 for record in layers.values())
+    assert layers["logits"]["zeros"] == 0.5
+    assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > 0.9
 
 
 def test_a_layer_may_have_a_separate_method():

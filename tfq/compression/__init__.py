@@ -18,7 +18,13 @@ from tfq.compression.preflight import LayerVerdict, Preflight, preflight
 from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
 from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
-from tfq.compression.pruning.sparsity import m_by_n_groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
+from tfq.compression.pruning.sparsity import (
+    m_by_n_groups_in_flatbuffer,
+    measure_sparsity,
+    measure_zero_blocks,
+    sparsity_in_flatbuffer,
+    zero_blocks_in_flatbuffer,
+)
 from tfq.compression.qat.qat import (
     Annotated,
     qat_model,
@@ -43,6 +49,7 @@ __all__ = [
     "m_by_n_groups_in_flatbuffer",
     "measure_clusters",
     "measure_sparsity",
+    "measure_zero_blocks",
     "preflight",
     "prune_model",
     "prune_structured",
@@ -55,4 +62,5 @@ __all__ = [
     "sparsity_in_flatbuffer",
     "unique_weights_in_flatbuffer",
     "untrained_qat_model",
+    "zero_blocks_in_flatbuffer",
 ]

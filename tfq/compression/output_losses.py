@@ -5,7 +5,7 @@ The loss of a training is the sum of the losses of the outputs, each multiplied 
 have the names of the outputs (see `tfq.data.output_labels`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,6 +344,19 @@ class OutputLosses:
         }
         weights = [output.weight for output in self._outputs]
         return arguments if weights == [1] else {**arguments, "loss_weights": self._packed(weights)}
+
+    def total(self, keras: Any) -> Callable[[Any, Any], Any]:
+        """Return a function (targets of `targets`, outputs of the model) -> the sum of the losses, a scalar tensor."""
+        import tensorflow as tf
+
+        losses = [output.of_keras(keras) for output in self._outputs]
+
+        def total(targets: Any, outputs: Any) -> Any:
+            pairs = zip(self._outputs, losses, tf.nest.flatten(targets), tf.nest.flatten(outputs), strict=True)
+            terms = [output.weight * loss(target, value) for output, loss, target, value in pairs if loss is not None]
+            return tf.add_n(terms)
+
+        return total
 
     def describe(self, keras: Any) -> str | dict[str, str]:
         """Return the loss for a record; of several outputs, {name: loss}."""

@@ -156,10 +156,21 @@ class PruneConfig(Config):
         "calibration data); lamp and erk prune large layers more",
         choices=("uniform", "lamp", "erk", "sensitivity"),
     )
+    criterion: str = setting(
+        "magnitude", "which weights are pruned: the least important by", choices_of="pruning_criterion"
+    )
+    criterion_examples: int = setting(
+        512, "training examples from which a criterion other than magnitude is computed", minimum=16
+    )
     sparsity_m_by_n: tuple[int, ...] = setting(
         (), "m,n: prune m of every n consecutive weights, such as 2,4", minimum=1
     )
-    block_size: tuple[int, ...] = setting((), "height,width: prune blocks of this size in a kernel", minimum=1)
+    block_size: tuple[int, ...] = setting(
+        (),
+        "height,width: prune blocks of this many inputs and outputs; 0 is all of them: 0,1 prunes columns (filters), "
+        "and 1,0 rows",
+        minimum=0,
+    )
     distillation: DistillationConfig = section(DistillationConfig, "distillation from the model before pruning")
 
 
@@ -170,9 +181,13 @@ class StructuredPruningConfig(Config):
     enabled: bool = setting(False, "remove whole filters, before all other compression", names_section=True)
     cost: str = setting("macs", "what is limited", choices_of="channel_cost")
     target_cost: float = setting(0.5, "fraction of the cost that remains", minimum=0.01, maximum=1)
-    norm: str = setting(
-        "l1", "norm by which filters are ranked; those with the smallest are removed: l1 or l2", choices=("l1", "l2")
+    criterion: str = setting(
+        "magnitude", "which filters are removed: the least important by", choices_of="pruning_criterion"
     )
+    criterion_examples: int = setting(
+        512, "training examples from which a criterion other than magnitude is computed", minimum=16
+    )
+    norm: str = setting("l1", "norm of the filters that criterion=magnitude compares: l1 or l2", choices=("l1", "l2"))
     channel_multiple: int = setting(
         8, "keep a multiple of this number of channels in layers that have at least as many", minimum=1
     )

@@ -28,7 +28,7 @@ FEW_BIT_SCHEMES = {"weight_only_int4": 4, "weight_only_int2": 2}
 
 SCHEMES = tuple(SCHEME_IO_TYPES)
 
-TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "gptq", "bias_correction")
+TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "one_shot_pruning", "gptq", "bias_correction")
 QUANTIZERS = ("tensorflow", "litert")
 LSTM_FORMS = ("auto", "fused", "unrolled")
 
@@ -114,10 +114,19 @@ class ConversionConfig(Config):
     techniques: tuple[str, ...] = setting(
         (),
         "post-training techniques, applied in this order: cross_layer_equalization (equalizes the ranges of "
-        "channels across layers), bias_absorption (moves the constant part of channels into the next bias), gptq "
+        "channels across layers), bias_absorption (moves the constant part of channels into the next bias), "
+        "one_shot_pruning (makes weights zero, as sparsity and sparsity_m_by_n say, and updates the others), gptq "
         "(rounds weights to minimize the output error on data), bias_correction (removes the mean quantization "
         "error)",
         choices=TECHNIQUES,
+    )
+    sparsity: float = setting(
+        0.5, "fraction of each layer's weights that one_shot_pruning makes zero", minimum=0.01, maximum=0.99
+    )
+    sparsity_m_by_n: tuple[int, ...] = setting(
+        (),
+        "m,n: instead of sparsity, one_shot_pruning makes m of every n consecutive input channels zero, such as 2,4",
+        minimum=1,
     )
     lstm: str = setting(
         "auto",

@@ -156,13 +156,7 @@ def quantize_after_training(
     model, samples, raw = with_float_inputs(model, samples, config)
     floating = floating if has_finite_masks else model
     warn_of_float_indices(model)
-    techniques: dict[str, Any] = {}
-    if "cross_layer_equalization" in config.techniques:
-        equalized = ptq.equalize(model, samples)
-        model, techniques["cross_layer_equalization"] = equalized.model, equalized.to_dict()
-    if "bias_absorption" in config.techniques:
-        absorbed = ptq.absorb_biases(model, samples)
-        model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
+    model, techniques = _with_float_techniques(model, samples, config)
     used = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
     batch_size = common_batch_size(input_specs(model)) or 1
     # The last batch may have copies.
@@ -200,6 +194,25 @@ def quantize_after_training(
         dead_layers=dead,
         evidence=evidence,
     )
+
+
+def _with_float_techniques(
+    model: bytes, samples: Sequence[dict[str, NDArray]], config: ConversionConfig
+) -> tuple[bytes, JSON]:
+    """Apply the techniques that change the float `model`; also return their records."""
+    techniques: dict[str, Any] = {}
+    if "cross_layer_equalization" in config.techniques:
+        equalized = ptq.equalize(model, samples)
+        model, techniques["cross_layer_equalization"] = equalized.model, equalized.to_dict()
+    if "bias_absorption" in config.techniques:
+        absorbed = ptq.absorb_biases(model, samples)
+        model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
+    if "one_shot_pruning" in config.techniques:
+        groups = config.sparsity_m_by_n
+        m_by_n = (groups[0], groups[1]) if groups else None
+        sparse = ptq.make_sparse(model, samples, sparsity=config.sparsity, m_by_n=m_by_n)
+        model, techniques["one_shot_pruning"] = sparse.model, sparse.to_dict()
+    return model, techniques
 
 
 def _with_weight_techniques(
@@ -261,6 +274,7 @@ def _evidence(
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:
     """Raise InputError if settings contradict each other or a quantization-aware trained model."""
     check_mixed(config, trained=trained)
+    _check_sparsity(config)
     settings = {"techniques": config.techniques, "int4_layers": config.int4_layers}
     for name, values in settings.items():
         if not values:
@@ -324,6 +338,27 @@ def rounded_by_data(
     return ptq.round_to_few_bits(
         model, samples, {tensor: count for tensor, (count, _) in bits.items()}, per_tensor=one_scale
     )
+
+
+def _check_sparsity(config: ConversionConfig) -> None:
+    default, groups = ConversionConfig(), config.sparsity_m_by_n
+    changed = [name for name in ("sparsity", "sparsity_m_by_n") if getattr(config, name) != getattr(default, name)]
+    if changed and "one_shot_pruning" not in config.techniques:
+        raise InputError(
+            f"conversion.{changed[0]} is a setting of the technique one_shot_pruning: add it to conversion.techniques, "
+            "or remove the setting",
+            field=f"conversion.{changed[0]}",
+            expected=getattr(default, changed[0]),
+            got=getattr(config, changed[0]),
+        )
+    if groups and (len(groups) != 2 or groups[0] >= groups[1] or "sparsity" in changed):
+        raise InputError(
+            f"conversion.sparsity_m_by_n={','.join(map(str, groups))}: expected m,n with m below n, such as 2,4, "
+            "without sparsity",
+            field="conversion.sparsity_m_by_n",
+            expected="m,n with m below n",
+            got=groups,
+        )
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> tuple[list[dict[str, NDArray]], int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         round_to_few_bits,
     )
     from tfq.ptq.layer_pairs import PairTechnique
+    from tfq.ptq.one_shot_pruning import Sparsification, make_sparse
 else:
     from tfq import lazy
 
@@ -28,10 +29,12 @@ __all__ = [
     "FewBitWeights",
     "PairTechnique",
     "Rounding",
+    "Sparsification",
     "absorb_biases",
     "correct_biases",
     "equalize",
     "kept_moments",
+    "make_sparse",
     "optimize_rounding",
     "quantize_to_int4",
     "round_to_few_bits",

@@ -65,16 +65,22 @@ class Rounding:
 
 
 @dataclass(eq=False)
-class _InputMoments:
-    """Sums over the input patches x of a layer, over all positions and samples, for each group of channels."""
+class InputMoments:
+    """Sums over the input patches x of a layer, over all positions and samples, for each group of channels.
+
+    Attributes:
+        count: The number of patches.
+        sums: The sum of x: (groups, K).
+        products: The sum of x x^T: (groups, K, K).
+    """
 
     count: int
     sums: NDArray[np.float64]  # (groups, K)
     products: NDArray[np.float64]  # (groups, K, K)
 
-    def __add__(self, other: "_InputMoments") -> "_InputMoments":
+    def __add__(self, other: "InputMoments") -> "InputMoments":
         """Return the moments of both sets of patches."""
-        return _InputMoments(self.count + other.count, self.sums + other.sums, self.products + other.products)
+        return InputMoments(self.count + other.count, self.sums + other.sums, self.products + other.products)
 
     def gram(self, centered: bool) -> NDArray[np.float64]:
         """Return E[x x^T], or the covariance if `centered`: (groups, K, K)."""
@@ -102,7 +108,7 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     edited, layers, skipped = _layers(quantized, floating)
     errors = {}
     for batch in _batches(layers):
-        moments = _input_moments(floating, [source for _, source in batch], samples)
+        moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
             errors[layer.layer] = _round(layer, source, inputs)
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
@@ -146,7 +152,7 @@ def quantize_to_int4(
     skipped |= {layer.layer: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}
     errors = {}
     for batch in _batches(chosen):
-        moments = _input_moments(floating, [source for _, source in batch], samples)
+        moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
             errors[layer.layer] = _quantize_layer_to_int4(layer, source, inputs, rounding)
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
@@ -168,7 +174,7 @@ def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted
 
 
 def _quantize_layer_to_int4(
-    layer: WeightedOp, source: WeightedOp, inputs: _InputMoments, rounding: bool
+    layer: WeightedOp, source: WeightedOp, inputs: InputMoments, rounding: bool
 ) -> tuple[float, float]:
     """Give the layer 4-bit weights; return its relative output errors, as `_relative_errors` does."""
     rows, gram = source.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
@@ -226,7 +232,7 @@ def round_to_few_bits(
     layers = [item for item in weighted_ops(edited, tflite.read(floating)) if int(item.op.inputs[1]) in bits]
     weights, errors = {}, {}
     for batch in _batches([(item, item) for item in layers]):
-        moments = _input_moments(floating, [layer for layer, _ in batch], samples)
+        moments = input_moments(floating, [layer for layer, _ in batch], samples)
         for (layer, _), inputs in zip(batch, moments, strict=True):
             tensor = int(layer.op.inputs[1])
             values, scales, errors[layer.layer] = _few_bits(layer, inputs, bits[tensor], tensor in per_tensor)
@@ -235,7 +241,7 @@ def round_to_few_bits(
 
 
 def _few_bits(
-    layer: WeightedOp, inputs: _InputMoments, bits: int, per_tensor: bool
+    layer: WeightedOp, inputs: InputMoments, bits: int, per_tensor: bool
 ) -> tuple[NDArray, NDArray, tuple[float, float]]:
     """Correct the bias of a float layer; return the quantized values, scales and errors as `Rounding.layers` has them.
 
@@ -288,7 +294,7 @@ def _fitted_scales(
     return np.where(fitted > 0.5 * scales, fitted, scales).astype(np.float32).astype(np.float64)
 
 
-def _mean_error(rows: NDArray, approximation: NDArray, inputs: _InputMoments) -> NDArray[np.float64]:
+def _mean_error(rows: NDArray, approximation: NDArray, inputs: InputMoments) -> NDArray[np.float64]:
     """Return the mean error of each output channel."""
     means = inputs.sums / inputs.count
     return np.asarray(((approximation - rows) * np.repeat(means, len(rows) // len(means), axis=0)).sum(axis=1))
@@ -356,7 +362,7 @@ def round_weights(
     return result
 
 
-def _round(layer: WeightedOp, source: WeightedOp, inputs: _InputMoments) -> tuple[float, float]:
+def _round(layer: WeightedOp, source: WeightedOp, inputs: InputMoments) -> tuple[float, float]:
     """Round the layer's weights and correct its bias; return its relative output errors before and after."""
     scales = layer.scales
     grouped = source.weights_by_output().astype(np.float64) / scales[:, None]
@@ -386,7 +392,7 @@ def _squared(errors: NDArray, gram: NDArray) -> NDArray[np.float64]:
 
 
 # {(float flatbuffer, output of a layer, samples): the moments of its inputs} inside of `kept_moments`, else None.
-_KEPT: ContextVar[dict[tuple[str, int, str], "_InputMoments"] | None] = ContextVar("_KEPT", default=None)
+_KEPT: ContextVar[dict[tuple[str, int, str], "InputMoments"] | None] = ContextVar("_KEPT", default=None)
 
 
 @contextlib.contextmanager
@@ -403,12 +409,19 @@ def kept_moments() -> Iterator[None]:
 
 
 def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
+    """Yield as many pairs of layers at a time as their Gram matrices fit into memory."""
+    pairs = iter(layers)
+    for batch in batches_in_memory([layer for layer, _ in layers]):
+        yield [next(pairs) for _ in batch]
+
+
+def batches_in_memory(layers: Sequence[WeightedOp]) -> Iterator[list[WeightedOp]]:
     """Yield as many layers at a time as their Gram matrices fit into memory."""
-    batch: list[tuple[WeightedOp, WeightedOp]] = []
+    batch: list[WeightedOp] = []
     size = 0
     for item in layers:
-        patch_size = item[0].weights_by_output().shape[1]
-        groups = item[0].num_inputs if item[0].is_depthwise else 1
+        patch_size = item.weights_by_output().shape[1]
+        groups = item.num_inputs if item.is_depthwise else 1
         needed = 8 * groups * patch_size**2
         if batch and size + needed > _GRAM_BYTES:
             yield batch
@@ -419,7 +432,7 @@ def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple
         yield batch
 
 
-def _input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_InputMoments]:
+def input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[InputMoments]:
     """Return the moments of each layer's inputs over the samples, those of `kept_moments` if they are known."""
     kept = _KEPT.get()
     if kept is None:
@@ -443,19 +456,19 @@ def _hash_of(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _new_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_InputMoments]:
+def _new_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[InputMoments]:
     """Return the moments of each layer's inputs over the samples."""
 
-    def moments(values: list[NDArray]) -> list[_InputMoments]:
+    def moments(values: list[NDArray]) -> list[InputMoments]:
         results = []
         for layer, array in zip(layers, values, strict=True):
             patches = extract_patches(layer, array)
             sums = patches.sum(axis=1, dtype=np.float64)
             products = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
-            results.append(_InputMoments(patches.shape[1], sums, products))
+            results.append(InputMoments(patches.shape[1], sums, products))
         return results
 
-    total: list[_InputMoments] = []
+    total: list[InputMoments] = []
     for item in map_activations(floating, [layer.data for layer in layers], samples, moments, total=len(samples)):
         total = [one + other for one, other in zip(total, item, strict=True)] if total else item
     return total

@@ -151,6 +151,15 @@ def why_no_layers(model: Any) -> str:
     return f"pruning and QAT need the graph of the model, but it {reason}" if reason else ""
 
 
+def _zero_blocks(model: Any, config: PruneConfig) -> dict[str, Any]:
+    """Return the entry of the record that counts the blocks of `block_size`, if there are any."""
+    from tfq import compression
+
+    if not config.enabled or not config.block_size:
+        return {}
+    return {"zero_blocks": compression.measure_zero_blocks(model, *config.block_size)}
+
+
 def _compressible(model: Any, config: RunConfig) -> Any:
     """Return the table of `preflight` for a model of either Keras, or a bridged one. Raises InputError if not ok."""
     table = preflight(model, config)
@@ -217,6 +226,7 @@ def compress(model: Any, config: RunConfig, *, allow_code: bool = False) -> Comp
             "history": histories,
             "replicas": replicas,
             "sparsity": compression.measure_sparsity(result),
+            **_zero_blocks(result, settings.prune),
             "clusters": compression.measure_clusters(result),
             "preprocessing": data.preprocessing_record(config.data),
             "data_notes": data_notes(training, validation),
@@ -254,7 +264,7 @@ def _compressed_in_steps(
         teacher = teachers or (model if settings.prune.distillation.enabled else None)
         with progress.stage("pruning"):
             plan = compression.pruning_plan(result, settings.prune, training)
-            result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
+            result = compression.prune_model(result, fit("prune"), settings.prune, training, plan=plan, teacher=teacher)
         details["pruning_plan"] = plan.to_dict()
     if settings.cluster.enabled:
         details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()

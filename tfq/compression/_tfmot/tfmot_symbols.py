@@ -27,31 +27,6 @@ def is_graph_model(model: Any) -> bool:
     return bool(getattr(model, "_is_graph_network", False))
 
 
-def mask_updater(
-    pairs: list[tuple[Any, Any]], sparsity: Any, block_size: tuple[int, int], m_by_n: tuple[int, int] | None
-) -> Callable[[], Any]:
-    """Return a function that computes each mask from the magnitudes of its weight, by tfmot's implementation.
-
-    Args:
-        pairs: (weight, mask) variables.
-        sparsity: Scalar variable that is read in every call. m:n masks ignore it.
-        block_size: (height, width) of blocks.
-        m_by_n: (m, n) for m zeros in every n weights, or None.
-    """
-    import tensorflow as tf
-
-    pruning = _module("sparsity.keras.pruning_impl").Pruning(
-        # tfmot computes m:n masks in step 1 only, so every call pretends to be in that step.
-        training_step_fn=lambda: tf.constant(1, tf.int64),
-        pruning_vars=[(weight, mask, tf.Variable(0, dtype=mask.dtype, trainable=False)) for weight, mask in pairs],
-        pruning_schedule=lambda step: (tf.constant(True), sparsity),
-        block_size=block_size,
-        block_pooling_type="AVG",
-        sparsity_m_by_n=m_by_n,
-    )
-    return pruning.conditional_mask_update
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationQuantizer:
     """A quantizer of activations in a QAT model, and its range variables.

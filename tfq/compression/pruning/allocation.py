@@ -120,6 +120,14 @@ def check_settings(config: PruneConfig) -> None:
             expected=(),
             got=config.targets,
         )
+    if config.allocation == "sensitivity" and config.criterion != "magnitude":
+        raise InputError(
+            f"prune: criterion={config.criterion} cannot be combined with allocation=sensitivity, which measures the "
+            "effect of pruning by magnitude: leave one of them out",
+            field="compression.prune.criterion",
+            expected="magnitude",
+            got=config.criterion,
+        )
     if config.block_size and len(config.block_size) != 2:
         raise InputError(
             f"prune: block_size {_comma_separated(config.block_size)}: expected two numbers, height,width",

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Magnitude pruning masks, the schedule of their updates, and the callback that applies them during training.
+"""Pruning masks, the schedule of their updates, and the callback that applies them during training.
 
-tfmot computes the masks. Its layer wrappers are not used: in tfmot 0.8.1 they silently lose an Embedding's mask and
-activity regularizers, and they fail on MultiHeadAttention. Without wrappers, the architecture does not change.
+tfmot's layer wrappers are not used: in tfmot 0.8.1 they silently lose an Embedding's mask and activity regularizers,
+and they fail on MultiHeadAttention. Its masks have blocks in kernels of rank 2 only, and other blocks than it measures
+if they do not fill the kernel. Without wrappers, the architecture does not change.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tfq.compression._tfmot import tfmot_symbols
+from tfq.compression.criteria import Scores
 from tfq.compression.graph import steps_of_training
-from tfq.compression.pruning.allocation import (
-    block_size,
-    m_by_n,
-)
+from tfq.compression.pruning.allocation import block_size, m_by_n
+from tfq.compression.pruning.mask_shapes import mask_of_blocks, mask_of_groups
 from tfq.config import PruneConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
@@ -111,12 +111,14 @@ class Masks:
         apply: Function without arguments that multiplies every weight by its mask, in place.
     """
 
-    def __init__(self, weights: Mapping[str, list[Any]], config: PruneConfig) -> None:
+    def __init__(self, weights: Mapping[str, list[Any]], config: PruneConfig, scores: Scores | None = None) -> None:
         """Create masks of ones.
 
         Args:
             weights: Layer -> the variables to prune.
             config: Its block size or m:n sparsity determines the form of the masks.
+            scores: Returns layer -> the current score of each weight of each variable; those with the lowest scores
+                are pruned. None: the magnitudes.
         """
         import tensorflow as tf
 
@@ -124,11 +126,9 @@ class Masks:
             name: [(item, tf.Variable(tf.ones_like(item), trainable=False)) for item in variables]
             for name, variables in weights.items()
         }
-        self._sparsities = {name: tf.Variable(0.0, trainable=False) for name in weights}
-        self._updaters = [
-            tfmot_symbols.mask_updater(pairs, self._sparsities[name], block_size(config), m_by_n(config))
-            for name, pairs in self.pairs.items()
-        ]
+        self._sparsities = dict.fromkeys(weights, 0.0)
+        self._block, self._groups = block_size(config), m_by_n(config)
+        self._scores = scores or self._magnitudes
 
         def apply() -> None:
             for pairs in self.pairs.values():
@@ -138,16 +138,23 @@ class Masks:
         self.apply = tf.function(apply)
 
     def update(self, sparsities: Mapping[str, float]) -> None:
-        """Recompute all masks from the current magnitudes of the weights. The weights do not change.
+        """Recompute all masks from the current scores of the weights. The weights do not change.
 
         Args:
             sparsities: Layer -> new fraction of zeros. Other layers keep their last one.
         """
-        for name, sparsity in sparsities.items():
-            self._sparsities[name].assign(sparsity)
-        # Eagerly, because tracing tfmot's ops takes 0.2 s per layer, and an eager update a few ms.
-        for updater in self._updaters:
-            updater()
+        self._sparsities.update(sparsities)
+        scores = self._scores()
+        for name, pairs in self.pairs.items():
+            for (_, mask), values in zip(pairs, scores[name], strict=True):
+                if self._groups:
+                    kept = mask_of_groups(values, *self._groups)
+                else:
+                    kept = mask_of_blocks(values, self._sparsities[name], self._block)
+                mask.assign(kept.astype(mask.dtype.as_numpy_dtype))
+
+    def _magnitudes(self) -> dict[str, list[NDArray]]:
+        return {name: [np.abs(weight.numpy()) for weight, _ in pairs] for name, pairs in self.pairs.items()}
 
     def violated_layers(self) -> list[str]:
         """Return the layers with a nonzero weight where the mask is zero."""

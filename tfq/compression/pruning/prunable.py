@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the prunable weights of a layer, or the reason why it has none."""
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 from tfq.compression.graph import reasons_by_layer
 from tfq.compression.pruning.allocation import block_size, m_by_n
+from tfq.compression.pruning.mask_shapes import reason_against_blocks
 from tfq.config import PruneConfig
 from tfq.keras_bridge.layers.bridged_layer import facts_of, inherited_facts
 
@@ -63,7 +63,7 @@ def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | 
     groups = m_by_n(config)
     if groups:
         return _reason_against_m_by_n(layer, shapes, *groups)
-    return _reason_against_blocks(shapes, *block_size(config))
+    return _reason_against_blocks(layer, shapes, block_size(config))
 
 
 def layer_reasons(model: Any, config: PruneConfig) -> dict[str, str | None]:
@@ -92,19 +92,13 @@ def _reason_against_m_by_n(layer: Any, shapes: Sequence[tuple[int, ...]], m: int
     return None
 
 
-def _reason_against_blocks(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> str | None:
-    if (height, width) == (1, 1):
+def _reason_against_blocks(layer: Any, shapes: Sequence[tuple[int, ...]], block: tuple[int, int]) -> str | None:
+    if block == (1, 1):
         return None
-    for shape in shapes:
-        if len(shape) != 2:
-            return f"tfmot prunes blocks in kernels of rank 2, but this kernel is {_format_shape(shape)}"
-        # If blocks do not fill the kernel, tfmot 0.8.1 pools from index -(padding // 2) but masks from index 0. If an
-        # axis holds a single block, its squeeze removes that axis, and it fails.
-        if shape[0] % height or shape[1] % width or math.prod(shape) == height * width:
-            return f"blocks of {height}x{width} do not divide its kernel of {_format_shape(shape)}"
-        if shape[0] == height or shape[1] == width:
-            return f"tfmot needs at least two {height}x{width} blocks along each axis of its {_format_shape(shape)}"
-    return None
+    wrong = next((facts.name for facts in inherited_facts(layer) if not facts.prunable_m_by_n), None)
+    if wrong and any(len(shape) > 2 for shape in shapes):
+        return f"blocks cover input and output channels, which the kernel of {wrong} has on other axes"
+    return next((reason for shape in shapes if (reason := reason_against_blocks(shape, block))), None)
 
 
 def _format_shape(shape: Sequence[int]) -> str:

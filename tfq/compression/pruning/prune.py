@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Magnitude pruning: the smallest weights of each layer are set to zero on a schedule, and stay zero."""
+"""Pruning of weights: the least important ones of each layer are set to zero on a schedule, and stay zero."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tfq import registry
+from tfq.compression.criteria import Examples, PruningCriterion
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training, in_float32
 from tfq.compression.graph import check_finite, fit_with, named_layers, require_graph_model
@@ -18,6 +21,7 @@ from tfq.compression.pruning.allocation import (
     lamp_sparsities,
     target_sparsities,
 )
+from tfq.compression.pruning.mask_shapes import block_shape
 from tfq.compression.pruning.masks import Masks, Schedule, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocate_by_sensitivity
@@ -31,7 +35,7 @@ from tfq.typing import Data, Fit, KerasModel, Teacher
 
 # Allocations that need no data.
 _ALLOCATIONS = {"erk": erk_sparsities, "lamp": lamp_sparsities}
-# tfmot computes the number of nonzero weights in float32.
+# The sparsity of the schedule is not exact.
 _ROUNDING = 2.0**-22
 
 
@@ -112,7 +116,7 @@ def prune_model(
     plan: PruningPlan | None = None,
     teacher: Teacher | None = None,
 ) -> KerasModel:
-    """Return a pruned and trained copy of `model` (magnitude pruning of single weights).
+    """Return a pruned and trained copy of `model`: the least important weights by `config.criterion` are zero.
 
     `model` itself does not change, and the result is not compiled. A TfqWarning names each layer that misses its
     sparsity.
@@ -131,8 +135,8 @@ def prune_model(
         config: Settings of the pruning; None means `PruneConfig()`. `end_step=-1` is three quarters of the first call
             of `model.fit`. m:n zeros run along the input channels of kernels of shape (..., inputs, outputs), the last
             axis of TFLite's weights. A block of height x width covers inputs x outputs.
-        calibration: Representative inputs for `allocation="sensitivity"`, in any form that `evaluate` accepts. The
-            other allocations ignore them.
+        calibration: Representative inputs for `allocation="sensitivity"` and for a criterion that needs them (taylor
+            also needs labels), in any form that `evaluate` accepts. Otherwise they are ignored.
         plan: The result of `pruning_plan` for this model and config, which is then not computed again.
         teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
             `model` itself. The result does not contain them.
@@ -151,12 +155,16 @@ def prune_model(
     require_graph_model(model, "pruning")
     model = without_wrappers(model, "prune")
     model = in_float32(model, "prune")
+    criterion = registry.get(PruningCriterion, config.criterion, field="compression.prune.criterion")
+    criterion.check_data(calibration, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocate_by_sensitivity(model, None, config, plan.pruned)
     trained, pairs = copy_for_training(model, "prune")
     layers = dict(named_layers(trained))
-    masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
+    kernels = {name: prunable_weights(layers[name]) or [] for name in plan.pruned}
+    examples = Examples(calibration, config.criterion_examples, "prune")
+    masks = Masks(kernels, config, criterion.of_weights(trained, kernels, examples))
     schedule = Schedule(config)
     callback = pruning_callback(masks, schedule, plan.sparsities)
     with contextlib.ExitStack() as stack:
@@ -222,10 +230,10 @@ def _warn_of_restored_weights(masks: Masks) -> None:
 def _warn_of_missed_sparsity(
     masks: Masks, expected: Mapping[str, float], config: PruneConfig, explanation: str
 ) -> None:
-    block = int(np.prod(block_size(config)))
     for name, pairs in masks.pairs.items():
         kernels = [weight.numpy() for weight, _ in pairs]
         size = sum(kernel.size for kernel in kernels)
         sparsity = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / size
-        if sparsity < expected[name] - len(kernels) * block / size - _ROUNDING:
+        largest = sum(math.prod(block_shape(kernel.shape, block_size(config))) for kernel in kernels)
+        if sparsity < expected[name] - largest / size - _ROUNDING:
             warn(f"prune: {name} has {sparsity:.1%} zeros, expected {expected[name]:.1%}: {explanation}")

@@ -5,9 +5,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfq.auditing import Weight, audit_model
 from tfq.compression.graph import named_layers
+from tfq.compression.pruning.mask_shapes import block_sums, reason_against_blocks
 from tfq.keras_bridge import import_tf_keras, model_kind
 from tfq.tflite import Tensor, constant_values, read
 
@@ -83,6 +85,50 @@ def m_by_n_groups_in_flatbuffer(model: bytes, m: int, n: int) -> dict[str, float
         is_sparse = [(~group).sum(axis=1) <= n - m for group in groups]
         groups_by_layer.setdefault(weight.keras_layer or weight.tensor, []).extend(np.concatenate(is_sparse).tolist())
     return {name: float(np.mean(item)) for name, item in groups_by_layer.items()}
+
+
+def zero_blocks_in_flatbuffer(model: bytes, height: int, width: int) -> dict[str, float]:
+    """Return the fraction of zero blocks of `height` inputs and `width` outputs, for each layer of a `.tflite`.
+
+    Args:
+        model: Contents of a `.tflite` file.
+        height: Number of consecutive inputs at one tap; 0 for all inputs at all taps.
+        width: Number of consecutive outputs; 0 for all.
+
+    Returns:
+        Layer -> fraction of its blocks. Other ops than CONV_2D and FULLY_CONNECTED, weights whose values cannot be
+        read, and weights that such blocks do not divide are left out.
+    """
+    zeros: dict[str, list[NDArray]] = {}
+    for weight, tensor in stored_weights(model):
+        if weight.op not in _BY_INPUT:
+            continue
+        zero_point = tensor.zero_point[0] if tensor.zero_point else 0
+        is_used = np.moveaxis(constant_values(model, tensor) != zero_point, 0, -1)  # (..., inputs, outputs)
+        if reason_against_blocks(is_used.shape, (height, width)) is None:
+            is_zero = block_sums(is_used.astype(np.int64), (height, width)) == 0
+            zeros.setdefault(weight.keras_layer or weight.tensor, []).append(is_zero.ravel())
+    return {name: float(np.concatenate(items).mean()) for name, items in zeros.items()}
+
+
+def measure_zero_blocks(model: Any, height: int, width: int) -> dict[str, float]:
+    """Return the fraction of zero blocks of `height` inputs and `width` outputs, for each layer of a model.
+
+    Args:
+        model: Keras 3 or tf_keras model.
+        height: As in `zero_blocks_in_flatbuffer`.
+        width: As there.
+
+    Returns:
+        Layer -> fraction of its blocks. Layers with a kernel that such blocks do not divide are left out.
+    """
+    fractions = {}
+    for name, layer in named_layers(model):
+        kernels = [np.asarray(kernel) for kernel in kernels_of(layer)]
+        if kernels and not any(reason_against_blocks(kernel.shape, (height, width)) for kernel in kernels):
+            zeros = [block_sums(np.abs(kernel), (height, width)).ravel() == 0 for kernel in kernels]
+            fractions[unwrapped_name(name, layer)] = float(np.concatenate(zeros).mean())
+    return fractions
 
 
 def stored_weights(model: bytes) -> Iterator[tuple[Weight, Tensor]]:

@@ -175,7 +175,7 @@ class Group:
     Attributes:
         layers: Names of these layers.
         roots: Root of each set.
-        scores: Importance of each set: the mean of its filters' norms, each divided by the mean norm of its layer.
+        scores: Importance of each set by the criterion, at least 0.
         width: Number of channels of one layer in one set. It is above 1 after grouped convolutions and repeated
             channels.
         fraction: Fraction of the sets to keep, if the user has set a target.
@@ -214,6 +214,7 @@ def groups_of(
     patterns: Sequence[str],
     channel_multiple: int,
     targets: Sequence[Target] = (),
+    scores: Mapping[int, float] | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """Return the groups that may lose channels, and the reason for each layer that may not.
 
@@ -225,6 +226,8 @@ def groups_of(
         channel_multiple: The number of remaining channels of a layer must be a multiple of this.
         targets: Fractions of filters to keep. A target applies to the whole group of each layer that it matches, and
             the last matching target counts.
+        scores: The importance of each set of channels, by its root; 0 for sets that are left out. None:
+            `magnitude_scores`.
 
     Returns:
         (groups, layer -> why it keeps all of its filters).
@@ -251,7 +254,7 @@ def groups_of(
         for root, count in zip(*np.unique(channels.roots(site.outputs), return_counts=True), strict=True):
             producers[int(root)].add(site.layer)
             widths[int(root)] = max(widths[int(root)], int(count))
-    scores = _scores(channels, sites)
+    scores = magnitude_scores(channels, sites) if scores is None else scores
     roots_by_layers: defaultdict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
     skipped: dict[str, str] = {}
     for root, layers in producers.items():
@@ -269,8 +272,8 @@ def groups_of(
                 skipped.setdefault(name, reason)
     groups = []
     for (group_layers, width), roots in roots_by_layers.items():
-        order = np.array(sorted(roots, key=lambda root: (scores[root], root)))
-        by_score = np.array([scores[root] for root in order])
+        order = np.array(sorted(roots, key=lambda root: (scores.get(root, 0.0), root)))
+        by_score = np.array([scores.get(int(root), 0.0) for root in order])
         group = Group(layers=group_layers, roots=order, scores=by_score, width=width)
         if group.next_size(len(roots), channel_multiple) is None:
             for name in group_layers:
@@ -308,7 +311,8 @@ def _with_targets(groups: list[Group], targets: Sequence[Target], reasons: Mappi
     return groups
 
 
-def _scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:
+def magnitude_scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:
+    """Return the mean of the norms of each set's filters, each divided by the mean norm of its layer, by root."""
     result: defaultdict[int, list[float]] = defaultdict(list)
     for site in sites:
         if site.norms is None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structured pruning: select whole channels by importance, and remove them from the model.
 
-Filters are ranked by the norm of their weights, as in Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+A criterion ranks the filters, by default the norm of their weights.
 Channels that the graph couples (residual sums, depthwise convolutions, gates) are removed together.
 """
 
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import registry
+from tfq.compression.criteria import Examples, PruningCriterion
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import in_float32
 from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model, run_fit
@@ -251,7 +252,8 @@ def prune_structured(
         fit: Called as `fit(model, callbacks)`. It compiles the small model and trains it in place. None skips training.
         config: Settings of the pruning; None means `StructuredPruningConfig()`.
         data: Inputs on which the layers after removed filters are refit by least squares before training
-            (`config.refit_examples` of them), in any form that `evaluate` accepts. None skips the refit.
+            (`config.refit_examples` of them), in any form that `evaluate` accepts. None skips the refit. Criteria other
+            than magnitude are computed from the first `config.criterion_examples`; taylor needs labels.
         teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
             `model` itself.
 
@@ -273,7 +275,8 @@ def prune_structured(
     original, _ = cloned(model)
     trace = trace_channels(original, config.norm)
     targets = parse_targets(config.targets, "structured_pruning", "fraction", 1)
-    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
+    scores = _scores(original, trace, config, data)
+    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets, scores)
     if not groups:
         raise _nothing_to_prune(model, skipped)
     cost = registry.get(ChannelCost, config.cost, field="compression.structured_pruning.cost")
@@ -310,6 +313,14 @@ def prune_structured(
         max_difference=difference,
         refit=refit_errors,
     )
+
+
+def _scores(original: Any, trace: Trace, config: StructuredPruningConfig, data: Data) -> Mapping[int, float]:
+    """Return the scores of all sets of channels by the criterion of a config."""
+    criterion = registry.get(PruningCriterion, config.criterion, field="compression.structured_pruning.criterion")
+    criterion.check_data(data, "structured_pruning")
+    examples = Examples(data, config.criterion_examples, "structured_pruning")
+    return criterion.of_channels(original, trace.graph, trace.channels, examples)
 
 
 def _selected(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression.graph import cloned
+from tfq.compression.layer_inputs import inputs_of, is_matrix_product, rows_of
 from tfq.compression.structured_pruning import rules
 from tfq.compression.structured_pruning.channels import Channels, Site
 from tfq.compression.structured_pruning.rules import BETWEEN, IN, OUT
@@ -27,8 +28,6 @@ from tfq.keras_bridge.copies import keep_names
 
 # Ridge penalty, as a fraction of the mean diagonal element of the normal matrix.
 _RIDGE = 1e-4
-# Rows of a least-squares problem taken from one batch, spread over its examples and positions.
-_ROWS = 1 << 15
 # The normal matrix has the square of this number of elements: half a gigabyte.
 _MAX_UNKNOWNS = 8192
 
@@ -212,7 +211,7 @@ def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> di
     results = {}
     for layer in small.layers:
         old = original.get_layer(layer.name)
-        if layer.name not in kept or not _can_be_refit(layer) or len(layer.inbound_nodes) != 1:
+        if layer.name not in kept or not is_matrix_product(layer) or len(layer.inbound_nodes) != 1:
             continue
         if len(kept[layer.name][IN]) == old.kernel.shape[-2]:
             continue
@@ -230,7 +229,7 @@ def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> di
 def _refit_layer(
     layer: Any, old: Any, outputs: NDArray, small: Any, original: Any, batches: list[list[NDArray]]
 ) -> tuple[float, float]:
-    old_inputs, new_inputs = _inputs_of(original, old), _inputs_of(small, layer)
+    old_inputs, new_inputs = inputs_of(original, old), inputs_of(small, layer)
     kernel = np.asarray(layer.kernel, np.float64)
     weights = kernel.reshape(-1, kernel.shape[-1])
     old_weights = np.asarray(old.kernel, np.float64)[..., outputs].reshape(-1, len(outputs))
@@ -240,7 +239,7 @@ def _refit_layer(
     size = len(weights)
     normal, right, variance, squared_error = np.zeros((size, size)), np.zeros_like(weights), 0.0, 0.0
     for batch in batches:
-        rows, target = _rows(layer, new_inputs(batch)), _rows(old, old_inputs(batch)) @ old_weights
+        rows, target = rows_of(layer, new_inputs(batch)), rows_of(old, old_inputs(batch)) @ old_weights
         if not (np.isfinite(rows).all() and np.isfinite(target).all()):
             raise InputError(
                 f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: check the scale of the "
@@ -266,44 +265,3 @@ def _refit_layer(
     layer.kernel.assign(weights.reshape(kernel.shape))
     scale = variance or 1.0
     return float(np.sqrt(squared_error / scale)), float(np.sqrt(max(after, 0.0) / scale))
-
-
-def _can_be_refit(layer: Any) -> bool:
-    keras = import_tf_keras()
-    if type(layer) is keras.layers.Conv2D:
-        return layer.groups == 1 and layer.data_format == "channels_last"
-    return type(layer) is keras.layers.Dense
-
-
-def _inputs_of(model: Any, layer: Any) -> Any:
-    """Return a function that computes the layer's input for a batch of model inputs."""
-    submodel = import_tf_keras().Model(model.inputs, layer.input)
-
-    def inputs(batch: list[NDArray]) -> NDArray:
-        return np.asarray(submodel(batch if len(batch) > 1 else batch[0], training=False))
-
-    return inputs
-
-
-def _rows(layer: Any, inputs: NDArray) -> NDArray:
-    """Return the vectors that the kernel is multiplied with, at a sample of positions.
-
-    Returns:
-        Shape (rows, weights of one filter), with a last column of ones if the layer has a bias.
-    """
-    import tensorflow as tf
-
-    if type(layer) is import_tf_keras().layers.Dense:
-        rows = inputs.reshape(-1, inputs.shape[-1])
-    else:
-        height, width = layer.kernel_size
-        patches = tf.image.extract_patches(
-            inputs,
-            (1, height, width, 1),
-            (1, *layer.strides, 1),
-            (1, *layer.dilation_rate, 1),
-            layer.padding.upper(),
-        )
-        rows = np.asarray(patches).reshape(-1, patches.shape[-1])
-    rows = rows[:: max(1, len(rows) // _ROWS)].astype(np.float64)
-    return np.hstack([rows, np.ones((len(rows), 1))]) if layer.use_bias else rows
