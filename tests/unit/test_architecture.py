@@ -252,8 +252,8 @@ def test_the_check_of_function_length_sees_a_long_function():
     assert long_functions(source) == {"f": 62}
 
 
-def test_python_files_number_fewer_than_460():
-    assert len([path for _, path in sources() if path.name != "__init__.py"]) < 460
+def test_python_files_number_fewer_than_480():
+    assert len([path for _, path in sources() if path.name != "__init__.py"]) < 480
 
 
 def test_no_public_name_is_a_submodule_of_tfq():
