@@ -154,6 +154,15 @@ def test_the_middle_of_a_small_tensor_is_left_out_when_enough_values_are_counted
     ]
 
 
+def test_joined_tensors_are_counted_whole_without_a_share():
+    values = RNG.normal(size=(70, 30)).astype(np.float32)
+    for result, part in zip(of_joined([values[:, :10], values[:, 10:]], 0.0), (slice(10), slice(10, 30)), strict=True):
+        every = Histogram()
+        every.add(values[:, part])
+        assert result.gap is None
+        np.testing.assert_array_equal(result.counts, every.counts)
+
+
 def test_few_values_do_not_choose_the_ends():
     counts = Counts(NUM_BINS, SHIFT)
     counts.add_array(NORMAL[0])

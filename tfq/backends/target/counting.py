@@ -174,21 +174,27 @@ class Counts:
         """
         if share * self.total < TAIL_VALUES or self.gap is not None:
             return
-        half, order = self.counts.size // 2, ascending(self.counts.size)
-        ordered = self.counts[order]
-        cumulative = np.cumsum(ordered)
-        low = int(np.searchsorted(cumulative, share * self.total))
+        half, (filled,) = self.table.size // 2, np.nonzero(self.counts)
+        # The places of these bins in ascending order of the values.
+        places = np.where(filled < half, half + filled, 2 * half - 1 - filled)
+        by_value = np.argsort(places)
+        places, filled = places[by_value], filled[by_value]
+        counts = self.table[filled]
+        cumulative = np.cumsum(counts)
+        low = int(places[np.searchsorted(cumulative, share * self.total)])
         if low == half - 1:
             low = half  # a tail that has -0.0 has 0.0, too
-        high = max(low + 1, int(np.searchsorted(cumulative, (1 - share) * self.total)))
+        last = np.searchsorted(cumulative, (1 - share) * self.total)
+        high = max(low + 1, int(places[min(last, places.size - 1)]))
         if high == half:
             high = half - 1
-        if high >= order.size:
+        if high >= 2 * half:
             return
+        order = ascending(2 * half)
         self.gap = int(order[low]), int(order[high])
         self.tails = [
-            Tail(int(order[place]), side, ordered[place] > LARGE_BIN * self.total, self._shift)
-            for place, side in ((low, -1), (high, 1))
+            Tail(number, side, self.table[number] > LARGE_BIN * self.total, self._shift)
+            for number, side in zip(self.gap, (-1, 1), strict=True)
         ]
 
 
@@ -213,10 +219,12 @@ class JoinedCounts:
         self._spans = list(zip((ends - sizes).tolist(), ends.tolist(), strict=True))
         self._table, self._shift = table.reshape(-1), shift
         # The place of the first bin of each value's tensor in the table.
-        self._first = np.repeat(np.arange(len(sizes)) * num_bins, sizes)
+        self._first = np.repeat(np.arange(len(sizes), dtype=np.int32) * num_bins, sizes)
+        # All values of the first tensors are counted, when these rows are full.
+        self._num_whole = len(sizes)
         self._ring = np.empty((max(1, min(ROWS, RING_BYTES // (4 * ends[-1]))), ends[-1]), np.float32)
-        self._filled = self._num_ends = 0
-        self._share, self._sides = 0.0, None
+        self._filled = 0
+        self._share, self._sides, self._keys = 0.0, [], []
 
     def add(self, values, extremes):
         """Add the values of a sample.
@@ -225,60 +233,68 @@ class JoinedCounts:
             values: The values of all tensors, float32.
             extremes: The minimum of each tensor, and the maximum of each.
         """
-        if self._sides is None:
-            self._ring[self._filled] = values
-            self._filled += 1
-            if self._filled == len(self._ring):
-                self.flush()
-            return
-        positions = np.concatenate(
-            [side.add(self.tensors, values, ends) for side, ends in zip(self._sides, extremes, strict=True)]
-        )
-        np.add.at(self._table, self._first[positions] + bins_of(values[positions], self._shift), 1)
-        self._num_ends += 1
-        if self._num_ends == CHOOSE_EVERY:
+        self._ring[self._filled] = values[: self._ring.shape[1]]
+        self._filled += 1
+        if self._sides:
+            positions = np.concatenate(
+                [side.add(self.tensors, values, ends) for side, ends in zip(self._sides, extremes, strict=True)]
+            )
+            self._keys.append(self._first[positions] + bins_of(values[positions], self._shift))
+        if self._filled == len(self._ring):
             self.leave_out_middle(self._share)
 
     def flush(self):
         """Count the values that were collected."""
-        for counts, (start, end) in zip(self.tensors, self._spans, strict=True):
-            if self._filled:
+        for place, (counts, (start, end)) in enumerate(zip(self.tensors, self._spans, strict=True)):
+            if place >= self._num_whole:
+                counts.total += self._filled * (end - start)
+            elif self._filled:
                 counts.count(self._ring[: self._filled, start:end])
-            counts.total += self._num_ends * (end - start)
-        self._filled = self._num_ends = 0
+        if self._keys:
+            keys, numbers = np.unique(np.concatenate(self._keys), return_counts=True)
+            self._table[keys] += numbers
+        self._filled, self._keys = 0, []
 
     def leave_out_middle(self, share):
         """Do what Counts.leave_out_middle does for each tensor, now or when it has enough values."""
         self.flush()
         self._share = share
+        before = [counts.gap for counts in self.tensors]
         for counts in self.tensors:
             counts.leave_out_middle(share)
-        if any(counts.tails for counts in self.tensors):
-            self._sides = [_JoinedSide(self.tensors, self._spans, side) for side in (-1, 1)]
-            self._ring = self._ring[:0]
+        if before != [counts.gap for counts in self.tensors]:
+            self._num_whole = next(place for place, counts in enumerate(self.tensors) if counts.gap)
+            start = self._spans[self._num_whole][0]
+            self._sides = [_JoinedSide(self.tensors, self._spans, start, side) for side in (-1, 1)]
+            self._ring = np.empty((CHOOSE_EVERY, start), np.float32)
 
 
 class _JoinedSide:
-    """The tails of joined tensors at one end. A tensor without tails is counted at the lower end."""
+    """The tails of joined tensors at one end. A tensor without tails is counted at the lower end.
 
-    def __init__(self, tensors, spans, side):
+    The values before the position `start` are not looked at.
+    """
+
+    def __init__(self, tensors, spans, start, side):
         sizes = [end - start for start, end in spans]
         tails = [counts.tails[side > 0] if counts.tails else None for counts in tensors]
         self._reaches = np.greater_equal if side > 0 else np.less_equal
         limits = np.array([tail.inner if tail else np.inf for tail in tails], np.float32)
         self._together = sum(itertools.takewhile(lambda size: size < SEPARATE, sizes))
-        self._limits = np.repeat(limits, sizes)[: self._together]
+        self._start = min(start, self._together)
+        self._limits = np.repeat(limits, sizes)[self._start : self._together]
         self._separate = [
             (place, tail, slice(*spans[place]))
             for place, (tail, size) in enumerate(zip(tails, sizes, strict=True))
-            if spans[place][0] >= self._together or (tail and tail.is_large)
+            if start <= spans[place][0] and (spans[place][0] >= self._together or (tail and tail.is_large))
         ]
-        self._side, self._reached = side, np.empty(sum(sizes), bool)
+        self._side, self._reached = side, np.zeros(sum(sizes), bool)
 
     def add(self, tensors, values, extremes):
         """Count the values in large bins, and return the positions of those to count by their bins."""
         reached = self._reached
-        self._reaches(values[: self._together], self._limits, out=reached[: self._together])
+        together = slice(self._start, self._together)
+        self._reaches(values[together], self._limits, out=reached[together])
         for place, tail, span in self._separate:
             part = reached[span]
             if not tail:

@@ -42,6 +42,22 @@ def limit_memory(more_bytes):
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+# Parameters of glibc's mallopt, and their values: the memory of freed arrays up to this size stays in the process.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES, LARGEST_KEPT_BYTES = 1 << 28, 1 << 25
+
+
+def keep_freed_memory():
+    """Let the C library keep freed memory for later arrays, if it can.
+
+    Each temporary array would otherwise be new memory, which the kernel fills with zeros.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
 def load(path):
     """Return the array of a file, mapped into memory. It is not an np.memmap, because slicing that is slow."""
     return np.asarray(np.load(path, mmap_mode="r"))

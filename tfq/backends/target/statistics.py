@@ -103,6 +103,7 @@ def run(directory, request):
     needed. `axes` and `batch_size` say where the samples of an inference are; `outputs` are returned for kept ones.
     """
     session.limit_memory(request["memory_bytes"])
+    session.keep_freed_memory()
     interpreter = session.make_interpreter(request["model"], request)
     feeder = activations.Feeder(interpreter, request)
     observer, reported = Observer(request), time.monotonic()
