@@ -28,7 +28,14 @@ FEW_BIT_SCHEMES = {"weight_only_int4": 4, "weight_only_int2": 2}
 
 SCHEMES = tuple(SCHEME_IO_TYPES)
 
-TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "one_shot_pruning", "gptq", "bias_correction")
+TECHNIQUES = (
+    "cross_layer_equalization",
+    "bias_absorption",
+    "one_shot_pruning",
+    "gptq",
+    "bias_correction",
+    "reconstruction",
+)
 QUANTIZERS = ("tensorflow", "litert")
 LSTM_FORMS = ("auto", "fused", "unrolled")
 
@@ -117,7 +124,7 @@ class ConversionConfig(Config):
         "channels across layers), bias_absorption (moves the constant part of channels into the next bias), "
         "one_shot_pruning (makes weights zero, as sparsity and sparsity_m_by_n say, and updates the others), gptq "
         "(rounds weights to minimize the output error on data), bias_correction (removes the mean quantization "
-        "error)",
+        "error), reconstruction (rounds weights and corrects biases for the rounded inputs of each layer)",
         choices=TECHNIQUES,
     )
     sparsity: float = setting(

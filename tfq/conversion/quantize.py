@@ -230,6 +230,9 @@ def _with_weight_techniques(
     if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, floating, samples)
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
+    if "reconstruction" in config.techniques:
+        chosen = ptq.reconstruct(content, floating, samples)
+        content, techniques["reconstruction"] = chosen.model, chosen.to_dict()
     return content, techniques
 
 

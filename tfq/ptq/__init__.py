@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from tfq.ptq.layer_pairs import PairTechnique
     from tfq.ptq.one_shot_pruning import Sparsification, make_sparse
+    from tfq.ptq.reconstruction import Reconstruction, reconstruct
 else:
     from tfq import lazy
 
@@ -28,6 +29,7 @@ __all__ = [
     "EqualizedPair",
     "FewBitWeights",
     "PairTechnique",
+    "Reconstruction",
     "Rounding",
     "Sparsification",
     "absorb_biases",
@@ -37,5 +39,6 @@ __all__ = [
     "make_sparse",
     "optimize_rounding",
     "quantize_to_int4",
+    "reconstruct",
     "round_to_few_bits",
 ]

@@ -105,7 +105,7 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     Raises:
         InputError: The flatbuffers do not belong together.
     """
-    edited, layers, skipped = _layers(quantized, floating)
+    edited, layers, skipped = pair_layers(quantized, floating)
     errors = {}
     for batch in _batches(layers):
         moments = input_moments(floating, [source for _, source in batch], samples)
@@ -137,7 +137,7 @@ def quantize_to_int4(
     Raises:
         InputError: The flatbuffers do not belong together, or a pattern matches no layer.
     """
-    edited, candidates, skipped = _layers(quantized, floating)
+    edited, candidates, skipped = pair_layers(quantized, floating)
     outputs = {id(layer): layer.output_name for layer, _ in candidates}
     for pattern in layers:
         check_fits(
@@ -158,7 +158,7 @@ def quantize_to_int4(
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
 
 
-def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
+def pair_layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
     """Return the int8 flatbuffer in object form, its layers paired with the float ones, and {layer: why skipped}."""
     pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)

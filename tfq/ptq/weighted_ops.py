@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.errors import FlatbufferError
 from tfq.tflite.schema import TENSOR_TYPES
-from tfq.tflite.stored_values import packed_values
+from tfq.tflite.stored_values import PACKED_BITS, packed_values, stored_values
 
 # Padding.SAME in the TFLite schema.
 _SAME_PADDING = 0
@@ -99,6 +99,16 @@ class WeightedOp:
         return self._scales(_WEIGHTS)
 
     @property
+    def has_own_scales(self) -> bool:
+        """Whether each output channel has a scale, instead of one for all."""
+        return len(self._tensor(_WEIGHTS).quantization.scale) == self.num_outputs
+
+    @property
+    def limit(self) -> int:
+        """The largest quantized weight: 127, or 7 for 4-bit weights."""
+        return 2 ** (PACKED_BITS.get(TENSOR_TYPES[self._tensor(_WEIGHTS).type], 8) - 1) - 1
+
+    @property
     def bias_scale(self) -> NDArray[np.float64]:
         """The scale of the bias of each output channel."""
         return self._scales(_BIAS)
@@ -176,6 +186,10 @@ class WeightedOp:
         tensor = self._tensor(_WEIGHTS)
         tensor.type = TENSOR_TYPES.index("int4")
         self.model.buffers[tensor.buffer].data = packed_values(ordered, 4)
+        self.set_scales(scales, bias_scale)
+
+    def set_scales(self, scales: NDArray, bias_scale: NDArray) -> None:
+        """Set the scales of the weights and of the bias, as many as before. Quantized values stay as they are."""
         for slot, values in ((_WEIGHTS, scales), (_BIAS, bias_scale)):
             if slot == _WEIGHTS or self.has_bias:
                 tensor = self._tensor(slot)
@@ -192,7 +206,10 @@ class WeightedOp:
     def _constant(self, slot: int) -> NDArray:
         tensor = self._tensor(slot)
         data = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8)
-        dtype, shape = np.dtype(TENSOR_TYPES[tensor.type]), [int(size) for size in tensor.shape]
+        shape = [int(size) for size in tensor.shape]
+        if TENSOR_TYPES[tensor.type] in PACKED_BITS:
+            return stored_values(self.model.buffers, tensor, tuple(shape)).astype(np.int8)
+        dtype = np.dtype(TENSOR_TYPES[tensor.type])
         if data.nbytes != math.prod(shape) * dtype.itemsize:
             expected = math.prod(shape) * dtype.itemsize
             raise FlatbufferError(
@@ -220,8 +237,9 @@ class WeightedOp:
         if sum(item.buffer == tensor.buffer for other in self.model.subgraphs for item in other.tensors) > 1:
             self.model.buffers.append(generated.BufferT())
             tensor.buffer = len(self.model.buffers) - 1
+        bits = PACKED_BITS.get(TENSOR_TYPES[tensor.type])
         data = np.ascontiguousarray(values.astype(old.dtype)).reshape(-1).view(np.uint8)
-        self.model.buffers[tensor.buffer].data = data
+        self.model.buffers[tensor.buffer].data = packed_values(values, bits) if bits else data
 
 
 def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[WeightedOp]:

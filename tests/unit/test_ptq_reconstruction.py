@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruction: weights and biases chosen for the rounded inputs of each layer.
+
+Oracles: least squares of NumPy on the patches themselves, and the interpreter on samples that were not used.
+"""
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from golden_models import changed, golden
+from messages import refused
+
+from tfq import ptq, quant_math, tflite
+from tfq.errors import InputError
+from tfq.ptq import reconstruction
+
+FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
+IMAGES = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.float32)
+SAMPLES, FRESH = [{"image": image[None]} for image in IMAGES[:60]], IMAGES[60:]
+INT4 = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES).model
+
+
+def logits(model, images=FRESH):
+    """Return the real values in front of the softmax, by the builtin kernels."""
+    graph = tflite.read(model).main_subgraph
+    (entry,), softmax = graph.input_tensors, graph.ops[-1]
+    assert softmax.name == "SOFTMAX"
+    interpreter = Interpreter(model_content=model, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    results, tensor = [], graph.tensors[softmax.inputs[0]]
+    for image in images:
+        array = image[None]
+        if entry.is_quantized:
+            array = quant_math.quantize(array, entry.scale[0], entry.zero_point[0])
+        interpreter.set_tensor(entry.index, array)
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(tensor.index))
+    values = np.concatenate(results)
+    return quant_math.dequantize(values, tensor.scale[0], tensor.zero_point[0]) if tensor.is_quantized else values
+
+
+def error(model):
+    return float(np.mean((logits(model) - logits(FLOATING)) ** 2))
+
+
+def test_four_bit_weights_come_closer_to_float_on_other_samples():
+    result = ptq.reconstruct(INT4, FLOATING, SAMPLES)
+    assert error(result.model) < error(INT4)
+    assert all(after <= before for before, after in result.layers.values())
+    assert set(result.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not result.skipped
+
+
+def test_the_number_formats_stay_as_they_are():
+    before, after = (
+        tflite.read(model).main_subgraph for model in (INT4, ptq.reconstruct(INT4, FLOATING, SAMPLES).model)
+    )
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        assert (old.shape, old.dtype, len(old.scale), old.zero_point) == (
+            new.shape,
+            new.dtype,
+            len(new.scale),
+            new.zero_point,
+        )
+    for op in after.ops:
+        if op.name.endswith(("CONV_2D", "CONNECTED")):
+            data, weights, bias = (after.tensors[index] for index in op.inputs)
+            np.testing.assert_allclose(bias.scale, data.scale[0] * np.asarray(weights.scale), rtol=1e-5)
+
+
+def test_a_layer_regresses_the_float_outputs_on_its_rounded_inputs():
+    rng = np.random.default_rng(1)
+    exact = rng.normal(size=(4000, 6))
+    rounded = exact @ rng.normal(size=(6, 6)) * 0.1 + exact + 0.2 * rng.normal(size=(4000, 6))
+    weights = rng.normal(size=(3, 6))
+    gram, cross = rounded.T @ rounded / 4000, rounded.T @ (exact @ weights.T) / 4000
+    expected = np.linalg.lstsq(rounded, exact @ weights.T, rcond=None)[0].T
+    np.testing.assert_allclose(reconstruction._regressed(weights, gram, cross), expected, atol=0.03)
+    assert np.abs(weights - expected).max() > 0.1
+
+
+def test_the_error_of_a_layer_is_the_mean_squared_error_of_its_outputs():
+    rng = np.random.default_rng(2)
+    rounded, outputs, weights = rng.normal(size=(50, 4)), rng.normal(size=(50, 2)), rng.normal(size=(2, 4))
+    moments = reconstruction._Moments.of(*(array[None].astype(np.float32) for array in (rounded, outputs)))
+    for centered in (False, True):
+        found = reconstruction._errors(weights, *moments.covariances(0, centered))
+        differences = outputs - rounded @ weights.T
+        expected = differences.var(axis=0) if centered else (differences**2).mean(axis=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_weights_of_zero_stay_zero_and_their_channels_are_not_regressed():
+    def prune(model):
+        tensor = model.subgraphs[0].tensors[place.inputs[1]]
+        values = model.buffers[tensor.buffer].data.view(np.float32)
+        model.buffers[tensor.buffer].data = (
+            np.where(np.arange(len(values)) % 2, values, 0).astype(np.float32).view(np.uint8)
+        )
+
+    place = next(op for op in tflite.read(FLOATING).main_subgraph.ops if op.keras_layer == "conv2")
+    floating = changed(FLOATING, prune)
+    int4 = ptq.quantize_to_int4(QUANTIZED, floating, SAMPLES).model
+    result = ptq.reconstruct(int4, floating, SAMPLES)
+    edited, graph = tflite.unpack(result.model), tflite.read(result.model).main_subgraph
+    op = next(op for op in graph.ops if op.keras_layer == "conv2")
+    tensor = edited.subgraphs[0].tensors[op.inputs[1]]
+    packed = np.asarray(edited.buffers[tensor.buffer].data).view(np.int8)
+    assert not ((packed << 4).astype(np.int8)).any() and (packed >> 4).any()
+    rows = np.array([[0.0, 1.0], [1.0, 1.0]])
+    moved = reconstruction._regressed(rows, np.eye(2), np.full((2, 2), 0.5))
+    np.testing.assert_array_equal(moved[0], rows[0])
+    assert not np.array_equal(moved[1], rows[1])
+
+
+def test_layers_of_one_pass_are_changed_together(monkeypatch):
+    calls = []
+    original = reconstruction._moments
+    monkeypatch.setattr(reconstruction, "_moments", lambda *args: calls.append(len(args[3])) or original(*args))
+    monkeypatch.setattr(reconstruction, "_MOST_PASSES", 2)
+    ptq.reconstruct(QUANTIZED, FLOATING, SAMPLES[:10])
+    assert calls == [3, 2]
+    calls.clear()
+    monkeypatch.setattr(reconstruction, "_MOMENT_BYTES", 1)
+    ptq.reconstruct(QUANTIZED, FLOATING, SAMPLES[:10])
+    assert calls == [1] * 5
+
+
+@pytest.mark.parametrize("name", ["digits_int8", "digits_int8_per_tensor", "digits_int16x8"])
+def test_no_layer_gets_worse_on_its_samples_and_bytes_repeat(name):
+    first, second = (ptq.reconstruct(golden(name), FLOATING, SAMPLES[:30]) for _ in range(2))
+    assert first.model == second.model
+    assert first.layers and all(after <= before for before, after in first.layers.values())
+
+
+def test_no_samples_are_refused():
+    with refused(InputError, field="samples"):
+        ptq.reconstruct(QUANTIZED, FLOATING, [])

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruction: choose the weights of each layer for the rounded inputs that it really gets.
+
+GPTQ rounds the weights w of a float layer as if its inputs x were exact. In the quantized model they are x', with the
+errors of all layers before. Layer by layer, in the order of execution, the quantized weights q minimize
+
+    E[(w^T x - q^T x')^2]
+
+over the representative dataset. The best real weights are those of a linear regression of w^T x on x',
+
+    w' = w + H^-1 (E[x' x^T] - H) w,    H = E[x' x'^T],
+
+and q rounds w' as GPTQ does, with H. So a layer also corrects what the layers before it did wrong. If the layer has a
+bias, H and E[x' x^T] are covariances, and the bias corrects the mean error. For 4-bit weights, scales near the present
+one are tried for each output channel.
+
+Sources: Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration" (the target of a
+layer with its rounded inputs); Frantar et al. 2022, "GPTQ".
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.errors import InputError
+from tfq.progress import counted, stage
+from tfq.ptq.calibration.observer import Sample, map_activations
+from tfq.ptq.gptq import pair_layers, round_weights
+from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.weighted_ops import WeightedOp, extract_patches
+
+# Added to the diagonal of H in the regression, relative to its mean.
+_RIDGE = 0.01
+# Memory for the moments of the layers of one pass over the samples, and the number of passes at most. Layers of one
+# pass do not know the changes of each other.
+_MOMENT_BYTES, _MOST_PASSES = 1 << 30, 24
+# Scales that are tried for 4-bit weights, relative to the present one.
+_SCALE_FACTORS = (1.0, 0.86, 0.93, 1.07)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """The result of a reconstruction.
+
+    Attributes:
+        model: The quantized flatbuffer with other weights and biases.
+        layers: {layer: (squared error of its outputs before, after)}, relative to the variance of its outputs (to their
+            mean square if the layer has no bias). Both are measured on the samples, with the rounded inputs of the
+            layer, apart from the error of the mean, which the bias corrects.
+        skipped: {layer: why its weights are unchanged}.
+    """
+
+    model: bytes
+    layers: Mapping[str, tuple[float, float]]
+    skipped: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without the flatbuffer."""
+        layers = {name: {"before": before, "after": after} for name, (before, after) in self.layers.items()}
+        return {"layers": layers, "skipped": dict(self.skipped)}
+
+
+@stage("reconstruction")
+def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Reconstruction:
+    """Choose the weights and biases of a quantized flatbuffer again, layer by layer.
+
+    Weights of exactly zero stay zero, so a pruned model stays pruned. A channel with such weights does not correct the
+    errors of the layers before it.
+
+    Args:
+        quantized: A flatbuffer with integer activations. Weights may have 8 or 4 bits.
+        floating: The float flatbuffer that it was converted from.
+        samples: {input name: array of real values, batch size 1}.
+
+    Raises:
+        InputError: The flatbuffers do not belong together, or there are no samples.
+    """
+    if not samples:
+        raise InputError(
+            "reconstruction needs data: expected at least one sample, got none. Pass calibration samples",
+            field="samples",
+            expected="at least one sample",
+        )
+    pair, (edited, layers, skipped) = ModelPair(floating, quantized), pair_layers(quantized, floating)
+    content, errors = quantized, {}
+    for batch in counted(list(_batches(layers)), "reconstruction", "pass"):
+        moments = _moments(pair, floating, content, batch, samples)
+        for (layer, source), item in zip(batch, moments, strict=True):
+            errors[layer.layer] = _reconstruct_layer(layer, source, item)
+        content = tflite.pack(edited, len(quantized))
+    return Reconstruction(model=content, layers=errors, skipped=skipped)
+
+
+Layer = tuple[WeightedOp, WeightedOp]
+"""A layer of the quantized flatbuffer, and the same layer of the float one."""
+
+
+@dataclass(eq=False)
+class _Moments:
+    """Sums over all positions and samples: x' are the rounded inputs of a layer, y its float outputs without bias.
+
+    Attributes:
+        count: The number of positions.
+        inputs: Sums of x': (groups, K).
+        products: Sums of x' x'^T: (groups, K, K).
+        targets: Sums of y: (groups, outputs per group).
+        cross: Sums of x' y^T: (groups, K, outputs per group).
+        squares: Sums of y^2: (groups, outputs per group).
+    """
+
+    count: int
+    inputs: NDArray[np.float64]
+    products: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rounded: NDArray[np.float32], outputs: NDArray[np.float32]) -> "_Moments":
+        """Return the moments of patches (groups, positions, K) and outputs (groups, positions, outputs per group)."""
+        transposed = rounded.transpose(0, 2, 1)
+        return cls(
+            rounded.shape[1],
+            rounded.sum(axis=1, dtype=np.float64),
+            np.matmul(transposed, rounded).astype(np.float64),
+            outputs.sum(axis=1, dtype=np.float64),
+            np.matmul(transposed, outputs).astype(np.float64),
+            np.square(outputs).sum(axis=1, dtype=np.float64),
+        )
+
+    def add(self, other: "_Moments") -> None:
+        """Add the sums of other positions."""
+        self.count += other.count
+        for name in ("inputs", "products", "targets", "cross", "squares"):
+            getattr(self, name).__iadd__(getattr(other, name))
+
+    def covariances(self, group: int, centered: bool) -> tuple[NDArray, NDArray, NDArray]:
+        """Return E[x' x'^T], E[x' y^T] and E[y^2] of a group, or the covariances and variances if `centered`."""
+        products, cross, squares = (item[group] / self.count for item in (self.products, self.cross, self.squares))
+        if centered:
+            mean, target = self.inputs[group] / self.count, self.targets[group] / self.count
+            products = products - np.outer(mean, mean)
+            cross, squares = cross - np.outer(mean, target), squares - target**2
+        return products, cross, squares
+
+
+def _batches(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Yield layers that are changed after one pass over the samples: one, or more if there are many."""
+    together = math.ceil(len(layers) / _MOST_PASSES)
+    batch: list[Layer] = []
+    size = 0
+    for item in layers:
+        patch_size = item[0].weights_by_output().shape[1]
+        groups = item[0].num_inputs if item[0].is_depthwise else 1
+        needed = 8 * patch_size * (groups * patch_size + item[0].num_outputs)
+        if batch and (size + needed > _MOMENT_BYTES or len(batch) == together):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += needed
+    if batch:
+        yield batch
+
+
+def _moments(
+    pair: ModelPair,
+    floating: bytes,
+    content: bytes,
+    batch: Sequence[Layer],
+    samples: Sequence[Sample],
+) -> list[_Moments]:
+    """Run both models on the samples, and return the moments of each layer."""
+
+    def copies(values: list[NDArray]) -> list[NDArray]:
+        return [array.copy() for array in values]
+
+    floats = map_activations(floating, [source.data for _, source in batch], samples, copies)
+    rounded = map_activations(content, [layer.data for layer, _ in batch], pair.quantize_samples(samples), copies)
+    weights = [
+        source.weights_by_output().reshape(source.num_inputs if source.is_depthwise else 1, -1, _patch_size(source))
+        for _, source in batch
+    ]
+    totals: list[_Moments] = []
+    for exact, actual in zip(floats, rounded, strict=True):
+        items = []
+        for (layer, source), kernel, x, x_rounded in zip(batch, weights, exact, actual, strict=True):
+            real = pair.dequantize(layer.data, x_rounded).astype(np.float32)
+            outputs = np.matmul(extract_patches(source, x), kernel.transpose(0, 2, 1))
+            items.append(_Moments.of(extract_patches(source, real), outputs))
+        if totals:
+            for total, item in zip(totals, items, strict=True):
+                total.add(item)
+        else:
+            totals = items
+    return totals
+
+
+def _patch_size(layer: WeightedOp) -> int:
+    return layer.weights_by_output().shape[1]
+
+
+def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments) -> tuple[float, float]:
+    """Change the layer's weights and bias; return its relative errors before and after."""
+    rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
+    present_scales, scales, quantized = layer.scales, layer.scales.copy(), before.copy()
+    groups = len(moments.products)
+    per_group = len(rows) // groups
+    errors = np.zeros(3)
+    for group in range(groups):
+        part = slice(group * per_group, (group + 1) * per_group)
+        gram, cross, squares = moments.covariances(group, layer.has_bias)
+        target = _regressed(rows[part], gram, cross)
+        present = _errors(before[part] * scales[part, None], gram, cross, squares)
+        best = present.copy()
+        for factor in _SCALE_FACTORS if layer.has_own_scales and layer.limit < 127 else (1.0,):
+            tried = present_scales[part] * factor
+            rounded = round_weights(target / tried[:, None], gram, -layer.limit, layer.limit)
+            found = _errors(rounded * tried[:, None], gram, cross, squares)
+            better = found < best
+            quantized[part][better] = rounded[better]
+            scales[part] = np.where(better, tried, scales[part])
+            best = np.where(better, found, best)
+        errors += [present.sum(), best.sum(), squares.sum()]
+    _write(layer, source, moments, quantized, scales)
+    return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
+
+
+def _regressed(rows: NDArray, gram: NDArray, cross: NDArray) -> NDArray[np.float64]:
+    """Return w' for each row w; a row with zeros stays as it is."""
+    damped = gram + np.eye(len(gram)) * max(_RIDGE * float(np.trace(gram)) / len(gram), 1e-12)
+    moved = rows + np.linalg.solve(damped, cross - gram @ rows.T).T
+    return np.where((rows == 0).any(axis=1, keepdims=True), rows, moved)
+
+
+def _errors(weights: NDArray, gram: NDArray, cross: NDArray, squares: NDArray) -> NDArray[np.float64]:
+    """Return E[(y - q^T x')^2] for each row q of `weights`."""
+    return squares - 2 * np.einsum("ok,ko->o", weights, cross) + np.einsum("ok,kl,ol->o", weights, gram, weights)
+
+
+def _write(layer: WeightedOp, source: WeightedOp, moments: _Moments, quantized: NDArray, scales: NDArray) -> None:
+    data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(scales))
+    layer.set_weights_by_output(quantized)
+    if layer.has_own_scales:
+        scales = scales.astype(np.float32).astype(np.float64)
+        layer.set_scales(scales, data_scale * scales)
+    if layer.has_bias:
+        mean = np.repeat(moments.inputs / moments.count, len(scales) // len(moments.inputs), axis=0)
+        target = moments.targets.reshape(-1) / moments.count
+        bias = source.bias + target - (quantized * scales[:, None] * mean).sum(axis=1)
+        limits = np.iinfo(layer.bias.dtype)
+        layer.set_bias(np.clip(np.rint(bias / (data_scale * scales)), limits.min, limits.max))
