@@ -17,7 +17,8 @@ from tfq.conversion.convert import convert_with_record
 from tfq.conversion.weights import few_bit_weights, quantize_weights
 from tfq.errors import InputError
 from tfq.ptq.weight_scales import QUANTIZED_LIMITS, quantize_to_few_bits
-from tfq.tflite.stored_values import packed_values
+from tfq.ptq.weighted_ops import weighted_ops
+from tfq.tflite.stored_values import packed_values, stored_values
 from tfq.workflows.conversion import needs_data
 
 FLOATING = golden("digits_float32")
@@ -112,6 +113,32 @@ def test_gptq_fits_scales_for_the_whole_tensor_too():
     result = ptq.round_to_few_bits(FLOATING, samples, counts, per_tensor=list(bits))
     assert {len(scales) for _, scales in result.weights.values()} == {1}
     assert all(after < before for before, after in result.layers.values())
+
+
+def test_trained_grids_are_found_and_stored_without_an_error():
+    steps = {}
+
+    def on_grid(model):
+        for layer in weighted_ops(model, tflite.read(FLOATING)):
+            if layer.layer == "pointwise":
+                continue
+            rows = layer.weights_by_output()
+            steps[layer.layer] = np.abs(rows).max(axis=1) / 7
+            layer.set_weights_by_output(np.rint(rows / steps[layer.layer][:, None]) * steps[layer.layer][:, None])
+
+    floating = changed(FLOATING, on_grid)
+    result = ptq.with_int4_grids(golden("digits_int8"), floating)
+    assert set(result.layers) == set(steps) and set(result.skipped) == {"pointwise"}
+    edited = tflite.unpack(result.model)
+    tensors = {item.layer: edited.subgraphs[0].tensors[int(item.op.inputs[1])] for item in _layers_of(result.model)}
+    for layer, expected in steps.items():
+        np.testing.assert_allclose(tensors[layer].quantization.scale, expected, rtol=1e-5)
+        values = stored_values(edited.buffers, tensors[layer], tuple(tensors[layer].shape))
+        assert np.abs(values).max() == 7
+
+
+def _layers_of(content: bytes):
+    return list(weighted_ops(tflite.unpack(content), tflite.read(content)))
 
 
 def test_a_file_meets_its_own_scheme_and_no_other():

@@ -48,18 +48,24 @@ class AuditConfig(Config):
         if self.require in AUDIT_SCHEMES:
             check_io_types(self, "audit", AUDIT_SCHEMES[self.require], f"audit.require={self.require}")
 
-    def for_conversion(self, conversion: ConversionConfig) -> "AuditConfig":
+    def for_conversion(self, conversion: ConversionConfig, trained_int4: tuple[str, ...] = ()) -> "AuditConfig":
         """Return the audit of a flatbuffer converted with `conversion`.
 
         It requires the target or the scheme of the conversion, unless `require` names another one.
+
+        Args:
+            conversion: The settings of the conversion.
+            trained_int4: Patterns of layers that were trained with 4-bit weights (`QATConfig.int4_layers`).
         """
+        # Quantization-aware training names its layers quant_NAME.
+        trained = [name for pattern in trained_int4 for name in (pattern, f"quant_{pattern}")]
         scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == conversion.scheme)
         return dataclasses.replace(
             self,
             require=self.require or conversion.target or scheme,
             allow_float=(*self.allow_float, *map(in_source, conversion.float_layers)),
             allow_int16=(*self.allow_int16, *map(in_source, conversion.int16_layers)),
-            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers)),
+            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers), *trained),
             inference_input_type=conversion.inference_input_type or self.inference_input_type,
             inference_output_type=conversion.inference_output_type or self.inference_output_type,
         )

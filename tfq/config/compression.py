@@ -226,7 +226,7 @@ class ClusterConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class QATConfig(Config):
-    """Settings of quantization-aware training with tfmot's default 8-bit scheme."""
+    """Settings of quantization-aware training: 8 bits, and weights of 4 bits for `int4_layers`."""
 
     enabled: bool = setting(True, "train with fake quantization", names_section=True)
     preserve_sparsity: bool = setting(True, "keep the zeros of a pruned model at zero")
@@ -236,6 +236,11 @@ class QATConfig(Config):
     )
     num_calibration_samples: int = setting(
         200, "training examples that determine the initial activation ranges; 0 uses the first batch", minimum=0
+    )
+    int4_layers: tuple[str, ...] = setting(
+        (),
+        "name patterns of convolutions, depthwise convolutions and dense layers whose weights are trained with 4 bits "
+        "and learned steps (learned step size quantization); '*' is all; the file is smaller, but not faster",
     )
     range_estimator: str = setting(
         "ema",

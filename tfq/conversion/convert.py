@@ -33,6 +33,7 @@ from tfq.conversion.quantize import (
     quantize_flatbuffer,
     rounded_by_data,
     warn_of_dead_layers,
+    with_trained_int4,
 )
 from tfq.conversion.raw_inputs import with_float_inputs
 from tfq.conversion.recurrent import with_state_resets
@@ -266,7 +267,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     check_settings(config, trained=True)
     graph_def, granularity = graph_without_weight_fake_quant(traced)
     config = with_trained_granularity(granularity, config)
-    if dataset is None and not granularity.moved and not config.float_layers:
+    if dataset is None and not granularity.moved and not granularity.int4 and not config.float_layers:
         # The whole model may be fake-quantized: TensorFlow's converter then keeps the fake-quantized weights.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
@@ -280,7 +281,8 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     if dataset is not None:
         result = quantize_after_training(floating, dataset, config, ranges)
         evidence = result.evidence and dataclasses.replace(result.evidence, trained=trained)
-        return dataclasses.replace(result, evidence=evidence)
+        content = with_trained_int4(result.content, floating, granularity.int4)
+        return dataclasses.replace(result, content=content, evidence=evidence)
     floating, _, raw = with_float_inputs(floating, [], config)
     ranges = with_same_scales(floating, {**ranges, **raw.ranges})
     masks = bound_masks(floating, ranges, ranges, config.scheme)
@@ -288,6 +290,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
     content = raw.restore(with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config)))
+    content = with_trained_int4(content, floating, granularity.int4)
     return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating, trained=trained))
 
 

@@ -47,6 +47,7 @@ class WeightGranularity:
         per_channel: Weights with a scale for each channel, without those of dense layers.
         dense_per_tensor: Weights of dense layers with one scale.
         dense_per_channel: Weights of dense layers with a scale for each channel.
+        int4: Weights of all kinds that were fake-quantized to 4 bits. They keep the rounded values.
         moved: Weights of all kinds that were reshaped or transposed after their fake quantization, which TensorFlow's
             converter cannot undo.
     """
@@ -55,14 +56,18 @@ class WeightGranularity:
     per_channel: int = 0
     dense_per_tensor: int = 0
     dense_per_channel: int = 0
+    int4: int = 0
     moved: int = 0
 
 
 def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
-    """Return a copy of a frozen graph without fake quantization of weights, and the granularity that it had."""
-    graph = type(graph_def)()
-    graph.CopyFrom(graph_def)
-    nodes = {node.name: node for node in graph.node}
+    """Return a copy of a frozen graph without fake quantization of weights, and the granularity that it had.
+
+    Weights of 4 bits are constants with their rounded values, from which their scales can be computed.
+    """
+    int4 = len([node for node in _weight_fake_quant(graph_def, _by_name(graph_def)) if _is_int4(node)])
+    graph = with_rounded_weights(graph_def, only_int4=True) if int4 else _copy(graph_def)
+    nodes = _by_name(graph)
     readers = collections.defaultdict(list)
     for node in graph.node:
         for source in node.input:
@@ -74,19 +79,22 @@ def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
         counts[f"dense_{granularity}" if is_dense else granularity] += 1
         counts["moved"] += any(reader.op in ("Reshape", "Transpose") for reader in readers[node.name])
         _make_identity(node)
-    return graph, WeightGranularity(**counts)
+    return graph, WeightGranularity(**counts, int4=int4)
 
 
-def with_rounded_weights(graph_def: Any) -> Any:
+def with_rounded_weights(graph_def: Any, *, only_int4: bool = False) -> Any:
     """Return a copy of a frozen graph in which each fake-quantized weight is a constant with its rounded values.
 
     The fake quantization of activations stays.
+
+    Args:
+        graph_def: The graph.
+        only_int4: Leave weights of 8 bits as they are.
     """
     import tensorflow as tf
 
-    graph = type(graph_def)()
-    graph.CopyFrom(graph_def)
-    weights = _weight_fake_quant(graph, {node.name: node for node in graph.node})
+    graph = _copy(graph_def)
+    weights = [node for node in _weight_fake_quant(graph, _by_name(graph)) if _is_int4(node) or not only_int4]
     if not weights:
         return graph
     names = [node.name for node in weights]
@@ -101,6 +109,20 @@ def with_rounded_weights(graph_def: Any) -> Any:
         node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
         node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
     return graph
+
+
+def _copy(graph_def: Any) -> Any:
+    graph = type(graph_def)()
+    graph.CopyFrom(graph_def)
+    return graph
+
+
+def _by_name(graph: Any) -> dict[str, Any]:
+    return {node.name: node for node in graph.node}
+
+
+def _is_int4(node: Any) -> bool:
+    return bool(node.attr["num_bits"].i == 4)
 
 
 def _weight_fake_quant(graph: Any, nodes: dict[str, Any]) -> list[Any]:

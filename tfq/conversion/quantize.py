@@ -314,6 +314,33 @@ def _works_on_floats(name: str, config: ConversionConfig) -> bool:
     return config.has_few_bits and config.techniques == ("gptq",)
 
 
+def with_trained_int4(content: bytes, floating: bytes, count: int) -> bytes:
+    """Return an int8 flatbuffer with int4 weights for the layers that were trained with 4 bits.
+
+    Args:
+        content: The int8 flatbuffer.
+        floating: Its float flatbuffer, whose weights of these layers have at most 15 values per channel.
+        count: The number of these layers.
+
+    Raises:
+        InputError: The converter changed the weights of some of these layers, so they are not 4-bit values anymore.
+    """
+    if not count:
+        return content
+    result = ptq.with_int4_grids(content, floating)
+    if len(result.layers) < count:
+        raise InputError(
+            f"model: {count} layers were trained with 4-bit weights, and only {len(result.layers)} of them have such "
+            f"weights in the flatbuffer ({listed(list(result.layers)) or 'none'}). Train the others with 8 bits "
+            "(compression.qat.int4_layers)",
+            field="model",
+            expected=count,
+            got=len(result.layers),
+            limit="int4-training",
+        )
+    return result.model
+
+
 def rounded_by_data(
     model: bytes, dataset: Any, config: ConversionConfig, bits: Mapping[int, tuple[int, bool]]
 ) -> "ptq.FewBitWeights":

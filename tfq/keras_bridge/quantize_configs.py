@@ -20,7 +20,8 @@ def quantize_config_classes() -> dict[str, Any]:
     """Return name -> class of the objects in the file of a quantization-aware model, registered as "tfq>NAME"."""
     quantization = import_tfmot().quantization.keras
     per_channel, named_range = _per_channel_quantizer(quantization), _named_range_quantizer(quantization)
-    config = _layer_quantize_config(quantization, per_channel, named_range)
+    int4 = _int4_quantizer(per_channel)
+    config = _layer_quantize_config(quantization, per_channel, int4, named_range)
     classes = [config, _split_separable(), _ranged_scores(), *_convolution_layers(), *_with_swish()]
     register = import_tf_keras().utils.register_keras_serializable(package="tfq")
     return {cls.__name__: register(cls) for cls in classes}
@@ -49,20 +50,54 @@ def _per_channel_quantizer(quantization: Any) -> type:
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
             import tensorflow as tf
 
-            rank = len(inputs.shape)
-            axes = [axis % rank for axis in self.axes]
-            order = [axis for axis in range(rank) if axis not in axes] + axes
+            order = self._order(inputs)
+            rows = self.rounded(self.rows(inputs), training, weights, **kwargs)
+            moved = tf.reshape(rows, [inputs.shape[axis] for axis in order])
+            return (
+                moved if order == sorted(order) else tf.transpose(moved, [order.index(axis) for axis in sorted(order)])
+            )
+
+        def rows(self, inputs: Any) -> Any:
+            """Return a weight as (weights of a channel, channels), which TensorFlow's op supports in any rank."""
+            import tensorflow as tf
+
+            order, rank = self._order(inputs), len(inputs.shape)
             moved = inputs if order == sorted(order) else tf.transpose(inputs, order)
-            # TensorFlow's op only supports matrices and images.
-            rows = tf.reshape(moved, [-1, math.prod(inputs.shape[axis] for axis in axes)])
-            rows = super().__call__(rows, training, weights, **kwargs)
-            moved = tf.reshape(rows, moved.shape)
-            return moved if order == sorted(order) else tf.transpose(moved, [order.index(axis) for axis in range(rank)])
+            return tf.reshape(moved, [-1, math.prod(inputs.shape[axis % rank] for axis in self.axes)])
+
+        def rounded(self, rows: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+            return super().__call__(rows, training, weights, **kwargs)
+
+        def _order(self, inputs: Any) -> list[int]:
+            axes = [axis % len(inputs.shape) for axis in self.axes]
+            return [axis for axis in range(len(inputs.shape)) if axis not in axes] + axes
 
         def get_config(self) -> dict[str, Any]:
             return {"axes": self.axes}
 
     return PerChannelQuantizer
+
+
+def _int4_quantizer(per_channel: Any) -> type:
+    base: Any = per_channel
+
+    class Int4Quantizer(base):
+        """Quantize a weight symmetrically to int4 in [-7, 7], with the ranges in its variables, which do not follow it.
+
+        `learned` is a function (quantizer, rows) that rounds instead while the ranges are trained, or None.
+        """
+
+        def __init__(self, axes: list[int]) -> None:
+            super().__init__(axes)
+            self.num_bits = 4
+            self.learned: Any = None
+
+        def rounded(self, rows: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+            if self.learned is not None:
+                return self.learned(self, rows)
+            return super().rounded(rows, False, weights, **kwargs)
+
+    return Int4Quantizer
 
 
 def _named_range_quantizer(quantization: Any) -> type:
@@ -217,7 +252,7 @@ def _convolution_layers() -> list[type]:
     return [ConvolvedBatchNormalization, ConvolvedNormalization, ConvolvedRescaling]
 
 
-def _layer_quantize_config(quantization: Any, per_channel: Any, named_range: Any) -> type:
+def _layer_quantize_config(quantization: Any, per_channel: Any, int4: Any, named_range: Any) -> type:
     base: Any = quantization.QuantizeConfig
 
     class LayerQuantizeConfig(base):
@@ -229,18 +264,26 @@ def _layer_quantize_config(quantization: Any, per_channel: Any, named_range: Any
             output: None, "observed" (the moving average of the output), or a fixed [minimum, maximum].
             tensors: Attribute -> range like `output`. The attributes are functions that the layer applies to its inner
                 tensors, which are quantized there.
+            int4: Whether the weights have 4 bits.
         """
 
         def __init__(
-            self, weights: Any = None, activation: bool = False, output: Any = None, tensors: Any = None
+            self,
+            weights: Any = None,
+            activation: bool = False,
+            output: Any = None,
+            tensors: Any = None,
+            int4: bool = False,
         ) -> None:
             self.weights = dict(weights or {})
             self.activation = activation
             self.output = output
             self.tensors = dict(tensors or {})
+            self.int4 = int4
 
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-            return [(getattr(layer, name), per_channel(axes)) for name, axes in self.weights.items()]
+            quantizer = int4 if self.int4 else per_channel
+            return [(getattr(layer, name), quantizer(axes)) for name, axes in self.weights.items()]
 
         def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
             for name, weight in zip(self.weights, quantize_weights, strict=True):
@@ -266,7 +309,7 @@ def _layer_quantize_config(quantization: Any, per_channel: Any, named_range: Any
             return [_fixed(quantization, self.output)]
 
         def get_config(self) -> dict[str, Any]:
-            return {name: getattr(self, name) for name in ("weights", "activation", "output", "tensors")}
+            return {name: getattr(self, name) for name in ("weights", "activation", "output", "tensors", "int4")}
 
     return LayerQuantizeConfig
 

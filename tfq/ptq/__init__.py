@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         optimize_rounding,
         quantize_to_int4,
         round_to_few_bits,
+        with_int4_grids,
     )
     from tfq.ptq.layer_pairs import PairTechnique
     from tfq.ptq.one_shot_pruning import Sparsification, make_sparse
@@ -41,4 +42,5 @@ __all__ = [
     "quantize_to_int4",
     "reconstruct",
     "round_to_few_bits",
+    "with_int4_grids",
 ]

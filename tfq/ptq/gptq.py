@@ -37,6 +37,8 @@ from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
 _DAMPING = 0.01
 # Passes of coordinate descent.
 _SWEEPS = 4
+# How far weights may be from a grid, in steps: the error of float32.
+_GRID_TOLERANCE = 1e-3
 # Times that the scales of few-bit weights are fitted to the rounded weights, which are then rounded again.
 _SCALE_FITS = 2
 # Memory for Gram matrices. Layers that do not fit wait for another pass over the samples.
@@ -191,6 +193,49 @@ def _quantize_layer_to_int4(
         offset = _mean_error(rows, quantized * scales[:, None], inputs)
         layer.set_bias(np.rint((source.bias - offset) / (data_scale * scales)))
     return _relative_errors(rows, quantized * scales[:, None], gram, 4, per_tensor=per_tensor)
+
+
+def with_int4_grids(quantized: bytes, floating: bytes) -> Rounding:
+    """Store the weights of an int8 flatbuffer as int4 where the float weights are on a 4-bit grid, as after training.
+
+    A layer has such a grid if the weights of each output channel are multiples, from -7 to 7, of one step.
+
+    Args:
+        quantized: An int8 flatbuffer.
+        floating: The float flatbuffer that it was converted from.
+
+    Returns:
+        The result; the errors of its layers are 0.
+
+    Raises:
+        InputError: The flatbuffers do not belong together.
+    """
+    edited, candidates, skipped = _layers(quantized, floating)
+    stored = {}
+    for layer, source in candidates:
+        rows = source.weights_by_output().astype(np.float64)
+        scales = _grid_steps(rows)
+        if scales is None or len(set(layer.scales)) == 1 < len(rows):
+            skipped[layer.layer] = "its weights are not on a grid of 4 bits for each channel"
+            continue
+        data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
+        layer.set_int4(np.rint(rows / scales[:, None]), scales, data_scale * scales)
+        if layer.has_bias:
+            layer.set_bias(np.rint(source.bias / (data_scale * scales)))
+        stored[layer.layer] = (0.0, 0.0)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=stored, skipped=skipped)
+
+
+def _grid_steps(rows: NDArray) -> NDArray[np.float64] | None:
+    """Return the largest step of each row whose multiples from -7 to 7 the weights are; None if a row has none."""
+    largest, highest = np.abs(rows).max(axis=1), QUANTIZED_LIMITS[4][1]
+    found = np.where(largest > 0, 0.0, 1.0)
+    for count in range(1, highest + 1):
+        steps = np.where(largest > 0, largest / count, 1.0)
+        quantized = rows / steps[:, None]
+        fits = np.abs(quantized - np.rint(quantized)).max(axis=1) < _GRID_TOLERANCE
+        found = np.where((found == 0) & fits, steps, found)
+    return None if (found == 0).any() else found.astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

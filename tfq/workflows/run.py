@@ -472,6 +472,7 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
     # All flatbuffers run on the same corrupted inputs, in a stage after this one.
     settings = dataclasses.replace(config.evaluation, robustness=RobustnessConfig())
     clean = dataclasses.replace(config, evaluation=settings)
+    audit = config.audit.for_conversion(config.conversion, config.compression.qat.int4_layers)
 
     @functools.cache
     def reference() -> Any:
@@ -480,14 +481,14 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
     for item in built:
 
         def make(directory: Path, result: Built = item) -> dict[str, Any]:
-            audited = auditing.audit_model(result.content, config.audit.for_conversion(config.conversion))
+            audited = auditing.audit_model(result.content, audit)
             evaluated = workflows.evaluate(result.content, clean, reference=reference(), test=run.test)
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
 
         inputs = {
             "model": artifacts.sha256(item.content),
             "reference": artifacts.sha256(built[0].content),
-            "audit": settings_for_key(config.audit.for_conversion(config.conversion)),
+            "audit": settings_for_key(audit),
             "evaluation": settings_for_key(settings),
             "plugins": [plugin.sha256 for plugin in registry.plugins()],
             "machine": _machine(config.evaluation.backend, *evaluation.chosen_backends(config.evaluation)[0]),

@@ -24,8 +24,6 @@ from tfq.compression.qat.ranges import layer_calls, unify_ranges
 _ACTIVATION_STEPS = 255
 # In quantization steps. The error of float32 is below a thousandth of a step.
 _TIE_TOLERANCE = 1e-3
-# Weights are symmetric with a narrow range.
-_WEIGHT_STEPS = 127
 
 
 def round_to_flatbuffer(model: Any) -> None:
@@ -65,32 +63,35 @@ def round_biases(model: Any) -> int:
     Returns:
         The number of layers with a rounded bias.
     """
-    bounds = {name: _largest_magnitudes(variables) for name, _, _, variables in tfmot_symbols.weight_ranges(model)}
+    steps = {
+        name: _largest_magnitudes(variables) / (2 ** (quantizer.num_bits - 1) - 1)
+        for name, _, quantizer, variables in tfmot_symbols.weight_ranges(model)
+    }
     calls = Counter(layer.name for layer, _ in layer_calls(model).values())
-    return sum(_round_bias(layer, bounds.get(layer.name), calls) for layer in model.layers)
+    return sum(_round_bias(layer, steps.get(layer.name), calls) for layer in model.layers)
 
 
-def _round_bias(layer: Any, bound: NDArray | None, calls: Mapping[str, int]) -> bool:
+def _round_bias(layer: Any, weight_step: NDArray | None, calls: Mapping[str, int]) -> bool:
     """Round the bias of one layer, and return whether it was changed.
 
     Args:
         layer: The layer of the QAT model.
-        bound: Largest magnitude of its weight, for each channel; None without a weight.
+        weight_step: The step of its weight, which is symmetric, for each channel; None without a weight.
         calls: Layer name -> number of calls in the QAT model.
     """
     inner = tfmot_symbols.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
-        bound, after = np.ones(1), inner
-    elif bound is not None:
+        weight_step, after = np.ones(1) / 127, inner  # its kernel of ones
+    elif weight_step is not None:
         after = _folded_layer(layer)
         if hasattr(after, "moving_variance") and calls[only_reader(layer).name] != calls[layer.name]:
             return False  # a BatchNormalization that is folded into several layers has one beta for all of them
-    if bound is None or (input_step := _input_step(layer)) is None:
+    if weight_step is None or (input_step := _input_step(layer)) is None:
         return False
     own = np.asarray(inner.bias, np.float64) if getattr(inner, "use_bias", False) else np.zeros(1)
     factor, offset = _factor_and_offset(after)
     total = own * factor + offset
-    step = input_step * bound / _WEIGHT_STEPS * np.abs(factor)
+    step = input_step * weight_step * np.abs(factor)
     # With a factor of zero, the channel is constant, and there is nothing to round.
     rounded = np.where(step > 0, np.rint(total / np.where(step > 0, step, 1.0)) * step, total)
     return _add_to_bias(inner, after, rounded - total, factor)

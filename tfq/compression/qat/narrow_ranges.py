@@ -96,8 +96,9 @@ class _Steps:
                 low, high = tfmot_symbols.ends_of(pair)
                 self.widths[place.layer] = max(self.widths.get(place.layer, 0.0), high - low)
         self._largest: dict[str, float] = {}
-        for name, _, _, pair in tfmot_symbols.weight_ranges(model):
+        for name, _, quantizer, pair in tfmot_symbols.weight_ranges(model):
             bound = float(np.max(np.maximum(-pair["min_var"].numpy(), pair["max_var"].numpy())))
+            bound *= 127 / (2 ** (quantizer.num_bits - 1) - 1)  # steps of 4-bit weights are larger
             # If a layer has two weights, its inner range is after the first one only.
             self._largest[name] = max(bound, self._largest.get(name, 0.0), self._largest.get(name, 0.0) * bound)
 

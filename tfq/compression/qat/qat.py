@@ -2,6 +2,7 @@
 """Quantization-aware training, which starts from calibrated ranges and preserves sparsity and clusters."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.compression.qat.grids import round_to_flatbuffer
 from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, ema_ranges, lsq_ranges, measure_weights
+from tfq.compression.qat.weight_steps import initialize_steps, lsq_steps
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras, import_tfmot
@@ -85,6 +87,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             result = sequential(result.layers, name=result.name)
     keep_names(model, result)
     _prepare_for_training(result)
+    initialize_steps(result)
     check_same_function(model, result)
     return Annotated(
         model=result,
@@ -121,10 +124,44 @@ def selected_placements(model: Any, config: QATConfig) -> dict[str, placement.Pl
     for pattern in config.layers:
         if pattern != "*":
             check_fits(f"qat: the pattern {pattern!r} in layers", pattern, reasons, field="compression.qat.layers")
-    return {
+    chosen = {
         name: place if isinstance(place, str) or fits(name, config.layers) else "no pattern in layers matches its name"
         for name, place in placements.items()
     }
+    return {**chosen, **_with_int4_weights(model, chosen, config)}
+
+
+# Layers whose ops have kernels for int4 weights.
+_INT4_LAYERS = ("Conv2D", "DepthwiseConv2D", "Dense")
+
+
+def _with_int4_weights(
+    model: Any, placements: dict[str, placement.Placement | str], config: QATConfig
+) -> dict[str, placement.Placement]:
+    """Return the placements of the layers in config.int4_layers, with 4-bit weights.
+
+    Raises:
+        InputError: A pattern matches no layer that can have 4-bit weights.
+    """
+    if not config.int4_layers:
+        return {}
+    possible: dict[str, placement.Placement] = {}
+    reasons: dict[str, str | None] = {}
+    for layer in model.layers:
+        place = placements.get(layer.name)
+        if not isinstance(place, placement.Placement) or not (place.config or {}).get("weights"):
+            continue
+        is_grouped = getattr(layer, "groups", 1) > 1
+        if type(layer).__name__ not in _INT4_LAYERS or len(layer.inbound_nodes) > 1 or is_grouped:
+            reasons[layer.name] = "only convolutions, depthwise convolutions and dense layers with one call have int4"
+            continue
+        reasons[layer.name] = None
+        possible[layer.name] = dataclasses.replace(place, config={**(place.config or {}), "int4": True})
+    for pattern in config.int4_layers:
+        check_fits(
+            f"qat: the pattern {pattern!r} in int4_layers", pattern, reasons, field="compression.qat.int4_layers"
+        )
+    return {name: place for name, place in possible.items() if fits(name, config.int4_layers)}
 
 
 def _copied(model: Any) -> Any:
@@ -267,6 +304,7 @@ def qat_model(
             steps_seen = stack.enter_context(ema_ranges(quantized, start.batches))
         preserving = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
         preserving += [cluster_preserving_callback(quantized)] if start.clusters else []
+        stack.enter_context(lsq_steps(quantized, trained))
         run_fit(fit, trained, [*callbacks, *preserving])
         if steps_seen() < 1:
             raise TfqError(

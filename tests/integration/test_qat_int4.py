@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QAT with 4-bit weights: LSQ's gradient by hand, the trained grid in the flatbuffer, and its outputs."""
+
+import numpy as np
+from messages import refused
+from small_models import fit_for, noise, small_model
+
+import tfq
+from tfq import tflite
+from tfq.compression import qat_model
+from tfq.compression.qat.weight_steps import int4_weights, lsq_quantize
+from tfq.config import AuditConfig, ConversionConfig, QATConfig
+from tfq.conversion.quantize import with_trained_int4
+from tfq.errors import InputError
+
+ALL = QATConfig(range_estimator="lsq", int4_layers=("*",))
+
+
+def steps_of(model):
+    return [variables["max_var"].numpy() / 7 for _, _, variables in int4_weights(model)]
+
+
+def test_the_gradient_of_a_step_is_that_of_learned_step_sizes():
+    import tensorflow as tf
+
+    rows = np.array([[-3.0, 0.2], [-0.31, 0.9], [0.52, -0.4], [1.9, 5.0]], np.float32)
+    steps = tf.Variable([0.25, 0.5])
+    with tf.GradientTape(persistent=True) as tape:
+        values = tf.Variable(rows)
+        rounded = lsq_quantize(values, steps)
+    quantized = np.clip(np.rint(rows / steps.numpy()), -7, 7)
+    np.testing.assert_allclose(rounded, quantized * steps.numpy(), rtol=1e-6)
+    inside = np.abs(rows / steps.numpy()) < 7
+    to_steps = np.where(inside, quantized - rows / steps.numpy(), quantized).sum(axis=0) / np.sqrt(7 * 4)
+    np.testing.assert_allclose(tape.gradient(rounded, steps), to_steps, rtol=1e-4)
+    np.testing.assert_array_equal(tape.gradient(rounded, values), inside)
+
+
+def test_trained_steps_are_the_scales_of_the_int4_file_which_computes_the_same():
+    model, data = small_model(), noise(small_model(), n=64)
+    before = steps_of(tfq.compression.untrained_qat_model(model, data, ALL))
+    trained = qat_model(model, fit_for(3), ALL, calibration=data)
+    after = steps_of(trained)
+    assert all((one != other).any() for one, other in zip(before, after, strict=True))
+    assert not any("learned" in weight.name for weight in trained.weights)
+    content = tfq.convert(trained)
+    graph = tflite.read(content).main_subgraph
+    stored = [tensor for tensor in graph.tensors if tensor.dtype == "int4"]
+    assert len(stored) == 3 and tfq.audit(content).scheme == "int4_weights"
+    # The dense layer has no BatchNormalization, so its scales are the steps, or multiples if few values are used.
+    (dense,) = (tensor for tensor in stored if len(tensor.shape) == 2)
+    multiples = np.array(dense.scale) / after[-1]
+    np.testing.assert_allclose(multiples, np.rint(multiples), rtol=1e-3)
+    parity = tfq.compression.qat_parity(trained, content, data)
+    assert not parity.missed(), parity.missed()
+    assert not tfq.audit(content, AuditConfig(require="full_int8")).ok
+    assert tfq.audit(content, AuditConfig().for_conversion(ConversionConfig(), ("*",))).ok
+
+
+def test_only_the_named_layers_have_four_bits_and_training_continues_with_them():
+    model, data = small_model(), noise(small_model(), n=64)
+    config = QATConfig(int4_layers=("depthwise",))
+    trained = qat_model(model, fit_for(1), config, calibration=data)
+    again = qat_model(trained, fit_for(1))
+    for result in (trained, again):
+        graph = tflite.read(tfq.convert(result, data)).main_subgraph
+        narrow = [op.name for op in graph.ops if "int4" in {graph.tensors[index].dtype for index in op.inputs}]
+        assert narrow == ["DEPTHWISE_CONV_2D"]
+    with refused(InputError, field="compression.qat.int4_layers", got="depthwse"):
+        qat_model(model, fit_for(1), QATConfig(int4_layers=("depthwse",)), calibration=data)
+    floating = tfq.convert(model, config=ConversionConfig(scheme="float32"))
+    with refused(InputError, field="model", expected=3, got=0, limit="int4-training"):
+        with_trained_int4(tfq.convert(model, data), floating, 3)
