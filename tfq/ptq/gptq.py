@@ -210,7 +210,7 @@ def with_int4_grids(quantized: bytes, floating: bytes) -> Rounding:
     Raises:
         InputError: The flatbuffers do not belong together.
     """
-    edited, candidates, skipped = _layers(quantized, floating)
+    edited, candidates, skipped = pair_layers(quantized, floating)
     stored = {}
     for layer, source in candidates:
         rows = source.weights_by_output().astype(np.float64)
