@@ -7,7 +7,7 @@
 The rows without data round to nearest; those with `gptq` round by --steps unlabelled training images, of each of
 --draws random choices. litert-quantizer rounds to nearest at the scale of the largest weight (its min-max). The last
 column is the CPU time of an inference divided by that of weight-only int8, in alternating blocks in one process.
---split=val evaluates on held-back training images, to choose settings. ResNet8 and 10,000 images take about five
+--split=val evaluates on held-back training images, to choose settings. ResNet8 and 10,000 images take about ten
 minutes. The exit code is 1 if litert-quantizer is better in a row, or int4 with gptq is more than 2 points below float.
 """
 
