@@ -60,18 +60,19 @@ def by_litert_quantizer(floating: bytes, images: NDArray, recipe: str) -> bytes:
     tool = quantizer.Quantizer(bytearray(floating), getattr(recipes, recipe)())
     (name,) = tflite.read(floating).input_names
     samples = {"serving_default": [{name: image[None]} for image in images]}
-    return bytes(tool.quantize(tool.calibrate(samples)).quantized_model)
+    with contextlib.redirect_stdout(sys.stderr):
+        return bytes(tool.quantize(tool.calibrate(samples)).quantized_model)
 
 
 class Frontier:
     """The files and scores of one model."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        resize = tuple(map(int, arguments.resize.split(","))) if arguments.resize else None
+        resize = tuple(map(int, arguments.resize.split(","))) if arguments.resize else ()
         data = tfq.DataConfig(source=arguments.data, resize=resize, max_memory_mb=3000)
-        train, self.test = (tfq.load_split(data, split) for split in ("train", arguments.split))
-        assert isinstance(train, Split) and isinstance(self.test, Split)
-        (self.images,) = train.inputs.values()
+        train, test = (tfq.load_split(data, split) for split in ("train", arguments.split))
+        assert isinstance(train, Split) and isinstance(test, Split)
+        (self.images,), self.test = train.inputs.values(), test
         self.model = tfq.load_model(arguments.model)
         self.floating = tfq.convert(self.model, config=tfq.ConversionConfig(scheme="float32"))
         self.samples, self.store = arguments.samples, StageStore(artifacts.make_out_dir(arguments.out))
