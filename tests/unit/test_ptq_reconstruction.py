@@ -12,7 +12,7 @@ from messages import refused
 
 from tfq import ptq, quant_math, tflite
 from tfq.errors import InputError
-from tfq.ptq import reconstruction
+from tfq.ptq import gptq, reconstruction
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 IMAGES = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_layers_of_one_pass_are_changed_together(monkeypatch):
     ptq.reconstruct(QUANTIZED, FLOATING, SAMPLES[:10])
     assert calls == [3, 2]
     calls.clear()
-    monkeypatch.setattr(reconstruction, "_MOMENT_BYTES", 1)
+    monkeypatch.setattr(gptq, "_GRAM_BYTES", 1)
     ptq.reconstruct(QUANTIZED, FLOATING, SAMPLES[:10])
     assert calls == [1] * 5
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from tfq.ptq.layer_pairs import PairTechnique
     from tfq.ptq.one_shot_pruning import Sparsification, make_sparse
-    from tfq.ptq.reconstruction import Reconstruction, reconstruct
+    from tfq.ptq.reconstruction import reconstruct
 else:
     from tfq import lazy
 
@@ -30,7 +30,6 @@ __all__ = [
     "EqualizedPair",
     "FewBitWeights",
     "PairTechnique",
-    "Reconstruction",
     "Rounding",
     "Sparsification",
     "absorb_biases",

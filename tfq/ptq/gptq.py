@@ -109,7 +109,7 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     """
     edited, layers, skipped = pair_layers(quantized, floating)
     errors = {}
-    for batch in _batches(layers):
+    for batch in pairs_in_memory(layers):
         moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
             errors[layer.layer] = _round(layer, source, inputs)
@@ -153,7 +153,7 @@ def quantize_to_int4(
     matching = {id(layer) for layer, _ in chosen}
     skipped |= {layer.layer: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}
     errors = {}
-    for batch in _batches(chosen):
+    for batch in pairs_in_memory(chosen):
         moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
             errors[layer.layer] = _quantize_layer_to_int4(layer, source, inputs, rounding)
@@ -276,7 +276,7 @@ def round_to_few_bits(
     edited = tflite.unpack(floating)
     layers = [item for item in weighted_ops(edited, tflite.read(floating)) if int(item.op.inputs[1]) in bits]
     weights, errors = {}, {}
-    for batch in _batches([(item, item) for item in layers]):
+    for batch in pairs_in_memory([(item, item) for item in layers]):
         moments = input_moments(floating, [layer for layer, _ in batch], samples)
         for (layer, _), inputs in zip(batch, moments, strict=True):
             tensor = int(layer.op.inputs[1])
@@ -453,22 +453,24 @@ def kept_moments() -> Iterator[None]:
         _KEPT.reset(token)
 
 
-def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
-    """Yield as many pairs of layers at a time as their Gram matrices fit into memory."""
+def pairs_in_memory(
+    layers: Sequence[tuple[WeightedOp, WeightedOp]], most: int | None = None
+) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
+    """Yield as many pairs of layers at a time as their Gram matrices fit into memory, at most `most`."""
     pairs = iter(layers)
-    for batch in batches_in_memory([layer for layer, _ in layers]):
+    for batch in batches_in_memory([layer for layer, _ in layers], most):
         yield [next(pairs) for _ in batch]
 
 
-def batches_in_memory(layers: Sequence[WeightedOp]) -> Iterator[list[WeightedOp]]:
-    """Yield as many layers at a time as their Gram matrices fit into memory."""
+def batches_in_memory(layers: Sequence[WeightedOp], most: int | None = None) -> Iterator[list[WeightedOp]]:
+    """Yield as many layers at a time as their Gram matrices fit into memory, at most `most`."""
     batch: list[WeightedOp] = []
     size = 0
     for item in layers:
         patch_size = item.weights_by_output().shape[1]
         groups = item.num_inputs if item.is_depthwise else 1
         needed = 8 * groups * patch_size**2
-        if batch and size + needed > _GRAM_BYTES:
+        if batch and (size + needed > _GRAM_BYTES or len(batch) == most):
             yield batch
             batch, size = [], 0
         batch.append(item)

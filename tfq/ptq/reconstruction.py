@@ -19,9 +19,8 @@ layer with its rounded inputs); Frantar et al. 2022, "GPTQ".
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,43 +29,20 @@ from tfq import tflite
 from tfq.errors import InputError
 from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
-from tfq.ptq.gptq import pair_layers, round_weights
+from tfq.ptq.gptq import Rounding, pair_layers, pairs_in_memory, round_weights
 from tfq.ptq.layer_pairs import ModelPair
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
 
 # Added to the diagonal of H in the regression, relative to its mean.
 _RIDGE = 0.01
-# Memory for the moments of the layers of one pass over the samples, and the number of passes at most. Layers of one
-# pass do not know the changes of each other.
-_MOMENT_BYTES, _MOST_PASSES = 1 << 30, 24
+# Passes over the samples, unless memory needs more. Layers of one pass do not know the changes of each other.
+_MOST_PASSES = 24
 # Scales that are tried for 4-bit weights, relative to the present one.
 _SCALE_FACTORS = (1.0, 0.86, 0.93, 1.07)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """The result of a reconstruction.
-
-    Attributes:
-        model: The quantized flatbuffer with other weights and biases.
-        layers: {layer: (squared error of its outputs before, after)}, relative to the variance of its outputs (to their
-            mean square if the layer has no bias). Both are measured on the samples, with the rounded inputs of the
-            layer, apart from the error of the mean, which the bias corrects.
-        skipped: {layer: why its weights are unchanged}.
-    """
-
-    model: bytes
-    layers: Mapping[str, tuple[float, float]]
-    skipped: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, without the flatbuffer."""
-        layers = {name: {"before": before, "after": after} for name, (before, after) in self.layers.items()}
-        return {"layers": layers, "skipped": dict(self.skipped)}
-
-
 @stage("reconstruction")
-def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Reconstruction:
+def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
     """Choose the weights and biases of a quantized flatbuffer again, layer by layer.
 
     Weights of exactly zero stay zero, so a pruned model stays pruned. A channel with such weights does not correct the
@@ -76,6 +52,11 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
         quantized: A flatbuffer with integer activations. Weights may have 8 or 4 bits.
         floating: The float flatbuffer that it was converted from.
         samples: {input name: array of real values, batch size 1}.
+
+    Returns:
+        The flatbuffer with other weights and biases. The errors of a layer are relative to the variance of its outputs
+        (to their mean square if the layer has no bias). Both are measured on the samples, with the rounded inputs of
+        the layer, apart from the error of the mean, which the bias corrects.
 
     Raises:
         InputError: The flatbuffers do not belong together, or there are no samples.
@@ -88,12 +69,13 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
         )
     pair, (edited, layers, skipped) = ModelPair(floating, quantized), pair_layers(quantized, floating)
     content, errors = quantized, {}
-    for batch in counted(list(_batches(layers)), "reconstruction", "pass"):
+    together = math.ceil(len(layers) / _MOST_PASSES)
+    for batch in counted(list(pairs_in_memory(layers, together)), "reconstruction", "pass"):
         moments = _moments(pair, floating, content, batch, samples)
         for (layer, source), item in zip(batch, moments, strict=True):
             errors[layer.layer] = _reconstruct_layer(layer, source, item)
         content = tflite.pack(edited, len(quantized))
-    return Reconstruction(model=content, layers=errors, skipped=skipped)
+    return Rounding(model=content, layers=errors, skipped=skipped)
 
 
 Layer = tuple[WeightedOp, WeightedOp]
@@ -147,24 +129,6 @@ class _Moments:
             products = products - np.outer(mean, mean)
             cross, squares = cross - np.outer(mean, target), squares - target**2
         return products, cross, squares
-
-
-def _batches(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Yield layers that are changed after one pass over the samples: one, or more if there are many."""
-    together = math.ceil(len(layers) / _MOST_PASSES)
-    batch: list[Layer] = []
-    size = 0
-    for item in layers:
-        patch_size = item[0].weights_by_output().shape[1]
-        groups = item[0].num_inputs if item[0].is_depthwise else 1
-        needed = 8 * patch_size * (groups * patch_size + item[0].num_outputs)
-        if batch and (size + needed > _MOMENT_BYTES or len(batch) == together):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += needed
-    if batch:
-        yield batch
 
 
 def _moments(
