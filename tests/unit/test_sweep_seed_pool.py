@@ -113,6 +113,7 @@ def test_the_simulation_sees_that_one_pool_of_all_families_is_too_narrow_for_noi
         ({"compression": {"qat": {"enabled": True}, "prune": {"enabled": True}}}, "pruned + QAT"),
         ({"compression": {"structured_pruning": {"enabled": True}}}, "structured"),
         ({"compression": {"cluster": {"enabled": True}}, "conversion": {"int4_layers": ["*"]}}, "clustered, int4"),
+        ({"compression": {"qat": {"enabled": True, "int4_layers": ["*"]}}}, "QAT, int4"),
         ({"conversion": {"scheme": "int16x8"}}, "dense"),
     ],
 )

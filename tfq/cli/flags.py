@@ -66,7 +66,12 @@ COMMANDS: dict[str | None, CommandFlags] = {
         "search",
         _KERAS_OR_TFLITE,
         ("data", "allow_code", "conversion"),
-        ignores=("conversion.calibration.method", "conversion.techniques"),
+        ignores=(
+            "conversion.calibration.method",
+            "conversion.techniques",
+            "conversion.sparsity",
+            "conversion.sparsity_m_by_n",
+        ),
     ),
     "sweep": CommandFlags(
         "sweep",

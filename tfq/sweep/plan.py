@@ -336,7 +336,9 @@ def family_of(config: RunConfig) -> str:
     apart, because what they cost varies much more than what int8 costs.
     """
     steps = [name for step, name in zip(STEPS, _FAMILIES, strict=True) if getattr(config.compression, step).enabled]
-    bits = FEW_BIT_SCHEMES.get(config.conversion.scheme, 4 if config.conversion.int4_layers else 8)
+    qat = config.compression.qat
+    has_int4 = config.conversion.int4_layers or (qat.enabled and qat.int4_layers)
+    bits = FEW_BIT_SCHEMES.get(config.conversion.scheme, 4 if has_int4 else 8)
     return (" + ".join(steps) or "dense") + (f", int{bits}" if bits < 8 else "")
 
 
