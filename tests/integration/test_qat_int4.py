@@ -12,6 +12,7 @@ from tfq.compression.qat.weight_steps import int4_weights, lsq_quantize
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
 from tfq.conversion.quantize import with_trained_int4
 from tfq.errors import InputError
+from tfq.keras_bridge import import_tf_keras
 
 ALL = QATConfig(range_estimator="lsq", int4_layers=("*",))
 
@@ -69,5 +70,20 @@ def test_only_the_named_layers_have_four_bits_and_training_continues_with_them()
     with refused(InputError, field="compression.qat.int4_layers", got="depthwse"):
         qat_model(model, fit_for(1), QATConfig(int4_layers=("depthwse",)), calibration=data)
     floating = tfq.convert(model, config=ConversionConfig(scheme="float32"))
-    with refused(InputError, field="model", expected=3, got=0, limit="int4-training"):
-        with_trained_int4(tfq.convert(model, data), floating, 3)
+    with refused(InputError, field="model", expected=("depthwise",), got=(), limit="int4-training"):
+        with_trained_int4(tfq.convert(model, data), floating, ("depthwise",))
+
+
+def test_only_trained_layers_become_int4_although_others_fit_four_bits_and_the_audit_agrees():
+    keras = import_tf_keras()
+    layers = [keras.layers.Dense(8, input_shape=(1,), name="one"), keras.layers.Dense(8, name="two")]
+    model = keras.Sequential([*layers, keras.layers.Dense(3, name="three")])
+    data = noise(model)
+    config = QATConfig(int4_layers=("two",))
+    content = tfq.convert(tfq.compression.untrained_qat_model(model, data, config), data)
+    graph = tflite.read(content).main_subgraph
+    types = {op.keras_layer: graph.tensors[op.inputs[1]].dtype for op in graph.ops if op.name == "FULLY_CONNECTED"}
+    # A weight alone in its channel is a multiple of a step, so "one" fits four bits as well.
+    assert types == {"one": "int8", "two": "int4", "three": "int8"}
+    report = tfq.audit(content, AuditConfig().for_conversion(ConversionConfig(), config.int4_layers))
+    assert report.ok and [finding.kind for finding in report.findings if finding.kind.startswith("unused")] == []

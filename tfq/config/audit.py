@@ -55,17 +55,16 @@ class AuditConfig(Config):
 
         Args:
             conversion: The settings of the conversion.
-            trained_int4: Patterns of layers that were trained with 4-bit weights (`QATConfig.int4_layers`).
+            trained_int4: Patterns of layers that were trained with 4-bit weights (`QATConfig.int4_layers`), by the
+                names of the layers before the training: a flatbuffer has these.
         """
-        # Quantization-aware training names its layers quant_NAME.
-        trained = [name for pattern in trained_int4 for name in (pattern, f"quant_{pattern}")]
         scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == conversion.scheme)
         return dataclasses.replace(
             self,
             require=self.require or conversion.target or scheme,
             allow_float=(*self.allow_float, *map(in_source, conversion.float_layers)),
             allow_int16=(*self.allow_int16, *map(in_source, conversion.int16_layers)),
-            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers), *trained),
+            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers), *trained_int4),
             inference_input_type=conversion.inference_input_type or self.inference_input_type,
             inference_output_type=conversion.inference_output_type or self.inference_output_type,
         )

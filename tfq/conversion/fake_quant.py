@@ -15,6 +15,7 @@ depending on the order of the ops. To be independent of that, all of these tenso
 """
 
 import collections
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class WeightGranularity:
         per_channel: Weights with a scale for each channel, without those of dense layers.
         dense_per_tensor: Weights of dense layers with one scale.
         dense_per_channel: Weights of dense layers with a scale for each channel.
-        int4: Weights of all kinds that were fake-quantized to 4 bits. They keep the rounded values.
+        int4: The layers whose weights were fake-quantized to 4 bits. These weights keep the rounded values.
         moved: Weights of all kinds that were reshaped or transposed after their fake quantization, which TensorFlow's
             converter cannot undo.
     """
@@ -56,16 +57,21 @@ class WeightGranularity:
     per_channel: int = 0
     dense_per_tensor: int = 0
     dense_per_channel: int = 0
-    int4: int = 0
+    int4: tuple[str, ...] = ()
     moved: int = 0
 
 
-def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
+def without_weight_fake_quant(graph_def: Any, layer_names: Mapping[str, str]) -> tuple[Any, WeightGranularity]:
     """Return a copy of a frozen graph without fake quantization of weights, and the granularity that it had.
 
     Weights of 4 bits are constants with their rounded values, from which their scales can be computed.
+
+    Args:
+        graph_def: The graph.
+        layer_names: {name of a layer in the graph: the user's name}.
     """
-    int4 = len([node for node in _weight_fake_quant(graph_def, _by_name(graph_def)) if _is_int4(node)])
+    narrow = [node.name for node in _weight_fake_quant(graph_def, _by_name(graph_def)) if _is_int4(node)]
+    int4 = tuple(dict.fromkeys(_layer_of(name, layer_names) for name in narrow))
     graph = with_rounded_weights(graph_def, only_int4=True) if int4 else _copy(graph_def)
     nodes = _by_name(graph)
     readers = collections.defaultdict(list)
@@ -109,6 +115,12 @@ def with_rounded_weights(graph_def: Any, *, only_int4: bool = False) -> Any:
         node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
         node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
     return graph
+
+
+def _layer_of(node: str, layer_names: Mapping[str, str]) -> str:
+    """Return the innermost layer in the scopes of a node; the name of the node if they have no known layer."""
+    scopes = reversed(node.split("/")[:-1])
+    return next((layer_names[scope] for scope in scopes if scope in layer_names), node)
 
 
 def _copy(graph_def: Any) -> Any:

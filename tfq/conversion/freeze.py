@@ -136,7 +136,7 @@ def _refuse_open_loops(traced: Trace, graph_def: Any) -> None:
 
 def graph_without_weight_fake_quant(traced: Trace) -> tuple[Any, WeightGranularity]:
     """Return the frozen graph without fake quantization of weights, and the granularity that it had."""
-    return without_weight_fake_quant(frozen_graph(traced))
+    return without_weight_fake_quant(frozen_graph(traced), traced.layer_names)
 
 
 def flatbuffer_with_ranges(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges]:

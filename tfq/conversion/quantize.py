@@ -314,28 +314,31 @@ def _works_on_floats(name: str, config: ConversionConfig) -> bool:
     return config.has_few_bits and config.techniques == ("gptq",)
 
 
-def with_trained_int4(content: bytes, floating: bytes, count: int) -> bytes:
+def with_trained_int4(content: bytes, floating: bytes, layers: Sequence[str]) -> bytes:
     """Return an int8 flatbuffer with int4 weights for the layers that were trained with 4 bits.
 
     Args:
         content: The int8 flatbuffer.
         floating: Its float flatbuffer, whose weights of these layers have at most 15 values per channel.
-        count: The number of these layers.
+        layers: The names of these layers.
 
     Raises:
         InputError: The converter changed the weights of some of these layers, so they are not 4-bit values anymore.
     """
-    if not count:
+    if not layers:
         return content
-    result = ptq.with_int4_grids(content, floating)
-    if len(result.layers) < count:
+    result = ptq.with_int4_grids(content, floating, layers)
+    missing = [name for name in layers if name not in result.layers]
+    if missing:
+        reasons = listed(
+            [f"{name}: {result.skipped.get(name, 'the flatbuffer has no such layer')}" for name in missing]
+        )
         raise InputError(
-            f"model: {count} layers were trained with 4-bit weights, and only {len(result.layers)} of them have such "
-            f"weights in the flatbuffer ({listed(list(result.layers)) or 'none'}). Train the others with 8 bits "
-            "(compression.qat.int4_layers)",
+            f"model: {len(missing)} of the {len(layers)} layers that were trained with 4-bit weights cannot have them "
+            f"in the flatbuffer ({reasons}). Train them with 8 bits (compression.qat.int4_layers)",
             field="model",
-            expected=count,
-            got=len(result.layers),
+            expected=tuple(layers),
+            got=tuple(result.layers),
             limit="int4-training",
         )
     return result.model

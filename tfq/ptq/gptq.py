@@ -195,14 +195,16 @@ def _quantize_layer_to_int4(
     return _relative_errors(rows, quantized * scales[:, None], gram, 4, per_tensor=per_tensor)
 
 
-def with_int4_grids(quantized: bytes, floating: bytes) -> Rounding:
-    """Store the weights of an int8 flatbuffer as int4 where the float weights are on a 4-bit grid, as after training.
+def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) -> Rounding:
+    """Store the weights of layers of an int8 flatbuffer as int4, if the float weights are on a 4-bit grid.
 
-    A layer has such a grid if the weights of each output channel are multiples, from -7 to 7, of one step.
+    A layer has such a grid if the weights of each output channel are multiples, from -7 to 7, of one step. Training
+    with 4 bits gives such weights, but others can have one by chance: a single weight per channel always has one.
 
     Args:
         quantized: An int8 flatbuffer.
         floating: The float flatbuffer that it was converted from.
+        layers: The names of the layers, as in `WeightedOp.layer`. All others stay int8.
 
     Returns:
         The result; the errors of its layers are 0.
@@ -214,8 +216,11 @@ def with_int4_grids(quantized: bytes, floating: bytes) -> Rounding:
     stored = {}
     for layer, source in candidates:
         rows = source.weights_by_output().astype(np.float64)
+        if layer.layer not in layers:
+            skipped[layer.layer] = "it is not one of the layers to store"
+            continue
         scales = _grid_steps(rows)
-        if scales is None or len(set(layer.scales)) == 1 < len(rows):
+        if scales is None or not layer.has_own_scales:
             skipped[layer.layer] = "its weights are not on a grid of 4 bits for each channel"
             continue
         data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
