@@ -2,7 +2,9 @@
 """Assignments of levels to layers, compared with the best of all assignments; costs and distortions by hand."""
 
 import builtins
+import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from messages import refused
 from tfq import tflite
 from tfq.config import BudgetConfig, ConversionConfig, SearchConfig
 from tfq.config.search import LEVELS as CHOICES
-from tfq.errors import InputError, RequirementError
+from tfq.errors import InputError, RequirementError, TfqWarning
+from tfq.search import assignment
 from tfq.search.assignment import (
     LevelEffect,
     LevelTable,
@@ -99,6 +102,79 @@ def test_greedy_exceeds_the_best_where_large_steps_waste_bytes():
     )
     assert best_assignment(table, {"bytes": 14}) == {"a": "int8", "b": "int4", "c": "int8"}
     assert table.distortion(greedy_assignment(table, {"bytes": 14})) > 6.6
+
+
+def table_of(base_costs, *effects) -> LevelTable:
+    """Return a table of (layer, level, distortion, bytes, instructions)."""
+    items = (
+        LevelEffect(layer=layer, level=level, distortion=distortion, costs={"bytes": size, "instructions": count})
+        for layer, level, distortion, size, count in effects
+    )
+    return LevelTable(
+        base_level="int8", base_distortion=0.0, base_costs=base_costs, effects=tuple(items), impossible={}
+    )
+
+
+OPPOSED = table_of(
+    {"bytes": 100, "instructions": 100},
+    ("a", "int8", 0.0, 0, 0), ("a", "int4", 1.0, -10, 12), ("b", "int8", 0.0, 0, 0), ("b", "float", 5.0, -6, 0),
+)  # fmt: skip
+
+
+def test_greedy_steps_end_where_one_cost_rises_as_the_other_falls():
+    """Layer a saves 10 bytes for 12 instructions, of which 5 are allowed; only b can save the 5 bytes for nothing."""
+    bounds = {"bytes": 95, "instructions": 105}
+    assert best_assignment(OPPOSED, bounds) == {"a": "int8", "b": "float"}
+    assert greedy_assignment(OPPOSED, bounds) == {"a": "int8", "b": "float"}
+    # Without b, a in int4 exceeds one bound by more than a in int8 the other.
+    only_a = dataclasses.replace(OPPOSED, effects=OPPOSED.effects[:2])
+    assert greedy_assignment(only_a, bounds) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_greedy_step_lowers_the_summed_relative_excess(monkeypatch, seed):
+    """The excess after each step is computed here again; a sequence that falls cannot repeat an assignment."""
+    table = random_table(seed)
+    costs = [table.costs(levels) for levels in every_assignment(table)]
+    bounds = {name: float(np.quantile([item[name] for item in costs], 0.15)) for name in table.base_costs}
+    visited = []
+    original = assignment._steps
+
+    def steps(table, levels, *arguments):
+        costs = table.costs({layer: item.level for layer, item in levels.items()})
+        visited.append(sum(max(0.0, costs[name] / bound - 1) for name, bound in bounds.items()))
+        assert len(visited) < 100
+        return original(table, levels, *arguments)
+
+    monkeypatch.setattr(assignment, "_steps", steps)
+    found = greedy_assignment(table, bounds)
+    assert all(later < earlier for earlier, later in itertools.pairwise(visited))
+    assert found is None or within(table, found, bounds)
+
+
+def test_a_model_without_weights_has_an_empty_assignment():
+    table = table_of({"bytes": 100.0, "instructions": 7.0})
+    assert best_assignment(table, {}) == best_assignment(table, {"bytes": 100}, minimize="bytes") == {}
+    assert greedy_assignment(table, {"bytes": 100}) == {}
+    with refused(RequirementError, field="search.budget", expected={"bytes": 100}, word="weights"):
+        best_assignment(table, {"bytes": 99})
+    assert greedy_assignment(table, {"bytes": 99}) is None
+
+
+def test_a_solver_that_stops_early_warns_and_its_lack_of_an_answer_is_not_infeasible(monkeypatch):
+    best = np.array([0.0, 1.0, 1.0, 0.0])
+    solved = SimpleNamespace(status=1, x=best, message="Time limit reached.")
+    monkeypatch.setattr("scipy.optimize.milp", lambda *arguments, **settings: solved)
+    with pytest.warns(TfqWarning, match="Time limit reached"):
+        assert best_assignment(OPPOSED, {"bytes": 95}) == {"a": "int4", "b": "int8"}
+    solved.x = None
+    with refused(RequirementError, field="search.pareto_points", word="known"):
+        best_assignment(OPPOSED, {"bytes": 95})
+    with pytest.warns(TfqWarning, match="not known"):
+        assert fit_assignment(OPPOSED, best_assignment, {"bytes": 95}, lambda levels: {"bytes": 1}) is None
+    solved.status = 2
+    with refused(RequirementError, field="search.budget", word="assignment"):
+        best_assignment(OPPOSED, {"bytes": 95})
 
 
 def test_bounds_that_nothing_meets_are_refused_with_the_least_costs():
@@ -198,3 +274,15 @@ def test_an_assignment_that_never_fits_has_no_result():
     assert fit_assignment(table, best_assignment, {"bytes": 4500.0}, lambda levels: {"bytes": 1e6}) is None
     assert fit_assignment(table, greedy_assignment, {"bytes": 4500.0}, lambda levels: None) is None
     assert fit_assignment(table, best_assignment, {"bytes": 0.0}, lambda levels: {"bytes": 0.0}) is None
+
+
+@pytest.mark.parametrize("solver", [best_assignment, greedy_assignment])
+def test_a_cost_that_was_not_measured_is_not_within_its_bound(solver):
+    table, measured = random_table(2, missing=False), []
+
+    def measure(levels):
+        measured.append(levels)
+        return {"bytes": 1.0, "instructions": np.inf}
+
+    assert fit_assignment(table, solver, {"bytes": 9000.0, "instructions": 2e9}, measure) is None
+    assert 1 <= len(measured) <= 2

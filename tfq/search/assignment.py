@@ -14,18 +14,21 @@ Source of the formulation: Yao et al. 2021, "HAWQ-V3: Dyadic Neural Network Quan
 `scipy.optimize.milp`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tfq.errors import InputError, RequirementError, install_hint
+from tfq.errors import InputError, RequirementError, install_hint, warn
 
 # Numbers for the solver, whose tolerances are absolute: the objective is scaled to this, costs to at most this.
 _SCALE = 1e6
-# Seconds after which the solver returns an error instead of searching further.
+# Seconds after which the solver returns its best assignment so far, or none.
 _TIME_LIMIT = 300.0
+# Statuses of `scipy.optimize.milp`.
+_OPTIMAL, _INFEASIBLE = 0, 2
 # How often an assignment is repeated with bounds that are corrected by the error of the predicted costs.
 _ATTEMPTS = 4
 
@@ -115,6 +118,8 @@ def check_solver() -> None:
 def best_assignment(table: LevelTable, bounds: Mapping[str, float], minimize: str = "distortion") -> dict[str, str]:
     """Return the assignment {layer: level} with the least distortion within the bounds, by integer programming.
 
+    Warns if the solver reaches its time limit: the assignment is within the bounds, but a better one may exist.
+
     Args:
         table: The effects of the levels.
         bounds: {cost: the most that the whole model may cost}.
@@ -122,12 +127,17 @@ def best_assignment(table: LevelTable, bounds: Mapping[str, float], minimize: st
 
     Raises:
         InputError: SciPy is not installed.
-        RequirementError: No assignment is within the bounds. The message has the least that each cost can be.
+        RequirementError: No assignment is within the bounds, and the message has the least that each cost can be; or
+            the solver ended without an answer (`field` is then "search.pareto_points").
     """
     check_solver()
     from scipy.optimize import LinearConstraint, milp
 
     layers, effects = table.layers, table.effects
+    if not effects:
+        if _excess(table, {}, bounds) > 0:
+            raise _infeasible(table, bounds, "the model has no layers with weights")
+        return {}
     values = [item.distortion if minimize == "distortion" else item.costs[minimize] for item in effects]
     objective = np.array(values, np.float64)
     largest = np.abs(objective).max(initial=0)
@@ -145,7 +155,14 @@ def best_assignment(table: LevelTable, bounds: Mapping[str, float], minimize: st
         options={"mip_rel_gap": 0.0, "time_limit": _TIME_LIMIT},
     )
     if solved.x is None:
-        raise _infeasible(table, bounds, str(solved.message))
+        fail = _infeasible if solved.status == _INFEASIBLE else _unsolved
+        raise fail(table, bounds, str(solved.message))
+    if solved.status != _OPTIMAL:
+        warn(
+            f"search.pareto_points: the solver stopped before it could prove that its levels of {len(layers)} layers "
+            "are the best within the bounds. Another run may get other levels. Allow fewer levels (search.levels). "
+            f"The solver says: {solved.message}"
+        )
     return {item.layer: item.level for item, chosen in zip(effects, solved.x, strict=True) if chosen > 0.5}
 
 
@@ -154,18 +171,19 @@ def greedy_assignment(table: LevelTable, bounds: Mapping[str, float]) -> dict[st
 
     Every layer starts at its level with the least distortion. Each step changes the level of one layer: the change that
     adds the least distortion for each unit by which it lowers the costs beyond their bounds, relative to the bounds.
+    A step must lower the sum of the relative excesses over all bounds, so that no later step can undo it and the steps
+    end.
     """
     levels = {layer: min(table.of_layer(layer), key=lambda item: item.distortion) for layer in table.layers}
-    while True:
-        costs = table.costs({layer: item.level for layer, item in levels.items()})
-        over = {name: costs[name] - bound for name, bound in bounds.items() if costs[name] > bound}
-        if not over:
-            return {layer: item.level for layer, item in levels.items()}
-        steps = list(_steps(table, levels, over))
-        if not steps:
+    while (excess := _excess(table, levels, bounds)) > 0:
+        for _, _, item in sorted(_steps(table, levels, bounds), key=lambda step: step[:2]):
+            changed = {**levels, item.layer: item}
+            if _excess(table, changed, bounds) < excess:
+                levels = changed
+                break
+        else:
             return None
-        _, _, chosen = min(steps, key=lambda item: item[:2])
-        levels[chosen.layer] = chosen
+    return {layer: item.level for layer, item in levels.items()}
 
 
 Solver = Callable[[LevelTable, Mapping[str, float]], "dict[str, str] | None"]
@@ -183,7 +201,8 @@ def fit_assignment(
         table: The effects of the levels, whose sums only predict the costs of a file.
         solver: `best_assignment` or `greedy_assignment`.
         bounds: {cost: the most that the file may cost}.
-        measure: Converts an assignment and returns the costs of the file; None if that is not possible.
+        measure: Converts an assignment and returns the costs of the file, infinite for one that could not be measured;
+            None if the conversion is not possible.
 
     Returns:
         Which call of `measure`, from 0, had the file within the bounds with the least predicted distortion; None if no
@@ -194,7 +213,9 @@ def fit_assignment(
     for place in range(_ATTEMPTS):
         try:
             levels = solver(table, aims)
-        except RequirementError:
+        except RequirementError as error:
+            if error.field != "search.budget":
+                warn(str(error))  # whether levels within the bounds exist is not known
             break
         costs = None if levels is None or levels in seen else measure(levels)
         if levels is None or costs is None:
@@ -204,19 +225,45 @@ def fit_assignment(
         if all(costs[name] <= bound for name, bound in bounds.items()) and (best is None or distortion < best[0]):
             best = distortion, place
         predicted = table.costs(levels)
-        aims = {name: bound + predicted[name] - costs[name] for name, bound in bounds.items()}
+        aims = {
+            # A cost that was not measured, which is infinite here, says nothing about the prediction.
+            name: bound + predicted[name] - costs[name] if math.isfinite(costs[name]) else aims[name]
+            for name, bound in bounds.items()
+        }
     return None if best is None else best[1]
 
 
+def _excess(table: LevelTable, levels: Mapping[str, LevelEffect], bounds: Mapping[str, float]) -> float:
+    """Return the sum of the costs beyond their bounds, relative to the bounds."""
+    costs = table.costs({layer: item.level for layer, item in levels.items()})
+    return sum(max(0.0, costs[name] - bound) / _unit(bound) for name, bound in bounds.items())
+
+
+def _unit(bound: float) -> float:
+    return abs(bound) or 1.0
+
+
 def _steps(
-    table: LevelTable, levels: Mapping[str, LevelEffect], over: Mapping[str, float]
+    table: LevelTable, levels: Mapping[str, LevelEffect], bounds: Mapping[str, float]
 ) -> Iterator[tuple[float, float, LevelEffect]]:
-    """Yield (added distortion per relative gain, -gain, effect) of each change that lowers the costs in `over`."""
+    """Yield (added distortion per relative gain, -gain, effect) of each change that lowers the costs beyond bounds."""
+    costs = table.costs({layer: item.level for layer, item in levels.items()})
+    over = {name: _unit(bound) for name, bound in bounds.items() if costs[name] > bound}
     for item in table.effects:
         now = levels[item.layer]
-        gain = sum((now.costs[name] - item.costs[name]) / excess for name, excess in over.items())
+        gain = sum((now.costs[name] - item.costs[name]) / unit for name, unit in over.items())
         if gain > 0:
             yield (item.distortion - now.distortion) / gain, -gain, item
+
+
+def _unsolved(table: LevelTable, bounds: Mapping[str, float], reason: str) -> RequirementError:
+    return RequirementError(
+        f"search.pareto_points: the solver found no levels of {len(table.layers)} layers within the bounds before it "
+        "stopped; whether such levels exist is not known. Raise a bound (search.budget), or allow fewer levels "
+        f"(search.levels). The solver says: {reason}",
+        field="search.pareto_points",
+        got=dict(bounds),
+    )
 
 
 def _infeasible(table: LevelTable, bounds: Mapping[str, float], reason: str) -> RequirementError:
