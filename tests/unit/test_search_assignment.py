@@ -14,7 +14,7 @@ from messages import refused
 from tfq import tflite
 from tfq.config import BudgetConfig, ConversionConfig, SearchConfig
 from tfq.config.search import LEVELS as CHOICES
-from tfq.errors import InputError, RequirementError, TfqWarning
+from tfq.errors import BackendError, InputError, RequirementError, TfqError, TfqWarning
 from tfq.search import assignment
 from tfq.search.assignment import (
     LevelEffect,
@@ -26,12 +26,17 @@ from tfq.search.assignment import (
 )
 from tfq.search.mixed_precision import (
     LEVELS,
+    LevelMeasurement,
     available_levels,
+    check_costs,
     cost_bounds,
     costs_of,
     output_distortion,
     with_levels,
 )
+from tfq.search.record import Candidate
+from tfq.search.search import _Search, find_int8
+from tfq.store import StageStore
 
 
 def random_table(seed: int, layers: int = 5, missing: bool = True) -> LevelTable:
@@ -165,12 +170,12 @@ def test_a_solver_that_stops_early_warns_and_its_lack_of_an_answer_is_not_infeas
     best = np.array([0.0, 1.0, 1.0, 0.0])
     solved = SimpleNamespace(status=1, x=best, message="Time limit reached.")
     monkeypatch.setattr("scipy.optimize.milp", lambda *arguments, **settings: solved)
-    with pytest.warns(TfqWarning, match="Time limit reached"):
+    with pytest.warns(TfqWarning, match="prove"):
         assert best_assignment(OPPOSED, {"bytes": 95}) == {"a": "int4", "b": "int8"}
     solved.x = None
     with refused(RequirementError, field="search.pareto_points", word="known"):
         best_assignment(OPPOSED, {"bytes": 95})
-    with pytest.warns(TfqWarning, match="not known"):
+    with pytest.warns(TfqWarning, match="known"):
         assert fit_assignment(OPPOSED, best_assignment, {"bytes": 95}, lambda levels: {"bytes": 1}) is None
     solved.status = 2
     with refused(RequirementError, field="search.budget", word="assignment"):
@@ -235,6 +240,109 @@ def test_distortion_is_the_divergence_of_probabilities_or_the_relative_error_of_
     assert output_distortion([np.full_like(values, np.nan)], [values]) == np.inf
     # A probability of 0 counts as half a step of an int8 softmax, not as an infinite divergence.
     assert 0 < output_distortion([np.array([[0.0, 1.0]])], [np.array([[0.5, 0.5]])]) < 5
+
+
+def test_constant_outputs_do_not_hide_the_distortion_of_the_others():
+    values = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    constant = np.full((64, 4), 3.7, np.float32)
+    zeros = np.zeros((64, 4), np.float32)
+    assert output_distortion([constant + 0.37], [constant]) == pytest.approx(0.1**2, rel=1e-5)
+    assert output_distortion([zeros + 0.5], [zeros]) == pytest.approx(0.25)
+    # The rounding of float32 does not count as variation.
+    assert output_distortion([constant + 0.37], [constant * (1 + 1e-7 * values[:, :1])]) == pytest.approx(
+        0.01, rel=1e-3
+    )
+    noisy = [constant + 0.01, zeros + 0.01, values + 0.1]
+    alone = 0.1**2 / values.astype(float).var()
+    assert output_distortion(noisy, [constant, zeros, values]) == pytest.approx(
+        alone + (0.01 / 3.7) ** 2 + 0.01**2, rel=1e-4
+    )
+    # A small but real variation is still what errors are relative to.
+    offset = 100 + values.astype(np.float64)
+    assert output_distortion([offset + 0.1], [offset]) == pytest.approx(alone)
+
+
+def measurement(tmp_path, monkeypatch, outputs, costs) -> LevelMeasurement:
+    """Return a measurement of `FILES`, whose outputs and costs are given by their content."""
+    monkeypatch.setattr("tfq.search.mixed_precision.outputs_of", lambda content, examples: outputs[content])
+    monkeypatch.setattr(LevelMeasurement, "_converted", lambda self, conversion: golden("digits_float32"))
+    return LevelMeasurement(
+        floating=b"float", base=golden("digits_int8"), train=None, examples=None, conversion=ConversionConfig(),
+        costs=costs, store=StageStore(tmp_path), basis={},
+    )  # fmt: skip
+
+
+def test_a_level_whose_costs_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
+    values, base, changed = np.arange(6.0).reshape(3, 2), golden("digits_int8"), golden("digits_float32")
+    outputs = {b"float": [values], base: [values + 1], changed: [values + 2]}
+
+    def costs(content):
+        if content == changed:
+            raise BackendError("the emulator ended")
+        return {"instructions": 5}
+
+    table = measurement(tmp_path, monkeypatch, outputs, costs).table(["dense"], ["int8", "float"])
+    assert [item.level for item in table.effects] == ["int8"]
+    assert table.impossible == {"dense in float": "the emulator ended"}
+    assert table.base_costs["instructions"] == 5 and table.base_distortion == pytest.approx(1 / values.var())
+
+
+@pytest.mark.parametrize("broken", ["float", "base"])
+def test_outputs_of_the_base_that_are_not_finite_are_a_clear_error(tmp_path, monkeypatch, broken):
+    values, nan = np.arange(6.0).reshape(3, 2), np.full((3, 2), np.nan)
+    outputs = {
+        b"float": [nan if broken == "float" else values],
+        golden("digits_int8"): [nan if broken == "base" else values],
+    }
+    with refused(TfqError, field="search.pareto_points", word="finite"):
+        measurement(tmp_path, monkeypatch, outputs, lambda content: {}).table(["dense"], ["int8"])
+
+
+def test_a_backend_that_cannot_count_is_refused_before_anything_is_converted(monkeypatch):
+    monkeypatch.setattr("tfq.auditing.float_source", lambda content: pytest.fail("the search started"))
+    splits = [(np.zeros((1, 2), np.float32), np.zeros(1, int))] * 3
+    config = SearchConfig(budget=BudgetConfig(max_instructions=10, instructions_backend="local"))
+    with refused(BackendError, field="search.budget.instructions_backend", got="local", word="qemu"):
+        find_int8(b"", *splits, config)
+    check_costs(BudgetConfig(instructions_backend="local"))  # nothing is counted
+    unavailable = "tfq.backends.qemu.backend.QemuBackend.unavailable"
+    monkeypatch.setattr(unavailable, lambda self: "qemu-aarch64 is missing")
+    with refused(BackendError, field="search.budget.instructions_backend", word="qemu-aarch64"):
+        check_costs(BudgetConfig(max_instructions=10))
+
+
+@pytest.mark.parametrize("kind", ["mixed", "levels", "calibration", "techniques"])
+def test_only_candidates_in_other_formats_may_lack_their_costs(tmp_path, monkeypatch, kind):
+    def fail(content, budget):
+        raise BackendError("the emulator ended")
+
+    built = SimpleNamespace(content=b"", verification=None)
+    monkeypatch.setattr("tfq.conversion.convert_with_record", lambda *arguments, **settings: built)
+    monkeypatch.setattr("tfq.search.search.costs_of", fail)
+    search, lines = object.__new__(_Search), []
+    search._config, search._conversion, search._store = SearchConfig(), ConversionConfig(), StageStore(tmp_path)
+    search._floating, search._train, search._basis, search._progress = b"", None, {}, lines.append
+    candidate = Candidate(name="a in int4", kind=kind, method="min_max")
+    if kind in ("mixed", "levels"):
+        assert search.try_candidate(candidate) is None
+        assert lines == ["a in int4: not possible: the emulator ended"]
+    else:
+        with pytest.raises(BackendError):
+            search.try_candidate(candidate)
+
+
+def test_a_file_that_was_not_timed_is_not_within_a_bound_on_the_latency(monkeypatch):
+    search = object.__new__(_Search)
+    effects = [LevelEffect(layer="a", level="int8", distortion=0.0, costs={"bytes": 0.0, "latency_ratio": 0.0})]
+    search._levels = LevelTable(
+        base_level="int8", base_distortion=0.0, base_costs={"bytes": 100.0, "latency_ratio": 1.0},
+        effects=tuple(effects), impossible={},
+    )  # fmt: skip
+    bounds, base = {"bytes": 200, "latency_ratio": 1.5}, SimpleNamespace(name="plain")
+    for ratio, fits in ((1.2, True), (None, False), (1.6, False)):
+        item = SimpleNamespace(costs={}, model_bytes=100, latency_ratio=ratio)
+        monkeypatch.setattr(_Search, "_try_levels", lambda self, levels, base, name, item=item: item)
+        assert (search._fitting(best_assignment, bounds, base, "at most 200 bytes") is item) == fits
 
 
 def test_costs_are_measured_only_if_they_are_bounded(monkeypatch):

@@ -88,6 +88,14 @@ def count_instructions(
     return counted
 
 
+def why_it_cannot_count(backend: Backend) -> str | None:
+    """Return the reason why a backend cannot count instructions here, or None. It runs no model."""
+    if not backend.kind.counts_instructions:
+        counting_backends = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
+        return f"it does not count instructions. Backends that do: {', '.join(counting_backends)}"
+    return backend.unavailable()
+
+
 def count_instructions_or_reason(
     model: bytes, backend: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> InstructionRecord | str:
@@ -96,10 +104,7 @@ def count_instructions_or_reason(
     A backend that can count but fails raises its error.
     """
     runner = make_backend(backend)
-    if not runner.kind.counts_instructions:
-        counting_backends = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
-        return f"it does not count instructions. Backends that do: {', '.join(counting_backends)}"
-    reason = runner.unavailable()
+    reason = why_it_cannot_count(runner)
     if reason:
         return reason
     inputs, message = _inputs(tflite.read(model), data)

@@ -2,8 +2,8 @@
 """Measure what each layer's number format costs and distorts: convert real files that differ in one layer.
 
 The distortion of a file is the Kullback-Leibler divergence of its class probabilities from the float model's, in nats,
-and for other outputs the squared error divided by the variance of the float model's values; both are means over the
-examples. Several outputs add up.
+and for other outputs the squared error divided by the variance of the float model's values (by their mean square if
+they hardly vary); both are means over the examples. Several outputs add up.
 
 The bytes of a file are those after packing its flatbuffer again, as post-training techniques and 4-bit weights do, so
 that the difference of two files is that of the layer.
@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import auditing, tflite
+from tfq.backends import make_backend
 from tfq.config import AuditConfig, BudgetConfig, ConversionConfig
 from tfq.data import AnySplit
-from tfq.errors import InputError, TfqError, TfqWarning, install_hint
-from tfq.evaluation.instructions import count_instructions
+from tfq.errors import BackendError, InputError, TfqError, TfqWarning, install_hint
+from tfq.evaluation.instructions import count_instructions, why_it_cannot_count
 from tfq.search.assignment import LevelEffect, LevelTable
 from tfq.search.criterion import outputs_of
 from tfq.store import StageStore
@@ -61,6 +62,10 @@ LEVELS = {
 BASE_LEVEL = "int8"
 # Probabilities below half a step of an int8 softmax count as this.
 _LEAST_PROBABILITY = 0.5 / 256
+# A variance below this fraction of the mean square is that of a constant: it is mostly the rounding of float32.
+_LEAST_VARIANCE = 1e-10
+# A mean square below this is that of zeros.
+_LEAST_POWER = 1e-30
 
 
 def available_levels(conversion: ConversionConfig, requested: Sequence[str] = ()) -> tuple[str, ...]:
@@ -113,8 +118,16 @@ def output_distortion(outputs: Sequence[NDArray], expected: Sequence[NDArray]) -
             p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
             total += float((p * np.log(p / q)).sum(axis=-1).mean())
         else:
-            total += float(((values - reference) ** 2).mean() / max(float(reference.var()), 1e-30))
+            total += float(((values - reference) ** 2).mean() / _signal(reference))
     return total if math.isfinite(total) else math.inf
+
+
+def _signal(values: NDArray) -> float:
+    """Return what errors of an output are relative to: its variance, its mean square if constant, or 1 if zero."""
+    variance, power = float(values.var()), float((values**2).mean())
+    if power < _LEAST_POWER:
+        return 1.0
+    return variance if variance > _LEAST_VARIANCE * power else power
 
 
 def _are_probabilities(values: NDArray) -> bool:
@@ -141,6 +154,20 @@ def costs_of(content: bytes, budget: BudgetConfig) -> dict[str, float]:
     if budget.max_instructions:
         costs["instructions"] = count_instructions(content, budget.instructions_backend).instructions
     return costs
+
+
+def check_costs(budget: BudgetConfig) -> None:
+    """Check that `costs_of` can measure the costs that are bounded, without a file.
+
+    Raises:
+        InputError: budget.instructions_backend does not exist.
+        BackendError: Instructions are bounded, and budget.instructions_backend cannot count them here.
+    """
+    field, name = "search.budget.instructions_backend", budget.instructions_backend
+    if budget.max_instructions and (reason := why_it_cannot_count(make_backend(name, field=field))):
+        raise BackendError(
+            f"{field}={name}, which search.budget.max_instructions needs: {reason}", field=field, got=name
+        )
 
 
 def costs_key(budget: BudgetConfig) -> dict[str, Any]:
@@ -197,9 +224,20 @@ class LevelMeasurement:
             layers: The names of the layers.
             levels: The names of the levels, of `LEVELS`.
             progress: Called with one line of text after each layer.
+
+        Raises:
+            TfqError: The outputs of the base or of the float model are not finite, or a cost of the base cannot be
+                measured.
         """
         expected = outputs_of(self.floating, self.examples)
         base = self._measured("base", self.conversion, expected, lambda: self.base)
+        if "impossible" in base:
+            raise TfqError(
+                f"search.pareto_points: levels cannot be compared with the base, which is every layer in {BASE_LEVEL}: "
+                f"{base['impossible']}, or those of the float model. Check the training examples for values that are "
+                "not finite or outside of the model's range, or leave search.pareto_points out",
+                field="search.pareto_points",
+            )
         effects, impossible = [], {}
         for number, layer in enumerate(layers, 1):
             effects.append(
@@ -240,6 +278,7 @@ class LevelMeasurement:
             try:
                 built = content() if content else self._converted(conversion)
                 distortion = output_distortion(outputs_of(built, self.examples), expected)
+                costs = self.costs(built) if math.isfinite(distortion) else {}
             except TfqError as error:
                 if content:
                     raise
@@ -248,7 +287,7 @@ class LevelMeasurement:
                 return {"impossible": "its outputs are not finite"}
             # Packing again adds a constant to the file of a quantizer; files with 4-bit weights or techniques have it.
             size = len(tflite.pack(tflite.unpack(built), len(built)))
-            return {"distortion": distortion, "costs": {**self.costs(built), "bytes": size}}
+            return {"distortion": distortion, "costs": {**costs, "bytes": size}}
 
         return self.store.run(f"search: level, {name}", {**self.basis, "candidate": conversion.to_dict()}, make).details
 

@@ -39,6 +39,7 @@ from tfq.search.mixed_precision import (
     LEVELS,
     LevelMeasurement,
     available_levels,
+    check_costs,
     cost_bounds,
     costs_key,
     costs_of,
@@ -154,11 +155,13 @@ def find_int8(
     Raises:
         InputError: The model is not a float flatbuffer, the data has no class labels, SciPy is missing for
             `config.pareto_points`, or the quantizer does not have one of `config.levels`.
+        BackendError: The budget bounds instructions, and its backend cannot count them here.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     if config.pareto_points:
         check_solver()
         available_levels(conversion, config.levels)
+    check_costs(config.budget)
     floating = auditing.float_source(content_of(floating, "floating", "a float .tflite file"))
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     if conversion.sampling == "by_class":
@@ -246,8 +249,10 @@ class _Search:
         """Convert with the settings of a candidate and measure it, or load the stored measurements.
 
         Returns:
-            The measurements, which are also added to `results`; None if the conversion is not possible.
+            The measurements, which are also added to `results`; None if the conversion is not possible, or a cost of a
+            file with layers in other formats cannot be measured.
         """
+        optional = candidate.kind in ("mixed", "levels")
         layers = tuple(self._ranked()[: candidate.layers]) if candidate.layers else tuple(dict(candidate.levels))
         conversion, budget = candidate.conversion(self._conversion, layers), self._config.budget
 
@@ -260,7 +265,7 @@ class _Search:
                     self._floating, self._train, conversion, remedies=False, warn_if_collapsed=False
                 )
             except TfqError as error:
-                if candidate.kind not in ("mixed", "levels"):
+                if not optional:
                     raise
                 return {"impossible": str(error)}  # ops of a layer do not support the scheme
             secs, content = time.monotonic() - start, built.content
@@ -268,14 +273,20 @@ class _Search:
             if any(item.kind == "does_not_run" for item in problems):
                 warn(problems[0].message)  # the result does not contain this candidate
                 return {"impossible": problems[0].message}
+            try:
+                costs, latency = costs_of(content, budget), self._latency_ratio(content)
+            except TfqError as error:
+                if not optional:
+                    raise
+                return {"impossible": str(error)}
             artifacts.write_bytes(directory / _MODEL, content)
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
                 "sample": self._criterion.sample(content, self._floating, self._validation).to_dict(),
                 "agreement": self._agreement(content),
-                "latency_ratio": self._latency_ratio(content),
-                "costs": {key: value for key, value in costs_of(content, budget).items() if key != "bytes"},
+                "latency_ratio": latency,
+                "costs": {key: value for key, value in costs.items() if key != "bytes"},
             }
 
         inputs = {**self._basis, "candidate": conversion.to_dict(), "costs": costs_key(budget)}
@@ -418,7 +429,8 @@ class _Search:
             if item is None:
                 return None
             tried.append(item)
-            return {**item.costs, "bytes": item.model_bytes, "latency_ratio": item.latency_ratio or 0.0}
+            latency = math.inf if item.latency_ratio is None else item.latency_ratio
+            return {**item.costs, "bytes": item.model_bytes, "latency_ratio": latency}
 
         place = fit_assignment(self._levels, solver, bounds, measure)
         return None if place is None else tried[place]
