@@ -37,7 +37,7 @@ from tfq.evaluation.paired import paired_difference
 from tfq.store import StageStore
 
 GPTQ = ("gptq", "bias_correction")
-ALL = (*GPTQ, "reconstruction")
+ALL = ("gptq", "reconstruction")
 INT4 = {"int4_layers": ("*",)}
 # Method -> settings of tfq's conversion.
 TFQ: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from messages import refused
 from tfq import ptq, quant_math, tflite
 from tfq.errors import FlatbufferError, InputError, TfqError
 from tfq.ptq.calibration.observer import map_activations
-from tfq.ptq.gptq import round_weights
+from tfq.ptq.gptq import InputMoments, mean_patch, round_weights
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, same_padding, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
@@ -350,7 +350,7 @@ def test_kept_moments_are_those_of_the_same_model_and_samples(monkeypatch):
     runs, other = [], [{"image": sample["image"] + 1} for sample in SAMPLES]
 
     def counting(*arguments, **settings):
-        runs.append(1)
+        runs.extend([1] * ("total" in settings))  # not the first sample alone
         return map_activations(*arguments, **settings)
 
     monkeypatch.setattr("tfq.ptq.gptq.map_activations", counting)
@@ -364,6 +364,27 @@ def test_kept_moments_are_those_of_the_same_model_and_samples(monkeypatch):
         assert len(runs) == 5
     ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES)
     assert len(runs) == 6
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(2e4, 1.0), (2000.0, 0.5), (0.7, 0.0), (0.0, 0.0)])
+def test_moments_of_inputs_with_a_large_mean_keep_their_small_variance(mean, deviation):
+    rng = np.random.default_rng(0)
+    values = (mean + deviation * rng.normal(size=(3, 1, 500, 4))).astype(np.float32)
+    moments = [InputMoments.of(part, mean_patch(values[0])) for part in values]
+    total = moments[0] + moments[1] + moments[2]
+    rows = values.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(total.mean[0], rows.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(total.gram(True)[0], np.cov(rows.T, bias=True), atol=1e-3 * deviation**2 + 1e-12)
+    np.testing.assert_allclose(total.gram(False)[0], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-12)
+    assert np.isfinite(round_weights(rng.normal(size=(2, 4)), total.gram(True)[0], -7, 7)).all()
+
+
+@pytest.mark.parametrize(
+    "technique", [ptq.optimize_rounding, ptq.quantize_to_int4, ptq.correct_biases, ptq.reconstruct]
+)
+def test_techniques_without_samples_are_refused(technique):
+    with refused(InputError, field="samples"):
+        technique(QUANTIZED, FLOATING, [])
 
 
 def test_rounding_moves_values_at_most_one_step_and_keeps_scales():

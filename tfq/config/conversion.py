@@ -33,8 +33,8 @@ TECHNIQUES = (
     "bias_absorption",
     "one_shot_pruning",
     "gptq",
-    "bias_correction",
     "reconstruction",
+    "bias_correction",
 )
 QUANTIZERS = ("tensorflow", "litert")
 LSTM_FORMS = ("auto", "fused", "unrolled")
@@ -123,8 +123,8 @@ class ConversionConfig(Config):
         "post-training techniques, applied in this order: cross_layer_equalization (equalizes the ranges of "
         "channels across layers), bias_absorption (moves the constant part of channels into the next bias), "
         "one_shot_pruning (makes weights zero, as sparsity and sparsity_m_by_n say, and updates the others), gptq "
-        "(rounds weights to minimize the output error on data), bias_correction (removes the mean quantization "
-        "error), reconstruction (rounds weights and corrects biases for the rounded inputs of each layer)",
+        "(rounds weights to minimize the output error on data), reconstruction (rounds weights and corrects biases for "
+        "the rounded inputs of each layer), bias_correction (removes the mean quantization error)",
         choices=TECHNIQUES,
     )
     sparsity: float = setting(

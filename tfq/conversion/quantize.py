@@ -227,12 +227,12 @@ def _with_weight_techniques(
         rounding = "gptq" in config.techniques
         narrowed = ptq.quantize_to_int4(content, floating, samples, config.int4_layers, rounding=rounding)
         content, techniques["int4"] = narrowed.model, narrowed.to_dict()
-    if "bias_correction" in config.techniques:
-        corrected = ptq.correct_biases(content, floating, samples)
-        content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
     if "reconstruction" in config.techniques:
         chosen = ptq.reconstruct(content, floating, samples)
         content, techniques["reconstruction"] = chosen.model, chosen.to_dict()
+    if "bias_correction" in config.techniques:
+        corrected = ptq.correct_biases(content, floating, samples)
+        content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
     return content, techniques
 
 

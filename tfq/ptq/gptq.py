@@ -29,7 +29,7 @@ from tfq import artifacts, tflite
 from tfq.patterns import check_fits, fits_op
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
-from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weight_scales import QUANTIZED_LIMITS, least_error_scales, nearest, widest_scales
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
 
@@ -70,27 +70,44 @@ class Rounding:
 class InputMoments:
     """Sums over the input patches x of a layer, over all positions and samples, for each group of channels.
 
+    Products are computed in float32, so they are those of x - r with a reference r near the mean: a large mean would
+    take the digits of a small variance.
+
     Attributes:
         count: The number of patches.
-        sums: The sum of x: (groups, K).
-        products: The sum of x x^T: (groups, K, K).
+        reference: r: (groups, K).
+        sums: The sum of x - r: (groups, K).
+        products: The sum of (x - r) (x - r)^T: (groups, K, K).
     """
 
     count: int
-    sums: NDArray[np.float64]  # (groups, K)
-    products: NDArray[np.float64]  # (groups, K, K)
+    reference: NDArray[np.float32]
+    sums: NDArray[np.float64]
+    products: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, patches: NDArray[np.float32], reference: NDArray[np.float32]) -> "InputMoments":
+        """Return the moments of patches: (groups, positions, K)."""
+        shifted = patches - reference[:, None]
+        products = np.matmul(shifted.transpose(0, 2, 1), shifted).astype(np.float64)
+        return cls(patches.shape[1], reference, shifted.sum(axis=1, dtype=np.float64), products)
 
     def __add__(self, other: "InputMoments") -> "InputMoments":
-        """Return the moments of both sets of patches."""
-        return InputMoments(self.count + other.count, self.sums + other.sums, self.products + other.products)
+        """Return the moments of both sets of patches, which have the same reference."""
+        sums, products = self.sums + other.sums, self.products + other.products
+        return InputMoments(self.count + other.count, self.reference, sums, products)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """E[x]: (groups, K)."""
+        return self.reference + self.sums / self.count
 
     def gram(self, centered: bool) -> NDArray[np.float64]:
         """Return E[x x^T], or the covariance if `centered`: (groups, K, K)."""
-        result = self.products / self.count
-        if centered:
-            mean = self.sums / self.count
-            result = result - mean[:, :, None] * mean[:, None, :]
-        return result
+        offset = self.sums / self.count
+        covariance = self.products / self.count - offset[:, :, None] * offset[:, None, :]
+        mean = self.mean
+        return covariance if centered else covariance + mean[:, :, None] * mean[:, None, :]
 
 
 @stage("optimizing rounding (GPTQ)")
@@ -180,9 +197,11 @@ def _quantize_layer_to_int4(
 ) -> tuple[float, float]:
     """Give the layer 4-bit weights; return its relative output errors, as `_relative_errors` does."""
     rows, gram = source.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
-    per_tensor = len(set(layer.scales)) == 1 and len(rows) > 1
+    per_tensor = not layer.has_own_scales
     importance = _importance(rows, gram)
     scales = least_error_scales(rows, 4, importance, per_tensor=per_tensor)
+    if not per_tensor:
+        scales = np.where((rows == 0).all(axis=1), layer.scales, scales)  # the bias is in steps of this scale
     quantized = nearest(rows, scales[:, None], 4)
     if rounding:
         quantized = _rounded(rows, scales, gram, 4)
@@ -223,6 +242,7 @@ def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) 
         if scales is None or not layer.has_own_scales:
             skipped[layer.layer] = "its weights are not on a grid of 4 bits for each channel"
             continue
+        scales = np.where((rows == 0).all(axis=1), layer.scales, scales)
         data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
         layer.set_int4(np.rint(rows / scales[:, None]), scales, data_scale * scales)
         if layer.has_bias:
@@ -346,7 +366,7 @@ def _fitted_scales(
 
 def _mean_error(rows: NDArray, approximation: NDArray, inputs: InputMoments) -> NDArray[np.float64]:
     """Return the mean error of each output channel."""
-    means = inputs.sums / inputs.count
+    means = inputs.mean
     return np.asarray(((approximation - rows) * np.repeat(means, len(rows) // len(means), axis=0)).sum(axis=1))
 
 
@@ -431,7 +451,7 @@ def _round(layer: WeightedOp, source: WeightedOp, inputs: InputMoments) -> tuple
         errors += [(squares * item).sum() for item in (simple, np.minimum(better, simple), signal)]
     layer.set_weights_by_output(quantized)
     if layer.has_bias:
-        mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
+        mean = np.repeat(inputs.mean, per_group, axis=0)
         offset = ((quantized - before) * mean).sum(axis=1) * scales
         layer.set_bias(layer.bias - np.rint(offset / layer.bias_scale))
     return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
@@ -485,7 +505,12 @@ def batches_in_memory(layers: Sequence[WeightedOp], most: int | None = None) -> 
 
 
 def input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[InputMoments]:
-    """Return the moments of each layer's inputs over the samples, those of `kept_moments` if they are known."""
+    """Return the moments of each layer's inputs over the samples, those of `kept_moments` if they are known.
+
+    Raises:
+        InputError: There are no samples.
+    """
+    check_samples(samples)
     kept = _KEPT.get()
     if kept is None:
         return _new_moments(floating, layers, samples)
@@ -496,6 +521,11 @@ def input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequen
         if sum(item.products.nbytes for item in (*kept.values(), results[id(layer)])) <= _GRAM_BYTES:
             kept[model, layer.output, data] = results[id(layer)]
     return [results.get(id(layer)) or kept[model, layer.output, data] for layer in layers]
+
+
+def mean_patch(patches: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean over the positions: (groups, K)."""
+    return patches.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def _hash_of(samples: Sequence[Sample]) -> str:
@@ -511,16 +541,18 @@ def _hash_of(samples: Sequence[Sample]) -> str:
 def _new_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[InputMoments]:
     """Return the moments of each layer's inputs over the samples."""
 
-    def moments(values: list[NDArray]) -> list[InputMoments]:
-        results = []
-        for layer, array in zip(layers, values, strict=True):
-            patches = extract_patches(layer, array)
-            sums = patches.sum(axis=1, dtype=np.float64)
-            products = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
-            results.append(InputMoments(patches.shape[1], sums, products))
-        return results
+    def means(values: list[NDArray]) -> list[NDArray[np.float32]]:
+        return [mean_patch(extract_patches(layer, array)) for layer, array in zip(layers, values, strict=True)]
 
+    def moments(values: list[NDArray]) -> list[InputMoments]:
+        return [
+            InputMoments.of(extract_patches(layer, array), reference)
+            for layer, array, reference in zip(layers, values, references, strict=True)
+        ]
+
+    tensors = [layer.data for layer in layers]
+    (references,) = map_activations(floating, tensors, samples[:1], means)
     total: list[InputMoments] = []
-    for item in map_activations(floating, [layer.data for layer in layers], samples, moments, total=len(samples)):
+    for item in map_activations(floating, tensors, samples, moments, total=len(samples)):
         total = [one + other for one, other in zip(total, item, strict=True)] if total else item
     return total

@@ -98,6 +98,16 @@ class ModelPair:
         return (quantized_values.astype(np.float64) - zero_point) * scale
 
 
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Raise InputError if there are no samples."""
+    if not samples:
+        raise InputError(
+            "post-training techniques need data: expected at least one sample, got none. Pass calibration samples",
+            field="samples",
+            expected="at least one sample",
+        )
+
+
 def channel_means(
     model: bytes, tensors: Sequence[int], samples: Iterable[Sample]
 ) -> tuple[list[NDArray[np.float64]], list[NDArray]]:

@@ -116,7 +116,7 @@ def _sparsify(
     sparse = sparse_weights(weights, gram, channels, sparsity, m_by_n)
     layer.set_weights_by_output(sparse)
     if layer.has_bias:
-        layer.set_bias(layer.bias + (weights - sparse) @ (inputs.sums[0] / inputs.count))
+        layer.set_bias(layer.bias + (weights - sparse) @ inputs.mean[0])
     power = max(_error(weights, gram), 1e-30)
     before = _error(weights * ~smallest, gram) / power
     return (before, _error(weights - sparse, gram) / power), float((sparse == 0).mean())

@@ -26,11 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.errors import InputError
 from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
-from tfq.ptq.gptq import Rounding, pair_layers, pairs_in_memory, round_weights
-from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.gptq import InputMoments, Rounding, mean_patch, pair_layers, pairs_in_memory, round_weights
+from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
 
 # Added to the diagonal of H in the regression, relative to its mean.
@@ -61,12 +60,7 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
     Raises:
         InputError: The flatbuffers do not belong together, or there are no samples.
     """
-    if not samples:
-        raise InputError(
-            "reconstruction needs data: expected at least one sample, got none. Pass calibration samples",
-            field="samples",
-            expected="at least one sample",
-        )
+    check_samples(samples)
     pair, (edited, layers, skipped) = ModelPair(floating, quantized), pair_layers(quantized, floating)
     content, errors = quantized, {}
     together = math.ceil(len(layers) / _MOST_PASSES)
@@ -86,49 +80,60 @@ Layer = tuple[WeightedOp, WeightedOp]
 class _Moments:
     """Sums over all positions and samples: x' are the rounded inputs of a layer, y its float outputs without bias.
 
+    As in `InputMoments`, both are taken relative to references near their means.
+
     Attributes:
-        count: The number of positions.
-        inputs: Sums of x': (groups, K).
-        products: Sums of x' x'^T: (groups, K, K).
+        inputs: The moments of x'.
+        reference: The reference of y: (groups, outputs per group).
         targets: Sums of y: (groups, outputs per group).
         cross: Sums of x' y^T: (groups, K, outputs per group).
         squares: Sums of y^2: (groups, outputs per group).
     """
 
-    count: int
-    inputs: NDArray[np.float64]
-    products: NDArray[np.float64]
+    inputs: InputMoments
+    reference: NDArray[np.float32]
     targets: NDArray[np.float64]
     cross: NDArray[np.float64]
     squares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rounded: NDArray[np.float32], outputs: NDArray[np.float32]) -> "_Moments":
-        """Return the moments of patches (groups, positions, K) and outputs (groups, positions, outputs per group)."""
-        transposed = rounded.transpose(0, 2, 1)
+    def of(cls, rounded: NDArray[np.float32], outputs: NDArray[np.float32], first: "_Moments | None") -> "_Moments":
+        """Return the moments of patches (groups, positions, K) and outputs (groups, positions, outputs per group).
+
+        They have the references of `first`, or their own means.
+        """
+        center = mean_patch(rounded) if first is None else first.inputs.reference
+        reference = mean_patch(outputs) if first is None else first.reference
+        outputs = outputs - reference[:, None]
         return cls(
-            rounded.shape[1],
-            rounded.sum(axis=1, dtype=np.float64),
-            np.matmul(transposed, rounded).astype(np.float64),
+            InputMoments.of(rounded, center),
+            reference,
             outputs.sum(axis=1, dtype=np.float64),
-            np.matmul(transposed, outputs).astype(np.float64),
+            np.matmul((rounded - center[:, None]).transpose(0, 2, 1), outputs).astype(np.float64),
             np.square(outputs).sum(axis=1, dtype=np.float64),
         )
 
     def add(self, other: "_Moments") -> None:
-        """Add the sums of other positions."""
-        self.count += other.count
-        for name in ("inputs", "products", "targets", "cross", "squares"):
+        """Add the sums of other positions, which have the same references."""
+        self.inputs += other.inputs
+        for name in ("targets", "cross", "squares"):
             getattr(self, name).__iadd__(getattr(other, name))
+
+    @property
+    def mean_targets(self) -> NDArray[np.float64]:
+        """E[y]: (groups, outputs per group)."""
+        return self.reference + self.targets / self.inputs.count
 
     def covariances(self, group: int, centered: bool) -> tuple[NDArray, NDArray, NDArray]:
         """Return E[x' x'^T], E[x' y^T] and E[y^2] of a group, or the covariances and variances if `centered`."""
-        products, cross, squares = (item[group] / self.count for item in (self.products, self.cross, self.squares))
-        if centered:
-            mean, target = self.inputs[group] / self.count, self.targets[group] / self.count
-            products = products - np.outer(mean, mean)
-            cross, squares = cross - np.outer(mean, target), squares - target**2
-        return products, cross, squares
+        count = self.inputs.count
+        offset, target = self.inputs.sums[group] / count, self.targets[group] / count
+        cross = self.cross[group] / count - np.outer(offset, target)
+        squares = self.squares[group] / count - target**2
+        if not centered:
+            mean, target = self.inputs.mean[group], self.mean_targets[group]
+            cross, squares = cross + np.outer(mean, target), squares + target**2
+        return self.inputs.gram(centered)[group], cross, np.maximum(squares, 0)
 
 
 def _moments(
@@ -152,15 +157,13 @@ def _moments(
     totals: list[_Moments] = []
     for exact, actual in zip(floats, rounded, strict=True):
         items = []
-        for (layer, source), kernel, x, x_rounded in zip(batch, weights, exact, actual, strict=True):
-            real = pair.dequantize(layer.data, x_rounded).astype(np.float32)
-            outputs = np.matmul(extract_patches(source, x), kernel.transpose(0, 2, 1))
-            items.append(_Moments.of(extract_patches(source, real), outputs))
-        if totals:
-            for total, item in zip(totals, items, strict=True):
-                total.add(item)
-        else:
-            totals = items
+        for place, ((layer, source), kernel) in enumerate(zip(batch, weights, strict=True)):
+            real = pair.dequantize(layer.data, actual[place]).astype(np.float32)
+            outputs = np.matmul(extract_patches(source, exact[place]), kernel.transpose(0, 2, 1))
+            items.append(_Moments.of(extract_patches(source, real), outputs, totals[place] if totals else None))
+        for total, item in zip(totals, items, strict=False):
+            total.add(item)
+        totals = totals or items
     return totals
 
 
@@ -172,7 +175,7 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments)
     """Change the layer's weights and bias; return its relative errors before and after."""
     rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
     present_scales, scales, quantized = layer.scales, layer.scales.copy(), before.copy()
-    groups = len(moments.products)
+    groups = len(moments.reference)
     per_group = len(rows) // groups
     errors = np.zeros(3)
     for group in range(groups):
@@ -203,7 +206,11 @@ def _regressed(rows: NDArray, gram: NDArray, cross: NDArray) -> NDArray[np.float
 
 def _errors(weights: NDArray, gram: NDArray, cross: NDArray, squares: NDArray) -> NDArray[np.float64]:
     """Return E[(y - q^T x')^2] for each row q of `weights`."""
-    return squares - 2 * np.einsum("ok,ko->o", weights, cross) + np.einsum("ok,kl,ol->o", weights, gram, weights)
+    return (
+        squares
+        - 2 * np.einsum("ok,ko->o", weights, cross)
+        + np.einsum("ok,kl,ol->o", weights, gram, weights, optimize=True)
+    )
 
 
 def _write(layer: WeightedOp, source: WeightedOp, moments: _Moments, quantized: NDArray, scales: NDArray) -> None:
@@ -213,8 +220,7 @@ def _write(layer: WeightedOp, source: WeightedOp, moments: _Moments, quantized: 
         scales = scales.astype(np.float32).astype(np.float64)
         layer.set_scales(scales, data_scale * scales)
     if layer.has_bias:
-        mean = np.repeat(moments.inputs / moments.count, len(scales) // len(moments.inputs), axis=0)
-        target = moments.targets.reshape(-1) / moments.count
-        bias = source.bias + target - (quantized * scales[:, None] * mean).sum(axis=1)
+        mean = np.repeat(moments.inputs.mean, len(scales) // len(moments.reference), axis=0)
+        bias = source.bias + moments.mean_targets.reshape(-1) - (quantized * scales[:, None] * mean).sum(axis=1)
         limits = np.iinfo(layer.bias.dtype)
         layer.set_bias(np.clip(np.rint(bias / (data_scale * scales)), limits.min, limits.max))
