@@ -97,6 +97,19 @@ def test_each_signature_is_quantized_with_its_own_data(floating, settings):
     assert inputs[1] > 5 * inputs[0]
 
 
+def test_few_bits_are_rounded_by_the_data_of_each_signature(floating):
+    settings = {"scheme": "weight_only_int4", "verify": False}
+    nearest, result = converted(floating, **settings), converted(floating, **settings, techniques=("gptq",))
+    assert set(result.techniques) == set(DATA)
+    for key, samples in DATA.items():
+        expected, before, after = (
+            outputs(model, key, samples) for model in (floating, nearest.content, result.content)
+        )
+        assert sqnr_db(expected, after) > sqnr_db(expected, before) + 1, key
+    with refused(tfq.InputError, field="representative_dataset", got=("logits",), word="'classes'"):
+        converted(floating, {"logits": VECTORS}, **settings, techniques=("gptq",))
+
+
 def test_data_of_the_wrong_signature_would_have_been_seen(floating):
     result = converted(floating, {"classes": IMAGES, "logits": IMAGES})
     expected, got = (outputs(model, "logits", VECTORS) for model in (floating, result.content))

@@ -238,6 +238,85 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
     np.testing.assert_array_equal(layers["conv2"].bias, before + 1)
 
 
+def test_a_bias_scale_of_several_layers_changes_for_one_alone():
+    def one_bias(model):
+        op = op_of(model, "conv2")
+        op.inputs = np.array([*op.inputs[:2], op_of(model, "pointwise").inputs[2]], np.int32)
+
+    before = changed(QUANTIZED, one_bias)
+    after = ptq.quantize_to_int4(before, FLOATING, SAMPLES[:4], ["conv2"]).model
+    old, new = (
+        tflite.read(model).main_subgraph.tensors[op_of(tflite.unpack(model), "pointwise").inputs[2]]
+        for model in (before, after)
+    )
+    assert new.scale == old.scale
+    np.testing.assert_array_equal(
+        tensor_values(after, output_of(after, "pointwise")), tensor_values(before, output_of(before, "pointwise"))
+    )
+
+
+def grouped(model):
+    """Give conv2 two groups of channels."""
+    op = op_of(model, "conv2")
+    buffer, weights = constant(model, "conv2", 1)
+    buffer.data = weights[..., :6].copy().reshape(-1).view(np.uint8)
+    model.subgraphs[0].tensors[op.inputs[1]].shape = [12, 3, 3, 6]
+
+
+def twice(model):
+    """Add an op that reads the weights of conv2 as well, for an output that nothing reads."""
+    graph, twin = model.subgraphs[0], generated.OperatorT()
+    twin.__dict__.update(op_of(model, "conv2").__dict__)
+    copy = generated.TensorT()
+    copy.__dict__.update(graph.tensors[twin.outputs[0]].__dict__)
+    copy.name = b"twin"
+    graph.tensors.append(copy)
+    twin.outputs = np.array([len(graph.tensors) - 1], np.int32)
+    graph.operators.append(twin)
+
+
+@pytest.mark.parametrize(("change", "word"), [(grouped, "grouped"), (twice, "read")])
+def test_layers_that_techniques_leave_unchanged_are_named_with_the_reason(change, word):
+    floating, quantized = changed(FLOATING, change), changed(QUANTIZED, change)
+    samples = SAMPLES[:4]
+    bits = {int(op_of(tflite.unpack(floating), layer).inputs[1]): 4 for layer in ("conv1", "conv2")}
+    results = [
+        ptq.optimize_rounding(quantized, floating, samples),
+        ptq.quantize_to_int4(quantized, floating, samples),
+        ptq.make_sparse(floating, samples),
+        ptq.round_to_few_bits(floating, samples, bits),
+    ]
+    for result in results:
+        assert result.to_dict()["skipped"]["conv2"].split().count(word) == 1
+        assert "conv2" not in result.layers and "conv1" in result.layers
+    with refused(InputError, field="conversion.int4_layers", word=word):
+        ptq.quantize_to_int4(quantized, floating, samples, ["conv2"])
+    alone = ptq.round_to_few_bits(floating, samples, {int(op_of(tflite.unpack(floating), "conv1").inputs[1]): 4})
+    assert not alone.skipped
+
+
+def test_two_ops_of_one_layer_both_have_an_entry():
+    def renamed(model):
+        for tensor in model.subgraphs[0].tensors:
+            tensor.name = tensor.name.replace(b"/pointwise/", b"/conv2/")
+
+    floating, quantized = changed(FLOATING, renamed), changed(QUANTIZED, renamed)
+    first = (
+        "digits_cnn/conv2/Relu;digits_cnn/conv2/BiasAdd;digits_cnn/conv2/Conv2D;digits_cnn/conv2/BiasAdd/ReadVariableOp"
+    )
+    samples = SAMPLES[:4]
+    bits = {int(op_of(tflite.unpack(floating), layer).inputs[1]): 4 for layer in ("pointwise", "conv2")}
+    for result in (
+        ptq.optimize_rounding(quantized, floating, samples),
+        ptq.quantize_to_int4(quantized, floating, samples),
+        ptq.make_sparse(floating, samples),
+        ptq.round_to_few_bits(floating, samples, bits),
+        ptq.correct_biases(quantized, floating, samples),
+    ):
+        names = [name for name in result.layers if name.startswith("conv2")]
+        assert len(names) == 2 and names[0] == "conv2" and names[1].startswith(f"conv2 ({first}")
+
+
 def test_weights_of_another_size_than_their_shape_are_refused():
     def shorten(model):
         weights = model.subgraphs[0].tensors[int(op_of(model, "conv2").inputs[1])]

@@ -220,7 +220,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     if has_several_signatures(model):
-        if config.needs_ranges:
+        if config.needs_ranges or config.techniques:  # both need data, and each subgraph has other data
             return with_published_files(convert_each_signature(model, dataset, config, _from_subgraph), source)
         dataset = data_of_main_subgraph(parsed, dataset)
     return with_published_files(_from_subgraph(model, dataset, config), source)

@@ -96,7 +96,7 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
     return BiasCorrection(
         model=best.content,
         layers={
-            layer.layer: (_rms_in_steps(pair, layer.output, before), _rms_in_steps(pair, layer.output, after))
+            layer.key: (_rms_in_steps(pair, layer.output, before), _rms_in_steps(pair, layer.output, after))
             for layer, before, after in zip(layers, first.offsets, best.offsets, strict=True)
         },
         rounds=best.rounds,

@@ -31,7 +31,7 @@ from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weight_scales import QUANTIZED_LIMITS, least_error_scales, nearest, widest_scales
-from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
+from tfq.ptq.weighted_ops import WeightedOp, extract_patches, left_out, weighted_ops
 
 # Added to the diagonal of H, relative to its mean: an input that is always zero makes H singular.
 _DAMPING = 0.01
@@ -129,7 +129,7 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     for batch in pairs_in_memory(layers):
         moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
-            errors[layer.layer] = _round(layer, source, inputs)
+            errors[layer.key] = _round(layer, source, inputs)
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
 
 
@@ -158,22 +158,23 @@ def quantize_to_int4(
     """
     edited, candidates, skipped = pair_layers(quantized, floating)
     outputs = {id(layer): layer.output_name for layer, _ in candidates}
+    names: dict[str, str | None] = {**left_out(tflite.read(quantized)), **{item.layer: None for item, _ in candidates}}
     for pattern in layers:
         check_fits(
             f"int4_layers: the pattern {pattern!r}",
             pattern,
-            dict.fromkeys(layer.layer for layer, _ in candidates),
+            names,
             field="conversion.int4_layers",
             tensors=outputs.values(),
         )
     chosen = [pair for pair in candidates if fits_op(pair[0].layer, (outputs[id(pair[0])],), layers)]
     matching = {id(layer) for layer, _ in chosen}
-    skipped |= {layer.layer: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}
+    skipped |= {layer.key: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}
     errors = {}
     for batch in pairs_in_memory(chosen):
         moments = input_moments(floating, [source for _, source in batch], samples)
         for (layer, source), inputs in zip(batch, moments, strict=True):
-            errors[layer.layer] = _quantize_layer_to_int4(layer, source, inputs, rounding)
+            errors[layer.key] = _quantize_layer_to_int4(layer, source, inputs, rounding)
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
 
 
@@ -182,11 +183,11 @@ def pair_layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weig
     pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)
     sources = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
-    layers, skipped = [], {}
+    layers, skipped = [], left_out(pair.quantized)
     for item in weighted_ops(edited, pair.quantized):
         source = sources.get(pair.float_tensors.get(item.output, tflite.ABSENT))
         if source is None or source.weights.shape != item.weights.shape:
-            skipped[item.layer] = "it is not quantized, or the float flatbuffer has no layer that matches it"
+            skipped[item.key] = "it is not quantized, or the float flatbuffer has no layer that matches it"
         else:
             layers.append((item, source))
     return edited, layers, skipped
@@ -236,18 +237,18 @@ def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) 
     for layer, source in candidates:
         rows = source.weights_by_output().astype(np.float64)
         if layer.layer not in layers:
-            skipped[layer.layer] = "it is not one of the layers to store"
+            skipped[layer.key] = "it is not one of the layers to store"
             continue
         scales = _grid_steps(rows)
         if scales is None or not layer.has_own_scales:
-            skipped[layer.layer] = "its weights are not on a grid of 4 bits for each channel"
+            skipped[layer.key] = "its weights are not on a grid of 4 bits for each channel"
             continue
         scales = np.where((rows == 0).all(axis=1), layer.scales, scales)
         data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
         layer.set_int4(np.rint(rows / scales[:, None]), scales, data_scale * scales)
         if layer.has_bias:
             layer.set_bias(np.rint(source.bias / (data_scale * scales)))
-        stored[layer.layer] = (0.0, 0.0)
+        stored[layer.key] = (0.0, 0.0)
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=stored, skipped=skipped)
 
 
@@ -271,15 +272,17 @@ class FewBitWeights:
         model: The float flatbuffer, whose biases correct the mean error of the outputs.
         weights: {tensor of the main subgraph: (quantized values in the tensor's shape, as int8; their scales)}.
         layers: As in `Rounding`.
+        skipped: {layer: why its weights of 4 or 2 bits are not rounded by data}. They are rounded to nearest.
     """
 
     model: bytes
     weights: Mapping[int, tuple[NDArray[np.int8], NDArray[np.float32]]]
     layers: Mapping[str, tuple[float, float]]
+    skipped: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the flatbuffer and the weights."""
-        return Rounding(model=b"", layers=self.layers, skipped={}).to_dict()
+        return Rounding(model=b"", layers=self.layers, skipped=self.skipped).to_dict()
 
 
 @stage("optimizing rounding (GPTQ)")
@@ -298,16 +301,18 @@ def round_to_few_bits(
             result.
         per_tensor: The tensors that get a single scale.
     """
-    edited = tflite.unpack(floating)
-    layers = [item for item in weighted_ops(edited, tflite.read(floating)) if int(item.op.inputs[1]) in bits]
+    edited, parsed = tflite.unpack(floating), tflite.read(floating)
+    layers = [item for item in weighted_ops(edited, parsed) if int(item.op.inputs[1]) in bits]
     weights, errors = {}, {}
     for batch in pairs_in_memory([(item, item) for item in layers]):
         moments = input_moments(floating, [layer for layer, _ in batch], samples)
         for (layer, _), inputs in zip(batch, moments, strict=True):
             tensor = int(layer.op.inputs[1])
-            values, scales, errors[layer.layer] = _few_bits(layer, inputs, bits[tensor], tensor in per_tensor)
+            values, scales, errors[layer.key] = _few_bits(layer, inputs, bits[tensor], tensor in per_tensor)
             weights[tensor] = (layer.ordered_by_output(values).astype(np.int8), scales.astype(np.float32))
-    return FewBitWeights(model=tflite.pack(edited, len(floating)), weights=weights, layers=errors)
+    return FewBitWeights(
+        model=tflite.pack(edited, len(floating)), weights=weights, layers=errors, skipped=left_out(parsed, bits)
+    )
 
 
 def _few_bits(

@@ -28,7 +28,7 @@ from tfq.errors import InputError
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.gptq import InputMoments, batches_in_memory, input_moments
-from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
+from tfq.ptq.weighted_ops import WeightedOp, left_out, weighted_ops
 
 # Added to the diagonal of H, relative to its mean.
 _DAMPING = 1e-3
@@ -83,12 +83,12 @@ def make_sparse(
         InputError: No layer can be sparse.
     """
     edited, parsed = tflite.unpack(floating), tflite.read(floating)
-    layers, skipped = [], {}
+    layers, skipped = [], left_out(parsed)
     for item in weighted_ops(edited, parsed):
         if item.is_depthwise:
-            skipped[item.layer] = "it is a depthwise convolution"
+            skipped[item.key] = "it is a depthwise convolution"
         elif item.weights.dtype != np.float32:
-            skipped[item.layer] = f"its weights are {item.weights.dtype}, expected float32"
+            skipped[item.key] = f"its weights are {item.weights.dtype}, expected float32"
         else:
             layers.append(item)
     if not layers:
@@ -101,7 +101,7 @@ def make_sparse(
     errors, zeros = {}, {}
     for batch in batches_in_memory(layers):
         for layer, inputs in zip(batch, input_moments(floating, batch, samples), strict=True):
-            errors[layer.layer], zeros[layer.layer] = _sparsify(layer, inputs, sparsity, m_by_n)
+            errors[layer.key], zeros[layer.key] = _sparsify(layer, inputs, sparsity, m_by_n)
     return Sparsification(model=tflite.pack(edited, len(floating)), layers=errors, zeros=zeros, skipped=skipped)
 
 

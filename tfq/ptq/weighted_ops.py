@@ -4,7 +4,7 @@
 import collections
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import FlatbufferError
+from tfq.tflite.op_types import WEIGHT, roles
 from tfq.tflite.schema import TENSOR_TYPES
 from tfq.tflite.stored_values import PACKED_BITS, packed_values, stored_values
 
@@ -37,6 +38,7 @@ class WeightedOp:
         op: The op in its object form.
         name: The op's type, such as "CONV_2D".
         layer: The Keras layer, or the name of the output tensor if the layer is not known.
+        key: The unique name of the op in records: `layer`, with the output tensor if an earlier op has the same layer.
         num_inputs: The number of channels of the data.
     """
 
@@ -44,6 +46,7 @@ class WeightedOp:
     op: Any
     name: str
     layer: str
+    key: str
     num_inputs: int
 
     @property
@@ -192,7 +195,7 @@ class WeightedOp:
         """Set the scales of the weights and of the bias, as many as before. Quantized values stay as they are."""
         for slot, values in ((_WEIGHTS, scales), (_BIAS, bias_scale)):
             if slot == _WEIGHTS or self.has_bias:
-                tensor = self._tensor(slot)
+                tensor = self._own_tensor(slot)
                 tensor.quantization = copy.copy(tensor.quantization)
                 tensor.quantization.scale = [float(value) for value in values]
 
@@ -227,13 +230,7 @@ class WeightedOp:
 
         old = self._constant(slot)
         assert values.shape == old.shape, (values.shape, old.shape)
-        graph, index = self.model.subgraphs[0], int(self.op.inputs[slot])
-        # The converter stores equal constants, such as zero biases, once: as one tensor, or as one buffer for several.
-        if sum(index in map(int, op.inputs) for op in graph.operators) > 1:
-            graph.tensors.append(copy.copy(graph.tensors[index]))
-            index = len(graph.tensors) - 1
-            self.op.inputs = np.array([*self.op.inputs[:slot], index, *self.op.inputs[slot + 1 :]], np.int32)
-        tensor = graph.tensors[index]
+        tensor = self._own_tensor(slot)
         if sum(item.buffer == tensor.buffer for other in self.model.subgraphs for item in other.tensors) > 1:
             self.model.buffers.append(generated.BufferT())
             tensor.buffer = len(self.model.buffers) - 1
@@ -241,31 +238,82 @@ class WeightedOp:
         data = np.ascontiguousarray(values.astype(old.dtype)).reshape(-1).view(np.uint8)
         self.model.buffers[tensor.buffer].data = packed_values(values, bits) if bits else data
 
+    def _own_tensor(self, slot: int) -> Any:
+        """Return the tensor of a constant input, after a copy of it if other ops read it as well.
+
+        The converter stores equal constants, such as zero biases, once: as one tensor, or as one buffer for several.
+        """
+        graph, index = self.model.subgraphs[0], int(self.op.inputs[slot])
+        if sum(index in map(int, op.inputs) for op in graph.operators) > 1:
+            graph.tensors.append(copy.copy(graph.tensors[index]))
+            index = len(graph.tensors) - 1
+            self.op.inputs = np.array([*self.op.inputs[:slot], index, *self.op.inputs[slot + 1 :]], np.int32)
+        return graph.tensors[index]
+
 
 def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[WeightedOp]:
     """Yield the ops of the main subgraph whose weights and bias are constants, and whose weights no other op reads.
 
-    Grouped convolutions are left out.
+    Other ops with weights are left out, such as grouped convolutions: see `left_out`.
 
     Args:
         model: `parsed` in its object form.
         parsed: A flatbuffer.
     """
-    graph = model.subgraphs[0]
-    readers = collections.Counter(int(index) for op in graph.operators for index in set(op.inputs))
-    for op, record in zip(graph.operators, parsed.main_subgraph.ops, strict=True):
-        if record.name not in _AXES:
+    graph = parsed.main_subgraph
+    for record, key, reason in _ops_with_weights(graph):
+        if not reason:
+            op = model.subgraphs[0].operators[record.index]
+            yield WeightedOp(model, op, record.name, graph.layer_of(record), key, _num_inputs(graph, record))
+
+
+def left_out(parsed: tflite.Model, weights: Container[int] | None = None) -> dict[str, str]:
+    """Return {`WeightedOp.key`: the reason} of the ops with weights that `weighted_ops` leaves out.
+
+    Args:
+        parsed: A flatbuffer.
+        weights: Only ops that read one of these tensors of the main subgraph as their weights; None for all.
+    """
+    return {
+        key: reason
+        for record, key, reason in _ops_with_weights(parsed.main_subgraph)
+        if reason and (weights is None or any(index in weights for index in _weights(record)))
+    }
+
+
+def _ops_with_weights(graph: tflite.Subgraph) -> Iterator[tuple[tflite.Op, str, str]]:
+    """Yield (op, its unique name, why `weighted_ops` leaves it out or "") for each op with constant weights."""
+    readers = collections.Counter(index for op in graph.ops for index in set(op.inputs))
+    seen = set()
+    for op in graph.ops:
+        weights = _weights(op)
+        if not any(graph.tensors[index].is_constant for index in weights):
             continue
-        constants = [index for index in record.inputs[_WEIGHTS:] if index != tflite.ABSENT]
-        tensors = [parsed.main_subgraph.tensors[index] for index in constants]
-        data, weights = parsed.main_subgraph.tensors[record.inputs[0]], tensors[0]
-        if not all(tensor.is_constant for tensor in tensors) or readers[weights.index] > 1:
-            continue
-        num_inputs = weights.shape[1] if record.name == "FULLY_CONNECTED" else data.shape[-1]
-        if record.name == "CONV_2D" and weights.shape[3] != num_inputs:
-            continue
-        layer = parsed.main_subgraph.layer_of(record)
-        yield WeightedOp(model, op, record.name, layer, num_inputs)
+        key = layer = graph.layer_of(op)
+        if layer in seen:
+            key = f"{layer} ({graph.tensors[op.outputs[0]].name})"
+        seen.add(layer)
+        reason = ""
+        if op.name not in _AXES:
+            reason = f"{op.name} is not supported"
+        elif not all(graph.tensors[index].is_constant for index in op.inputs[_WEIGHTS:] if index != tflite.ABSENT):
+            reason = "its bias is not a constant"
+        elif readers[weights[0]] > 1:
+            reason = "other ops read its weights too"
+        elif op.name == "CONV_2D" and graph.tensors[weights[0]].shape[3] != _num_inputs(graph, op):
+            reason = "it is a grouped convolution"
+        yield op, key, reason
+
+
+def _weights(op: tflite.Op) -> list[int]:
+    """Return the tensors of the op's weights. An embedding table counts as weights."""
+    table = op.inputs[:1] if op.name == "GATHER" else ()
+    return [*table, *(index for place, _, index, role in roles(op) if (place, role) == ("input", WEIGHT))]
+
+
+def _num_inputs(graph: tflite.Subgraph, op: tflite.Op) -> int:
+    place, axis = (_WEIGHTS, 1) if op.name == "FULLY_CONNECTED" else (0, -1)
+    return int(graph.tensors[op.inputs[place]].shape[axis])
 
 
 def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.float32]:
