@@ -14,9 +14,10 @@ Without class labels, candidates are compared with the float model: by the fract
 output is known to predict a class, by the fraction of examples whose outputs have an SQNR of at least
 --budget.min_sqnr_db. A warning and the record say so, and --budget.max_accuracy_drop bounds the rest of that fraction.
 
-With --pareto_points, layers then get their own levels (float, int16, int8, int4 ...) by integer programming, for
-several sizes of the file. All these files are converted and compared on the val split, with greedy assignments of the
-same sizes. The most accurate file within the budget is chosen, or the smallest one if the budget bounds no cost.
+With --pareto_points, all calibration methods and techniques are tried, and layers then get their own levels (float,
+int16, int8, int4 ...) by integer programming, for several sizes of the file. All these files are converted and compared
+on the val split, with greedy assignments of the same sizes. The most accurate file within the budget is chosen, or the
+smallest one if the budget bounds no cost.
 
 Writes <model>_search_int8.tflite, and search.json with the pages search.html and search.md to --out. An interrupted
 search resumes. The exit code is 1 if no candidate is within the budget; the best candidate is written anyway.

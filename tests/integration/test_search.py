@@ -163,6 +163,10 @@ def test_without_labels_candidates_are_compared_with_the_float_model():
     assert "agreement" in result.to_text() and result.holds
 
 
+# The techniques of the searches with levels, which try all of them.
+FEW_TECHNIQUES = (("bias_correction",),)
+
+
 def levels_config(**values) -> tfq.SearchConfig:
     return tfq.SearchConfig(
         budget=tfq.BudgetConfig(max_accuracy_drop=0.02, max_arena_bytes=10**6, **values),
@@ -176,11 +180,22 @@ def levels_search(tmp_path_factory):
     directory, lines = tmp_path_factory.mktemp("levels"), []
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
+        monkeypatch.setattr("tfq.search.search.TECHNIQUES", FEW_TECHNIQUES)
         store = StageStore(directory)
         result = find_int8(
             FLOATING, *SPLITS, levels_config(), conversion=FEW_SAMPLES, store=store, progress=lines.append
         )
     return result, lines, directory
+
+
+def test_levels_start_after_all_methods_and_techniques_although_the_first_is_enough(levels_search):
+    result, _, _ = levels_search
+    kinds = [item.candidate.kind for item in result.candidates]
+    assert not result.candidates[0].missed and kinds[:4] == ["calibration", "calibration", "techniques", "levels"]
+    assert {item.candidate.method for item in result.candidates[:2]} == {"percentile", "min_max"}
+    before, start = result.candidates[:3], result.candidates[3].name.split(", levels")[0]
+    accuracies = {item.name: result.criterion.sign * item.accuracy for item in before}
+    assert accuracies[start] == max(accuracies.values())
 
 
 def test_levels_are_assigned_for_several_sizes_and_every_file_is_measured(levels_search):
@@ -211,8 +226,10 @@ def test_levels_are_assigned_for_several_sizes_and_every_file_is_measured(levels
 def test_the_table_of_levels_has_the_costs_of_real_files(levels_search):
     result, _, _ = levels_search
     layer = result.levels.layers[0]
-    base = result.candidates[0]
-    narrow = tfq.convert(FLOATING, SPLITS[0], dataclasses.replace(FEW_SAMPLES, int4_layers=(layer,)))
+    start = next(item.name for item in result.candidates if item.candidate.kind == "levels").split(", levels")[0]
+    base = next(item for item in result.candidates if item.name == start)
+    settings = base.candidate.conversion(FEW_SAMPLES, ())
+    narrow = tfq.convert(FLOATING, SPLITS[0], dataclasses.replace(settings, int4_layers=(layer,)))
     effect = next(item for item in result.levels.of_layer(layer) if item.level == "int4")
     assert effect.costs["bytes"] < 0
     # Packing a flatbuffer again may add a few bytes of alignment.
@@ -228,6 +245,7 @@ def test_a_search_with_levels_resumes_and_repeats_itself(levels_search, monkeypa
     def refuse(*arguments, **settings):
         raise AssertionError("converted again")
 
+    monkeypatch.setattr("tfq.search.search.TECHNIQUES", FEW_TECHNIQUES)
     monkeypatch.setattr("tfq.conversion.convert_with_record", refuse)
     again = find_int8(FLOATING, *SPLITS, levels_config(), conversion=FEW_SAMPLES, store=StageStore(directory))
     assert again.to_dict() == first.to_dict() and again.content == first.content
@@ -257,7 +275,7 @@ def test_levels_that_cannot_be_converted_or_run_are_left_out_with_their_reason(t
 
 
 def test_a_size_that_no_levels_reach_is_reported_and_the_best_file_returned(levels_search, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfq.search.search.TECHNIQUES", ())
+    monkeypatch.setattr("tfq.search.search.TECHNIQUES", FEW_TECHNIQUES)
     shutil.copytree(levels_search[2], tmp_path, dirs_exist_ok=True)
     config = levels_config(max_bytes=1000)
     with pytest.warns(tfq.TfqWarning, match="levels"):

@@ -76,7 +76,11 @@ class SearchConfig(Config):
         choices=LEVELS,
     )
     sensitivity_examples: int = setting(128, "training examples used to measure the sensitivity of layers", minimum=1)
-    full: bool = setting(False, "try all candidates, instead of stopping at the first one within the budget")
+    full: bool = setting(
+        False,
+        "try all candidates, instead of stopping at the first one within the budget; with pareto_points, all "
+        "methods and techniques are tried without it too",
+    )
 
     def __post_init__(self) -> None:
         """Check that the bound on the default metric is a fraction."""

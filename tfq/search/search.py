@@ -125,9 +125,10 @@ def find_int8(
     the budget is chosen, and the search ends there unless `config.full` is set. Only the chosen candidate's collapsed
     outputs are warnings; those of the others are in the result.
 
-    With `config.pareto_points`, layers then get their own levels: each level of each layer is measured, an integer
-    program assigns levels for several sizes of the file, and so does a greedy method. All these files are converted and
-    compared. The most accurate one within the budget is chosen, or the smallest one if the budget bounds no cost.
+    With `config.pareto_points`, all calibration methods and techniques are tried, even if one is within the budget
+    before. Layers then get their own levels: each level of each layer is measured, an integer program assigns levels
+    for several sizes of the file, and so does a greedy method. All these files are converted and compared. The most
+    accurate one within the budget is chosen, or the smallest one if the budget bounds no cost.
 
     Examples:
         >>> result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
@@ -184,13 +185,19 @@ def find_int8(
             store = StageStore(stack.enter_context(scratch_directory()))
         stack.enter_context(kept_moments())
         search = _Search(floating, criterion, training, choosing, config, conversion, store, progress)
-        for candidates in (search.methods, search.techniques, search.mixed):
+        # Levels start from the best candidate, and 4-bit weights need GPTQ: all methods and techniques are tried first.
+        try_all = config.full or config.pareto_points > 0
+        for candidates, is_full in (
+            (search.methods, try_all),
+            (search.techniques, try_all),
+            (search.mixed, config.full),
+        ):
+            if search.within_budget and not is_full:
+                break
             for candidate in candidates():
                 search.try_candidate(candidate)
-                if search.within_budget and not config.full:
+                if search.within_budget and not is_full:
                     break
-            if search.within_budget and not config.full:
-                break
         if config.pareto_points:
             search.assign_levels()
         return search.result(testing)
