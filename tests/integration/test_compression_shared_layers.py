@@ -5,11 +5,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from messages import refused
 
 import tfq
 from tfq import tflite
 from tfq.compression import quantized, untrained_qat_model
 from tfq.compression._tfmot.tfmot_symbols import fake_quant_as_identity, output_range
+from tfq.compression.graph import reconnected
+from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 
 tf_keras = import_tf_keras()
@@ -146,3 +149,17 @@ def a_convolution_of_itself():
 def test_layers_whose_calls_cannot_have_one_range_are_reported(tower, is_skipped):
     annotated = quantized(two_inputs(tower()))
     assert list(annotated.skipped) == (["shared"] if is_skipped else [])
+
+
+def test_a_layer_that_another_model_also_calls_is_an_error_when_the_graph_is_rebuilt():
+    image, foreign = layers.Input((4,)), layers.Input((4,))
+    shared = layers.Dense(4, name="shared")
+    model = tf_keras.Model(image, shared(image))
+
+    def copied(layer):
+        return [] if isinstance(layer, layers.InputLayer) else [type(layer).from_config(layer.get_config())]
+
+    assert reconnected(model, copied).output_shape == (None, 4)
+    shared(foreign)
+    with refused(TfqError, field="model", got=("shared",)):
+        reconnected(model, copied)

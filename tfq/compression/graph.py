@@ -118,6 +118,9 @@ def reconnected(model: Any, replace: Callable[[Any], list[Any]]) -> Any:
         model: A functional model whose layers are not connected to any other model, as returned by `cloned`.
         replace: replace(layer) returns the layers to call instead, one after the other. Layers that follow an Input are
             called with a new Input of the same name.
+
+    Raises:
+        TfqError: A layer is also called on a tensor that is not in the model.
     """
     import tensorflow as tf
 
@@ -141,6 +144,7 @@ def reconnected(model: Any, replace: Callable[[Any], list[Any]]) -> Any:
         else:
             waiting.append((replace(layer), list(layer.inbound_nodes)))
     while waiting:
+        known = len(tensors)
         for layers, nodes in waiting:
             while nodes and all(id(tensor) in tensors for tensor in nodes[0].keras_inputs):
                 node = nodes.pop(0)
@@ -150,6 +154,15 @@ def reconnected(model: Any, replace: Callable[[Any], list[Any]]) -> Any:
                 outputs = tf.nest.flatten(called(layers, args, kwargs))
                 tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
         waiting = [item for item in waiting if item[1]]
+        if waiting and len(tensors) == known:
+            names = list(dict.fromkeys(nodes[0].layer.name for _, nodes in waiting))
+            raise TfqError(
+                f"{model.name!r}: the inputs of {', '.join(names)} do not all come from this model: its layers are "
+                "also called in another model. Pass a copy (tf_keras.models.clone_model)",
+                field="model",
+                expected="layers that no other model calls",
+                got=tuple(names),
+            )
     return tf_keras.Model(
         tf.nest.map_structure(lambda tensor: inputs[id(tensor)], model.input),
         tf.nest.map_structure(lambda tensor: tensors[id(tensor)], model.output),
