@@ -43,15 +43,14 @@ def mask_of_blocks(scores: NDArray, sparsity: float, block: tuple[int, int] = (1
 
     Args:
         scores: (..., inputs, outputs).
-        sparsity: Fraction of the blocks that are False, up to rounding. Blocks that tie with the last one stay.
+        sparsity: Fraction of the blocks that are False, up to rounding; at least one block is True. If sums are
+            equal, the first ones are False.
         block: (height, width); (1, 1) for single weights.
     """
     sums = scores if block == (1, 1) else block_sums(scores, block)
-    kept = round(sums.size * (1 - sparsity))
-    if kept >= sums.size:
-        return np.ones(scores.shape, bool)
-    threshold = np.partition(sums, sums.size - max(kept, 1), axis=None)[sums.size - max(kept, 1)]
-    mask = sums >= threshold
+    kept = max(1, round(sums.size * (1 - sparsity)))
+    mask = np.ones(sums.shape, bool)
+    mask.flat[np.argsort(sums, axis=None, kind="stable")[: sums.size - kept]] = False
     if block == (1, 1):
         return mask
     height, width = block_shape(scores.shape, block)

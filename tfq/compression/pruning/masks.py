@@ -17,7 +17,7 @@ from tfq.compression.graph import steps_of_training
 from tfq.compression.pruning.allocation import block_size, m_by_n
 from tfq.compression.pruning.mask_shapes import mask_of_blocks, mask_of_groups
 from tfq.config import PruneConfig
-from tfq.errors import InputError, warn
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras
 
 
@@ -142,11 +142,17 @@ class Masks:
 
         Args:
             sparsities: Layer -> new fraction of zeros. Other layers keep their last one.
+
+        Raises:
+            InputError: Scores are NaN or infinite although the weights are finite.
+            TfqError: Weights are NaN or infinite.
         """
         self._sparsities.update(sparsities)
         scores = self._scores()
         for name, pairs in self.pairs.items():
-            for (_, mask), values in zip(pairs, scores[name], strict=True):
+            for (weight, mask), values in zip(pairs, scores[name], strict=True):
+                if not np.isfinite(values).all():
+                    raise _not_finite(name, weight.numpy())
                 if self._groups:
                     kept = mask_of_groups(values, *self._groups)
                 else:
@@ -163,6 +169,24 @@ class Masks:
             for name, pairs in self.pairs.items()
             if any(np.any((weight.numpy() != 0) & (mask.numpy() == 0)) for weight, mask in pairs)
         ]
+
+
+def _not_finite(name: str, weights: NDArray) -> TfqError:
+    if np.isfinite(weights).all():
+        return InputError(
+            f"prune: scores of the weights of {name!r} are NaN or infinite: the examples of the criterion, or what the "
+            "model computes from them, are not finite. Remove such examples, or choose criterion=magnitude",
+            field="calibration",
+            expected="examples with finite gradients and activations",
+            got=name,
+        )
+    return TfqError(
+        f"prune: weights of {name!r} are NaN or infinite when its mask is computed: pass a model with finite weights, "
+        "or lower the learning rate if they became so in training",
+        field="model",
+        expected="finite weights",
+        got=(name,),
+    )
 
 
 def pruning_callback(masks: Masks, schedule: Schedule, final_sparsities: Mapping[str, float]) -> Any:
