@@ -9,9 +9,12 @@ import tfq
 from tfq import registry
 from tfq.compression import measure_sparsity, prune_model, prune_structured
 from tfq.compression.criteria import Examples, PruningCriterion
+from tfq.compression.pruning.masks import Masks
+from tfq.compression.structured_pruning.channels import groups_of
 from tfq.compression.structured_pruning.trace import trace_channels
 from tfq.compression.training import deterministic
-from tfq.errors import InputError
+from tfq.config import PruneConfig
+from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 
 RNG = np.random.default_rng(0)
@@ -182,3 +185,108 @@ def test_a_criterion_without_its_data_is_refused_or_names_what_it_ranks_otherwis
     with warned("lstm"):
         scores = criterion("obs").of_weights(model, kernels, Examples(np.ones((4, 3, 2), np.float32), 4, "prune"))()
     np.testing.assert_array_equal(scores["lstm"][0], np.abs(kernels["lstm"][0].numpy()))
+
+
+def read_by(kind):
+    """Return a model whose convolution `first` (8 filters) is read by layers of a kind."""
+    layers = import_tf_keras().layers
+    image = layers.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, name="first", activation="relu")(image)
+    if kind == "grouped":
+        y = layers.Conv2D(4, 2, groups=2)(layers.Conv2D(8, 1, name="between")(x))
+    elif kind == "Conv1D":
+        y = layers.Conv1D(4, 3)(layers.Conv1D(8, 3, name="between")(layers.Reshape((16, 8))(x)))
+    else:
+        y = layers.Concatenate()(
+            [layers.Flatten()(item) for item in (getattr(layers, kind)(4, 2)(x), layers.Conv2D(4, 2)(x))]
+        )
+    y = layers.Flatten()(y)
+    return import_tf_keras().Model(image, layers.Dense(3, name="head")(y))
+
+
+@pytest.mark.parametrize("kind", ["SeparableConv2D", "Conv2DTranspose", "grouped", "Conv1D"])
+def test_obs_ranks_filters_by_magnitude_if_it_does_not_know_all_their_readers(kind):
+    with deterministic(0):
+        model = read_by(kind)
+    name = "between" if kind in ("grouped", "Conv1D") else "first"
+    layer = model.get_layer(name)
+    kernel = layer.kernel.numpy()
+    order = RNG.permutation(8)
+    layer.set_weights([kernel / np.abs(kernel).sum(axis=tuple(range(kernel.ndim - 1))) * (1 + order), np.zeros(8)])
+    data = RNG.normal(size=(16, 6, 6, 2)).astype(np.float32)
+    trace = trace_channels(model, "l1")
+    scores = criterion("obs").of_channels(model, trace.graph, trace.channels, Examples(data, 16, "structured_pruning"))
+    groups, _ = groups_of(trace.channels, trace.sites, ("*",), 1, (), scores)
+    group = next(group for group in groups if name in group.layers)
+    site = next(site for site in trace.sites if site.layer == name)
+    assert group.by_magnitude
+    if kind != "grouped":
+        assert group.roots.tolist() == trace.channels.roots(site.outputs[np.argsort(order)]).tolist()
+    assert (np.diff(group.scores) > 0).all()
+
+
+def test_obs_keeps_the_strong_filters_of_a_model_of_conv1d_and_says_how_it_ranks_them():
+    layers = import_tf_keras().layers
+    with deterministic(0):
+        model = import_tf_keras().Sequential(
+            [
+                layers.Conv1D(8, 3, name="a", activation="relu", input_shape=(8, 4)),
+                layers.Conv1D(8, 3, name="b", activation="relu"),
+                layers.GlobalAveragePooling1D(),
+                layers.Dense(3, name="head"),
+            ]
+        )
+    kernel, bias = model.get_layer("a").get_weights()
+    kernel[..., :4] *= 100
+    model.get_layer("a").set_weights([kernel, bias])
+    config = tfq.StructuredPruningConfig(criterion="obs", target_cost=0.5, channel_multiple=1, refit_examples=0)
+    with warned("magnitude") as caught:
+        small = prune_structured(model, None, config, data=RNG.normal(size=(16, 8, 4)).astype(np.float32))
+    (message,) = [str(item.message) for item in caught if "magnitude" in str(item.message)]
+    assert "filters of a are" in message
+    kept, _ = small.removed["a"]
+    strong = np.abs(small.model.get_layer("a").kernel.numpy()).max(axis=(0, 1)) > 1
+    assert strong.sum() == min(kept, 4)
+
+
+def mlp(first=16):
+    layers = import_tf_keras().layers
+    with deterministic(0):
+        return import_tf_keras().Sequential(
+            [layers.Dense(8, name="a", activation="relu", input_shape=(first,)), layers.Dense(3, name="head")]
+        )
+
+
+def trained_on(x, y):
+    def fit(model, callbacks):
+        model.compile("sgd", import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, y, batch_size=8, callbacks=callbacks, verbose=0)
+
+    return fit
+
+
+def test_taylor_reaches_the_sparsity_if_more_inputs_than_that_are_always_zero():
+    x, y = RNG.normal(size=(32, 16)).astype(np.float32), RNG.integers(0, 3, 32)
+    x[:, :10] = 0
+    config = PruneConfig(criterion="taylor", schedule="constant", begin_step=0, frequency=1, final_sparsity=0.5)
+    kernel = prune_model(mlp(), trained_on(x, y), config, (x, y)).get_layer("a").kernel.numpy()
+    assert np.count_nonzero(kernel == 0) == 64 and (kernel[10:] != 0).all()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("taylor", "a"), ("obs", "head")])
+def test_examples_that_overflow_the_model_are_refused_by_the_criteria_that_read_them(name, layer):
+    x, y = RNG.normal(size=(32, 16)).astype(np.float32), RNG.integers(0, 3, 32)
+    spoiled = x.copy()
+    spoiled[3] = 3e38
+    with refused(InputError, field="calibration", got=layer):
+        prune_model(mlp(), trained_on(x, y), PruneConfig(criterion=name), (spoiled, y))
+    config = tfq.StructuredPruningConfig(criterion=name, target_cost=0.5, channel_multiple=1)
+    with refused(InputError, field="data", got=name):
+        prune_structured(mlp(), None, config, data=(spoiled, y))
+
+
+def test_masks_of_weights_that_are_nan_are_refused_with_the_layer():
+    model = mlp()
+    model.get_layer("a").kernel.assign(np.full((16, 8), np.nan))
+    with refused(TfqError, field="model", got=("a",)):
+        Masks({"a": [model.get_layer("a").kernel]}, PruneConfig()).update({"a": 0.5})

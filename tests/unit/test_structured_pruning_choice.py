@@ -114,6 +114,19 @@ def test_channels_of_the_same_layers_share_their_mean_norm():
     assert skipped["conv1"] == "output" and "too few" in skipped["after"] and len(skipped) == 2
 
 
+def test_a_group_is_ranked_by_magnitude_if_one_of_its_channels_has_no_score():
+    channels = Channels()
+    sites = chain(channels, (3, 4, 4, 2), norms=[[1, 2, 4, 3], [4, 2, 1, 3], [1, 1]])
+    by_channel = {site.layer: [channels.root(int(item)) for item in site.outputs] for site in sites}
+    scores = dict(zip(by_channel["conv0"] + by_channel["conv1"], [40, 30, 20, 10, 40, 10, 20, 30], strict=True))
+    del scores[by_channel["conv0"][0]]
+    first, second = groups_of(channels, sites, ("*",), 1, (), scores)[0]
+    assert first.by_magnitude and first.roots.tolist() == [by_channel["conv0"][at] for at in (0, 1, 3, 2)]
+    np.testing.assert_allclose(first.scores, [0.4, 0.8, 1.2, 1.6])
+    assert not second.by_magnitude and second.roots.tolist() == [by_channel["conv1"][at] for at in (1, 2, 3, 0)]
+    np.testing.assert_allclose(second.scores, [10, 20, 30, 40])
+
+
 def test_a_layer_without_matching_pattern_freezes_its_group():
     channels = Channels()
     sites = chain(channels, (3, 8, 8, 8, 2))

@@ -31,6 +31,11 @@ _DAMPING = 1e-3
 # Rows of a Gram matrix taken from one batch.
 _GRAM_ROWS = 4096
 
+# Why obs has no scores for some weights and channels.
+_OBS_LIMITS = (
+    "it knows the inputs of Conv2D and Dense layers only, which are called once and are not part of another layer"
+)
+
 
 class Variable(Protocol):
     """A weight variable of tf_keras."""
@@ -107,8 +112,8 @@ class Examples:
 
         def compute() -> Iterator[list[NDArray]]:
             for inputs, targets in batches:
-                found = gradients([tf.convert_to_tensor(item) for item in inputs], targets)
-                yield [np.asarray(tf.convert_to_tensor(item), np.float64) for item in found]
+                by_variable = gradients([tf.convert_to_tensor(item) for item in inputs], targets)
+                yield [np.asarray(tf.convert_to_tensor(item), np.float64) for item in by_variable]
 
         return compute
 
@@ -125,7 +130,9 @@ class PruningCriterion:
         of_weights: (model, layer -> variables to prune, examples) -> a function that returns layer -> the current score
             of each weight of each variable. Scores are compared within a layer.
         of_channels: (model, graph, channels, examples) -> the score of each set of coupled channels, by its root.
-            Scores are compared within a group of layers.
+            Scores are compared within a group of layers. Sets that cannot be scored are left out; the groups that
+            contain them are ranked by magnitude, with a warning.
+        limits: Why weights or sets are left out, for this warning.
     """
 
     name: str
@@ -133,6 +140,7 @@ class PruningCriterion:
     needs: str
     of_weights: Callable[[KerasModel, Kernels, Examples], Scores]
     of_channels: Callable[[KerasModel, Graph, Channels, Examples], Mapping[int, float]]
+    limits: str = ""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -219,16 +227,6 @@ def _by_output(product: NDArray, outputs: int, layer: Any) -> NDArray:
     return np.asarray(product.reshape(-1, outputs).sum(axis=0))
 
 
-def obs_of_weights(weights: NDArray, gram: NDArray) -> NDArray[np.float64]:
-    """Return the error of the outputs after the removal of each weight alone, with the others updated: w^2 / (H^-1)_kk.
-
-    Args:
-        weights: (K, outputs).
-        gram: H: (K, K).
-    """
-    return np.asarray(weights**2 / np.diag(_inverse(gram))[:, None])
-
-
 def obs_of_rows(weights: NDArray, gram: NDArray, sets: Sequence[NDArray]) -> NDArray[np.float64]:
     """Return the error of all outputs after the removal of each set of inputs, with the other weights updated.
 
@@ -261,6 +259,7 @@ def _gram(model: Any, layer: Any, examples: Examples) -> NDArray[np.float64]:
 
 
 def _obs_of_weights(model: Any, kernels: Kernels, examples: Examples) -> Scores:
+    """Return the errors of the outputs after the removal of single weights, the others updated: w^2 / (H^-1)_kk."""
     from tfq.compression.layer_inputs import is_matrix_product
 
     layers = {layer.name: layer for layer in model.layers if is_matrix_product(layer) and len(layer.inbound_nodes) == 1}
@@ -272,10 +271,7 @@ def _obs_of_weights(model: Any, kernels: Kernels, examples: Examples) -> Scores:
             diagonals[name] = diagonal[: -1 if layer.use_bias else None]
     others = [name for name in kernels if name not in diagonals]
     if others:
-        warn(
-            f"prune: the criterion obs ranks the weights of {', '.join(others)} by magnitude, because it knows the "
-            "inputs of Conv2D and Dense layers only, which are called once and are not part of another layer"
-        )
+        warn(f"prune: the criterion obs ranks the weights of {', '.join(others)} by magnitude, because {_OBS_LIMITS}")
 
     def scores() -> dict[str, list[NDArray]]:
         result = {}
@@ -292,17 +288,20 @@ def _obs_of_weights(model: Any, kernels: Kernels, examples: Examples) -> Scores:
 
 
 def _obs_of_channels(model: Any, graph: Graph, channels: Channels, examples: Examples) -> dict[int, float]:
-    """Return the error of the layers that read each set of channels, as a fraction of the power of their outputs."""
+    """Return the error of the layers that read each set of channels, as a fraction of the power of their outputs.
+
+    Sets that a layer of another kind reads are left out: a sum over only some of their readers would be too low.
+    """
     from tfq.compression.layer_inputs import is_matrix_product
 
     result: defaultdict[int, float] = defaultdict(float)
-    skipped = []
+    unknown: set[int] = set()
     for site in graph.sites:
-        layer = model.get_layer(site.layer)
         if not site.makes_channels:
             continue
+        layer, roots = model.get_layer(site.layer), channels.roots(site.inputs)
         if not is_matrix_product(layer) or len(layer.inbound_nodes) != 1:
-            skipped.append(site.layer)
+            unknown.update(roots.tolist())
             continue
         gram = _gram(model, layer, examples)
         weights = np.asarray(layer.kernel.numpy(), np.float64)
@@ -311,18 +310,12 @@ def _obs_of_channels(model: Any, graph: Graph, channels: Channels, examples: Exa
             mean = gram[-1, :-1]
             gram = gram[:-1, :-1] - np.outer(mean, mean)  # the bias corrects the mean
         power = float((weights * (gram @ weights)).sum()) or 1.0
-        roots = channels.roots(site.inputs)
         unique = np.unique(roots)
         by_row = np.tile(roots, len(weights) // len(roots))
         errors = obs_of_rows(weights, gram, [np.flatnonzero(by_row == root) for root in unique])
         for root, error in zip(unique, errors, strict=True):
             result[int(root)] += float(error) / power
-    if skipped:
-        warn(
-            f"structured_pruning: the criterion obs leaves out what {', '.join(skipped)} read, because it knows the "
-            "inputs of Conv2D and Dense layers only, which are called once"
-        )
-    return dict(result)
+    return {root: error for root, error in result.items() if root not in unknown}
 
 
 register(
@@ -351,5 +344,6 @@ register(
         needs="inputs",
         of_weights=_obs_of_weights,
         of_channels=_obs_of_channels,
+        limits=_OBS_LIMITS,
     )
 )

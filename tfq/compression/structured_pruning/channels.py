@@ -151,7 +151,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What costs are computed from.
+    """The input of cost computations: the layers, tensors and ops of a model.
 
     Attributes:
         sites: The calls of layers with weights.
@@ -175,10 +175,11 @@ class Group:
     Attributes:
         layers: Names of these layers.
         roots: Root of each set.
-        scores: Importance of each set by the criterion, at least 0.
+        scores: Importance of each set by the criterion, at least 0. Magnitudes if it has no score for some of them.
         width: Number of channels of one layer in one set. It is above 1 after grouped convolutions and repeated
             channels.
         fraction: Fraction of the sets to keep, if the user has set a target.
+        by_magnitude: Whether the criterion has no score for some of the sets, so that all are ranked by magnitude.
     """
 
     layers: tuple[str, ...]
@@ -186,6 +187,7 @@ class Group:
     scores: NDArray
     width: int = 1
     fraction: float | None = None
+    by_magnitude: bool = False
 
     def next_size(self, size: int, channel_multiple: int) -> int | None:
         """Return the largest permitted number of sets below `size`, or None if there is none.
@@ -226,8 +228,8 @@ def groups_of(
         channel_multiple: The number of remaining channels of a layer must be a multiple of this.
         targets: Fractions of filters to keep. A target applies to the whole group of each layer that it matches, and
             the last matching target counts.
-        scores: The importance of each set of channels, by its root; 0 for sets that are left out. None:
-            `magnitude_scores`.
+        scores: The importance of each set of channels, by its root. A group with a set that is left out has
+            `magnitude_scores`, because scores of two kinds cannot be compared. None: `magnitude_scores` for all.
 
     Returns:
         (groups, layer -> why it keeps all of its filters).
@@ -254,7 +256,8 @@ def groups_of(
         for root, count in zip(*np.unique(channels.roots(site.outputs), return_counts=True), strict=True):
             producers[int(root)].add(site.layer)
             widths[int(root)] = max(widths[int(root)], int(count))
-    scores = magnitude_scores(channels, sites) if scores is None else scores
+    magnitudes = magnitude_scores(channels, sites)
+    scores = magnitudes if scores is None else scores
     roots_by_layers: defaultdict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
     skipped: dict[str, str] = {}
     for root, layers in producers.items():
@@ -272,9 +275,7 @@ def groups_of(
                 skipped.setdefault(name, reason)
     groups = []
     for (group_layers, width), roots in roots_by_layers.items():
-        order = np.array(sorted(roots, key=lambda root: (scores.get(root, 0.0), root)))
-        by_score = np.array([scores.get(int(root), 0.0) for root in order])
-        group = Group(layers=group_layers, roots=order, scores=by_score, width=width)
+        group = _ranked(group_layers, width, roots, scores, magnitudes)
         if group.next_size(len(roots), channel_multiple) is None:
             for name in group_layers:
                 too_few = f"it has {len(roots) * width} filters, too few to remove any with multiples of "
@@ -285,6 +286,26 @@ def groups_of(
     reasons = {name: None if name in prunable else skipped.get(name) for name in names}
     groups = _with_targets(groups, targets, reasons)
     return groups, {name: skipped[name] for name in names if name in skipped and name not in prunable}
+
+
+def _ranked(
+    layers: tuple[str, ...],
+    width: int,
+    roots: Sequence[int],
+    scores: Mapping[int, float],
+    magnitudes: Mapping[int, float],
+) -> Group:
+    """Return a group in the order of its scores, or of its magnitudes if a score is missing."""
+    by_magnitude = any(root not in scores for root in roots)
+    values = magnitudes if by_magnitude else scores
+    order = sorted(roots, key=lambda root: (values[root], root))
+    return Group(
+        layers=layers,
+        roots=np.array(order),
+        scores=np.array([values[root] for root in order]),
+        width=width,
+        by_magnitude=by_magnitude,
+    )
 
 
 def _with_targets(groups: list[Group], targets: Sequence[Target], reasons: Mapping[str, str | None]) -> list[Group]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What channels cost: multiply-adds, estimated instructions of ARM cores, estimated bytes of tensors in memory.
+"""The costs of channels: multiply-adds, estimated instructions of ARM cores, estimated bytes of tensors in memory.
 
 Multiply-adds are counted. The other costs are estimates of the int8 flatbuffer that the model becomes, from the shapes
 of its layers alone, so that a search can try thousands of shapes.
@@ -120,12 +120,14 @@ class InstructionTable:
         taps = term.factor / term.positions
         if term.per_input and term.per_output:
             tiles = math.ceil(outputs / self.tile)
-            each = self.per_position + tiles * (self.per_tile + taps * (self.per_tap + self.per_product * inputs))
+            instructions = self.per_position + tiles * (
+                self.per_tile + taps * (self.per_tap + self.per_product * inputs)
+            )
         else:
             tiles = math.ceil((outputs if term.per_output else inputs if term.per_input else 1) / self.tile)
-            each = self.depthwise_per_position + self.depthwise_per_tap * taps
-            each += tiles * (self.depthwise_per_tile + self.depthwise_per_product * taps)
-        return term.positions * each
+            instructions = self.depthwise_per_position + self.depthwise_per_tap * taps
+            instructions += tiles * (self.depthwise_per_tile + self.depthwise_per_product * taps)
+        return term.positions * instructions
 
 
 def _instructions(graph: Graph, table: InstructionTable) -> CountsToCost:

@@ -279,6 +279,7 @@ def prune_structured(
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets, scores)
     if not groups:
         raise _nothing_to_prune(model, skipped)
+    _warn_of_magnitudes(groups, config)
     cost = registry.get(ChannelCost, config.cost, field="compression.structured_pruning.cost")
     removed_roots, before, after = _selected(trace, groups, config, cost, skipped)
     kept = rebuild.kept_channels(original, trace.channels, trace.sites, removed_roots)
@@ -320,7 +321,26 @@ def _scores(original: Any, trace: Trace, config: StructuredPruningConfig, data: 
     criterion = registry.get(PruningCriterion, config.criterion, field="compression.structured_pruning.criterion")
     criterion.check_data(data, "structured_pruning")
     examples = Examples(data, config.criterion_examples, "structured_pruning")
-    return criterion.of_channels(original, trace.graph, trace.channels, examples)
+    scores = criterion.of_channels(original, trace.graph, trace.channels, examples)
+    if not all(map(math.isfinite, scores.values())):
+        raise InputError(
+            f"structured_pruning: scores of the criterion {config.criterion} are NaN or infinite: the examples, or "
+            "what the model computes from them, are not finite. Remove such examples, or choose criterion=magnitude",
+            field="data",
+            expected="examples with finite gradients and activations",
+            got=config.criterion,
+        )
+    return scores
+
+
+def _warn_of_magnitudes(groups: Sequence[Group], config: StructuredPruningConfig) -> None:
+    names = [name for group in groups if group.by_magnitude for name in group.layers]
+    if names:
+        warn(
+            f"structured_pruning: filters of {', '.join(dict.fromkeys(names))} are ranked by magnitude, because the "
+            f"criterion {config.criterion} cannot score all layers that read them: "
+            f"{registry.get(PruningCriterion, config.criterion).limits}"
+        )
 
 
 def _selected(
