@@ -42,7 +42,8 @@ def main(invocation: flags.Invocation) -> None:
         path = artifacts.write_bytes(out / f"{stem}.tflite", built.content)
         if built.ranges is not None:
             built.ranges.save(out / f"{stem}_ranges.json")
-        report = auditing.audit_model(built.content, config.audit.for_conversion(config.conversion))
+        audit = config.audit.for_conversion(config.conversion, built.trained_int4)
+        report = auditing.audit_model(built.content, audit)
         record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
         lines = [f"{path}: {report.scheme}, {len(built.content):,} bytes"]
         if built.verification is not None:

@@ -468,6 +468,7 @@ class _TFLiteExportLogic(_ExportLogic):
                 "the same config and representative_dataset to Int8Evaluation and TFLiteExport"
             )
         content, verification = exported.conversion.content, exported.conversion.verification
+        audit = AuditConfig().for_conversion(self._conversion, exported.conversion.trained_int4)
         artifacts.write_bytes(self._path, content)
         self.best, self.best_epoch = value, self._epoch
         record = {
@@ -482,7 +483,7 @@ class _TFLiteExportLogic(_ExportLogic):
             "logs": {name: number if math.isfinite(number) else None for name, number in self._logs.items()},
             "conversion": self._conversion.to_dict(),
             "model_bytes": len(content),
-            "audit": audit_model(content, AuditConfig().for_conversion(self._conversion)).to_dict(),
+            "audit": audit_model(content, audit).to_dict(),
             "verification": None if verification is None else verification.to_dict(),
         }
         artifacts.write_json(self._path.with_name(f"{self._path.name}.json"), record)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """QAT with 4-bit weights: LSQ's gradient by hand, the trained grid in the flatbuffer, and its outputs."""
 
+import json
+
 import numpy as np
 from messages import refused
-from small_models import fit_for, noise, small_model
+from small_models import fit_briefly, fit_for, noise, small_model
 
 import tfq
 from tfq import tflite
 from tfq.compression import qat_model
 from tfq.compression.qat.weight_steps import int4_weights, lsq_quantize
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
+from tfq.conversion import convert_with_record
 from tfq.conversion.quantize import with_trained_int4
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras
@@ -72,6 +75,24 @@ def test_only_the_named_layers_have_four_bits_and_training_continues_with_them()
     floating = tfq.convert(model, config=ConversionConfig(scheme="float32"))
     with refused(InputError, field="model", expected=("depthwise",), got=(), limit="int4-training"):
         with_trained_int4(tfq.convert(model, data), floating, ("depthwise",))
+
+
+def test_an_export_in_training_and_a_conversion_name_the_trained_layers(tmp_path):
+    model = small_model()
+    config, path = QATConfig(int4_layers=("depthwise",)), tmp_path / "best.tflite"
+
+    def fit(trained, callbacks):
+        fit_briefly(trained, [*callbacks, tfq.TFLiteExport(path, monitor="loss", mode="min")])
+
+    trained = qat_model(model, fit, config, calibration=noise(model))
+    audit = json.loads((tmp_path / "best.tflite.json").read_text())["audit"]
+    assert audit["ok"] and not [item for item in audit["findings"] if item["kind"].startswith("unused")]
+    for data in (None, noise(model)):
+        result = convert_with_record(trained, data)
+        assert result.trained_int4 == ("depthwise",)
+        narrow = [tensor for tensor in tflite.read(result.content).main_subgraph.tensors if tensor.dtype == "int4"]
+        assert len(narrow) == 1
+    assert convert_with_record(model, noise(model)).trained_int4 == ()
 
 
 def test_only_trained_layers_become_int4_although_others_fit_four_bits_and_the_audit_agrees():

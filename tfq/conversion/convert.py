@@ -282,7 +282,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         result = quantize_after_training(floating, dataset, config, ranges)
         evidence = result.evidence and dataclasses.replace(result.evidence, trained=trained)
         content = with_trained_int4(result.content, floating, granularity.int4)
-        return dataclasses.replace(result, content=content, evidence=evidence)
+        return dataclasses.replace(result, content=content, evidence=evidence, trained_int4=granularity.int4)
     floating, _, raw = with_float_inputs(floating, [], config)
     ranges = with_same_scales(floating, {**ranges, **raw.ranges})
     masks = bound_masks(floating, ranges, ranges, config.scheme)
@@ -291,7 +291,8 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     warn_of_dead_layers(dead)
     content = raw.restore(with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config)))
     content = with_trained_int4(content, floating, granularity.int4)
-    return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating, trained=trained))
+    evidence = Evidence(floating=floating, trained=trained)
+    return Conversion(content=content, dead_layers=dead, evidence=evidence, trained_int4=granularity.int4)
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:

@@ -89,6 +89,7 @@ class Conversion:
         evidence: What the verification compares the flatbuffer with; None after it was verified.
         verification: The result of running it next to the float model; None if `config.verify` is off.
         recurrent: The recurrent layers of a Keras model, and the form of each in the flatbuffer.
+        trained_int4: The layers whose weights have 4 bits because they were trained with them.
     """
 
     content: bytes
@@ -98,6 +99,7 @@ class Conversion:
     evidence: "Evidence | None" = field(default=None, repr=False)
     verification: Verification | None = None
     recurrent: tuple[RecurrentLayer, ...] = ()
+    trained_int4: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -74,6 +74,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     return result, {
         "techniques": dict(result.techniques),
         "dead_layers": list(result.dead_layers),
+        "trained_int4": list(result.trained_int4),
         "recurrent_layers": recurrent_record(result.content, result.recurrent),
         "preprocessing": preprocessing,
         "representative_dataset": examples,

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tfq import artifacts, auditing, data, deploy, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
-from tfq.config import BenchmarkRequireConfig, ConversionConfig, ExportConfig, RobustnessConfig, RunConfig
+from tfq.config import AuditConfig, BenchmarkRequireConfig, ConversionConfig, ExportConfig, RobustnessConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, TfqError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
@@ -35,6 +35,7 @@ class Built:
         content: Its bytes.
         verification: The comparison with its float twin on calibration samples; None for the float flatbuffer.
         qat_parity: The comparison with the QAT model that it was converted from; None without QAT.
+        trained_int4: The layers that were trained with 4-bit weights.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Built:
     content: bytes
     verification: dict[str, Any] | None = None
     qat_parity: dict[str, Any] | None = None
+    trained_int4: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -249,7 +251,13 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     result = run.stage(stage, inputs, make)
     file = f"{run.name}_{suffix or scheme}.tflite"
     path = artifacts.copy_file(result.directory / FLATBUFFER, run.out / file)
-    return Built(name=name, file=file, content=path.read_bytes(), verification=result.details["verification"])
+    return Built(
+        name=name,
+        file=file,
+        content=path.read_bytes(),
+        verification=result.details["verification"],
+        trained_int4=tuple(result.details.get("trained_int4", ())),
+    )
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -472,15 +480,15 @@ def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> Non
     # All flatbuffers run on the same corrupted inputs, in a stage after this one.
     settings = dataclasses.replace(config.evaluation, robustness=RobustnessConfig())
     clean = dataclasses.replace(config, evaluation=settings)
-    audit = config.audit.for_conversion(config.conversion, config.compression.qat.int4_layers)
 
     @functools.cache
     def reference() -> Any:
         return evaluation.reference_outputs(built[0].content, run.test, config.evaluation)
 
     for item in built:
+        audit = config.audit.for_conversion(config.conversion, item.trained_int4)
 
-        def make(directory: Path, result: Built = item) -> dict[str, Any]:
+        def make(directory: Path, result: Built = item, audit: AuditConfig = audit) -> dict[str, Any]:
             audited = auditing.audit_model(result.content, audit)
             evaluated = workflows.evaluate(result.content, clean, reference=reference(), test=run.test)
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
