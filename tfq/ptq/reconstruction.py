@@ -67,7 +67,7 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
     for batch in counted(list(pairs_in_memory(layers, together)), "reconstruction", "pass"):
         moments = _moments(pair, floating, content, batch, samples)
         for (layer, source), item in zip(batch, moments, strict=True):
-            errors[layer.layer] = _reconstruct_layer(layer, source, item)
+            errors[layer.key] = _reconstruct_layer(layer, source, item)
         content = tflite.pack(edited, len(quantized))
     return Rounding(model=content, layers=errors, skipped=skipped)
 
