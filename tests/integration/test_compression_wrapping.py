@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from messages import refused
 
+import tfq
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import cloned
@@ -238,3 +239,27 @@ def test_unmodified_tfmot_changes_the_order_of_concatenated_inputs():
     with refused(TfqError, field="model"):
         check_same_function(model, import_tfmot().quantization.keras.quantize_model(model))
     check_same_function(model, qat.quantized(model).model)
+
+
+def test_layers_that_tfmot_cannot_clone_are_trained():
+    tf_keras = import_tf_keras()
+
+    class Scaled(tf_keras.layers.Layer):  # without get_config
+        def __init__(self, factor):
+            super().__init__(name="scaled")
+            self.factor = factor
+
+        def call(self, x):
+            return x * self.factor
+
+    inputs = tf_keras.Input((4,))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(Scaled(2.0)(inputs)))
+    inputs_of_4 = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype("float32")
+
+    def fit(quantized, callbacks):
+        quantized.compile("sgd", "mse")
+        quantized.fit(inputs_of_4, model.predict(inputs_of_4, verbose=0), verbose=0, callbacks=callbacks)
+
+    trained = tfq.qat(model, fit, calibration=inputs_of_4)
+    np.testing.assert_allclose(trained.predict(inputs_of_4, verbose=0), model.predict(inputs_of_4, verbose=0), atol=0.1)
+    assert tfq.audit(tfq.convert(trained, inputs_of_4)).scheme == "full_int8"

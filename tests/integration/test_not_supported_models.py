@@ -107,21 +107,6 @@ def test_clustered_attention_of_tfmot():
     assert tfq.convert(tfmot.clustering.keras.strip_clustering(clustered), None, FLOAT)
 
 
-def test_layers_that_tfmot_cannot_clone():
-    class Scaled(tf_keras.layers.Layer):
-        def __init__(self, factor):
-            super().__init__(name="scaled")
-            self.factor = factor
-
-        def call(self, x):
-            return x * self.factor
-
-    inputs = tf_keras.Input((4,))
-    model = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(Scaled(2.0)(inputs)))
-    with refused(tfq.InputError, field="model", limit="tfmot-rejects"):
-        tfq.qat(model, never)
-
-
 def test_parity_of_a_model_with_a_fixed_batch(golden):
     with refused(tfq.InputError, field="qat_model", got=1, limit="parity-batch"):
         tfq.qat_parity(dense(batch_size=1), (golden / "digits_int8.tflite").read_bytes(), X)

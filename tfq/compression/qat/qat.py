@@ -228,7 +228,6 @@ def _translate_errors(model: Any) -> Iterator[None]:
             f"tfmot cannot prepare {model.name!r} for QAT: {error}",
             field="model",
             got=model.name,
-            limit="tfmot-rejects",
         ) from error
 
 
