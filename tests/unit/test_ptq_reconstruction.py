@@ -81,7 +81,7 @@ def test_the_error_of_a_layer_is_the_mean_squared_error_of_its_outputs():
     rounded, outputs, weights = rng.normal(size=(50, 4)), rng.normal(size=(50, 2)), rng.normal(size=(2, 4))
     moments = reconstruction._Moments.of(*(array[None].astype(np.float32) for array in (rounded, outputs)), None)
     for centered in (False, True):
-        found = reconstruction._errors(weights, *moments.covariances(0, centered))
+        found = reconstruction._errors(weights, *(item[0] for item in moments.covariances(centered)))
         differences = outputs - rounded @ weights.T
         expected = differences.var(axis=0) if centered else (differences**2).mean(axis=0)
         np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -206,7 +206,7 @@ def _quantize_layer_to_int4(
     quantized = nearest(rows, scales[:, None], 4)
     if rounding:
         quantized = _rounded(rows, scales, gram, 4)
-    data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
+    data_scale = layer.data_scale
     weight_scales = scales[:1] if per_tensor else scales
     layer.set_int4(quantized, weight_scales, (data_scale * scales)[: len(weight_scales)])
     if layer.has_bias:
@@ -244,7 +244,7 @@ def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) 
             skipped[layer.key] = "its weights are not on a grid of 4 bits for each channel"
             continue
         scales = np.where((rows == 0).all(axis=1), layer.scales, scales)
-        data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
+        data_scale = layer.data_scale
         layer.set_int4(np.rint(rows / scales[:, None]), scales, data_scale * scales)
         if layer.has_bias:
             layer.set_bias(np.rint(source.bias / (data_scale * scales)))
@@ -255,13 +255,13 @@ def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) 
 def _grid_steps(rows: NDArray) -> NDArray[np.float64] | None:
     """Return the largest step of each row whose multiples from -7 to 7 the weights are; None if a row has none."""
     largest, highest = np.abs(rows).max(axis=1), QUANTIZED_LIMITS[4][1]
-    found = np.where(largest > 0, 0.0, 1.0)
+    results = np.where(largest > 0, 0.0, 1.0)
     for count in range(1, highest + 1):
         steps = np.where(largest > 0, largest / count, 1.0)
         quantized = rows / steps[:, None]
         fits = np.abs(quantized - np.rint(quantized)).max(axis=1) < _GRID_TOLERANCE
-        found = np.where((found == 0) & fits, steps, found)
-    return None if (found == 0).any() else found.astype(np.float32).astype(np.float64)
+        results = np.where((results == 0) & fits, steps, results)
+    return None if (results == 0).any() else results.astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -304,9 +304,8 @@ def round_to_few_bits(
     edited, parsed = tflite.unpack(floating), tflite.read(floating)
     layers = [item for item in weighted_ops(edited, parsed) if int(item.op.inputs[1]) in bits]
     weights, errors = {}, {}
-    for batch in pairs_in_memory([(item, item) for item in layers]):
-        moments = input_moments(floating, [layer for layer, _ in batch], samples)
-        for (layer, _), inputs in zip(batch, moments, strict=True):
+    for batch in batches_in_memory(layers):
+        for layer, inputs in zip(batch, input_moments(floating, batch, samples), strict=True):
             tensor = int(layer.op.inputs[1])
             values, scales, errors[layer.key] = _few_bits(layer, inputs, bits[tensor], tensor in per_tensor)
             weights[tensor] = (layer.ordered_by_output(values).astype(np.int8), scales.astype(np.float32))
@@ -405,7 +404,7 @@ def round_weights(
     Returns:
         (outputs, K), float64.
     """
-    gram = gram + np.eye(len(gram)) * max(_DAMPING * float(np.trace(gram)) / len(gram), 1e-12)
+    gram = damped(gram, _DAMPING)
     order = np.argsort(-np.diag(gram), kind="stable")
     ordered = gram[np.ix_(order, order)]
     # Row j of the upper factor of the inverse: how the weights after j compensate the rounding error of j.
@@ -526,6 +525,11 @@ def input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequen
         if sum(item.products.nbytes for item in (*kept.values(), results[id(layer)])) <= _GRAM_BYTES:
             kept[model, layer.output, data] = results[id(layer)]
     return [results.get(id(layer)) or kept[model, layer.output, data] for layer in layers]
+
+
+def damped(gram: NDArray, fraction: float) -> NDArray[np.float64]:
+    """Add `fraction` of the mean of the diagonal to it: an input that is always zero makes a Gram matrix singular."""
+    return np.asarray(gram + np.eye(len(gram)) * max(fraction * float(np.trace(gram)) / len(gram), 1e-12), np.float64)
 
 
 def mean_patch(patches: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ from tfq import tflite
 from tfq.errors import InputError
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.gptq import InputMoments, batches_in_memory, input_moments
+from tfq.ptq.gptq import InputMoments, batches_in_memory, damped, input_moments
 from tfq.ptq.weighted_ops import WeightedOp, left_out, weighted_ops
 
 # Added to the diagonal of H, relative to its mean.
@@ -156,8 +156,9 @@ def admm_mask(
         Z = mask * (W + U),    U = U + W - Z,    W = (W0 H + Z - U) (H + I)^-1
     where the mask is that of the largest |W + U|. The sparsity grows as in Zhu and Gupta 2017.
     """
-    norms = np.sqrt(np.diag(_damped(gram)))
-    scaled = _damped(gram) / np.outer(norms, norms)
+    regular = damped(gram, _DAMPING)
+    norms = np.sqrt(np.diag(regular))
+    scaled = regular / np.outer(norms, norms)
     dense = weights * norms
     inverse, target = np.linalg.inv(scaled + np.eye(len(scaled))), dense @ scaled
     current, dual, mask = dense, np.zeros_like(dense), np.ones(dense.shape, bool)
@@ -192,7 +193,7 @@ def sparse_mask(
     """Return the mask of SparseGPT, True at the weights that remain; the arguments are those of `sparse_weights`."""
     size = weights.shape[1]
     # Row j of the upper factor of the inverse: how the weights after j compensate the removal of j.
-    factor = np.linalg.cholesky(np.linalg.inv(_damped(gram))).T
+    factor = np.linalg.cholesky(np.linalg.inv(damped(gram, _DAMPING))).T
     left, mask = weights.astype(np.float64), np.ones(weights.shape, bool)
     blocks = _groups(size, channels, m_by_n[1]) if m_by_n else _blocks(size)
     for columns in blocks:
@@ -209,17 +210,12 @@ def sparse_mask(
 
 def best_weights(weights: NDArray, gram: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the weights within a mask that minimize (w - v)^T H (w - v) for each row: (outputs, K)."""
-    damped = _damped(gram)
-    right, result = weights @ damped, np.zeros(weights.shape)
+    regular = damped(gram, _DAMPING)
+    right, result = weights @ regular, np.zeros(weights.shape)
     for row, kept in enumerate(mask):
         if kept.any():
-            result[row, kept] = np.linalg.solve(damped[np.ix_(kept, kept)], right[row, kept])
+            result[row, kept] = np.linalg.solve(regular[np.ix_(kept, kept)], right[row, kept])
     return result
-
-
-def _damped(gram: NDArray) -> NDArray[np.float64]:
-    damping = max(_DAMPING * float(np.trace(gram)) / len(gram), 1e-12)
-    return np.asarray(gram + np.eye(len(gram)) * damping, np.float64)
 
 
 def _blocks(size: int) -> list[NDArray[np.int64]]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
-from tfq.ptq.gptq import InputMoments, Rounding, mean_patch, pair_layers, pairs_in_memory, round_weights
+from tfq.ptq.gptq import InputMoments, Rounding, damped, mean_patch, pair_layers, pairs_in_memory, round_weights
 from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
 
@@ -124,16 +124,16 @@ class _Moments:
         """E[y]: (groups, outputs per group)."""
         return self.reference + self.targets / self.inputs.count
 
-    def covariances(self, group: int, centered: bool) -> tuple[NDArray, NDArray, NDArray]:
-        """Return E[x' x'^T], E[x' y^T] and E[y^2] of a group, or the covariances and variances if `centered`."""
+    def covariances(self, centered: bool) -> tuple[NDArray, NDArray, NDArray]:
+        """Return E[x' x'^T], E[x' y^T] and E[y^2] of all groups, or the covariances and variances if `centered`."""
         count = self.inputs.count
-        offset, target = self.inputs.sums[group] / count, self.targets[group] / count
-        cross = self.cross[group] / count - np.outer(offset, target)
-        squares = self.squares[group] / count - target**2
+        offset, target = self.inputs.sums / count, self.targets / count
+        cross = self.cross / count - offset[:, :, None] * target[:, None, :]
+        squares = self.squares / count - target**2
         if not centered:
-            mean, target = self.inputs.mean[group], self.mean_targets[group]
-            cross, squares = cross + np.outer(mean, target), squares + target**2
-        return self.inputs.gram(centered)[group], cross, np.maximum(squares, 0)
+            mean, target = self.inputs.mean, self.mean_targets
+            cross, squares = cross + mean[:, :, None] * target[:, None, :], squares + target**2
+        return self.inputs.gram(centered), cross, np.maximum(squares, 0)
 
 
 def _moments(
@@ -175,23 +175,21 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments)
     """Change the layer's weights and bias; return its relative errors before and after."""
     rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
     present_scales, scales, quantized = layer.scales, layer.scales.copy(), before.copy()
-    groups = len(moments.reference)
-    per_group = len(rows) // groups
+    per_group = len(rows) // len(moments.reference)
     errors = np.zeros(3)
-    for group in range(groups):
+    for group, (gram, cross, squares) in enumerate(zip(*moments.covariances(layer.has_bias), strict=True)):
         part = slice(group * per_group, (group + 1) * per_group)
-        gram, cross, squares = moments.covariances(group, layer.has_bias)
         target = _regressed(rows[part], gram, cross)
         present = _errors(before[part] * scales[part, None], gram, cross, squares)
         best = present.copy()
         for factor in _SCALE_FACTORS if layer.has_own_scales and layer.limit < 127 else (1.0,):
             tried = present_scales[part] * factor
             rounded = round_weights(target / tried[:, None], gram, -layer.limit, layer.limit)
-            found = _errors(rounded * tried[:, None], gram, cross, squares)
-            better = found < best
+            errors_now = _errors(rounded * tried[:, None], gram, cross, squares)
+            better = errors_now < best
             quantized[part][better] = rounded[better]
             scales[part] = np.where(better, tried, scales[part])
-            best = np.where(better, found, best)
+            best = np.where(better, errors_now, best)
         errors += [present.sum(), best.sum(), squares.sum()]
     _write(layer, source, moments, quantized, scales)
     return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
@@ -199,8 +197,7 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments)
 
 def _regressed(rows: NDArray, gram: NDArray, cross: NDArray) -> NDArray[np.float64]:
     """Return w' for each row w; a row with zeros stays as it is."""
-    damped = gram + np.eye(len(gram)) * max(_RIDGE * float(np.trace(gram)) / len(gram), 1e-12)
-    moved = rows + np.linalg.solve(damped, cross - gram @ rows.T).T
+    moved = rows + np.linalg.solve(damped(gram, _RIDGE), cross - gram @ rows.T).T
     return np.where((rows == 0).any(axis=1, keepdims=True), rows, moved)
 
 
@@ -214,7 +211,7 @@ def _errors(weights: NDArray, gram: NDArray, cross: NDArray, squares: NDArray) -
 
 
 def _write(layer: WeightedOp, source: WeightedOp, moments: _Moments, quantized: NDArray, scales: NDArray) -> None:
-    data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(scales))
+    data_scale = layer.data_scale
     layer.set_weights_by_output(quantized)
     if layer.has_own_scales:
         scales = scales.astype(np.float32).astype(np.float64)

@@ -117,6 +117,11 @@ class WeightedOp:
         return self._scales(_BIAS)
 
     @property
+    def data_scale(self) -> NDArray[np.float64]:
+        """The scale of the data, once for each output channel; 1 if the layer has no bias, which needs it."""
+        return self.bias_scale / self.scales if self.has_bias else np.ones(self.num_outputs)
+
+    @property
     def has_bias(self) -> bool:
         """Whether the op has a bias."""
         return len(self.op.inputs) > _BIAS and int(self.op.inputs[_BIAS]) != tflite.ABSENT
