@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconstruction: choose the weights of each layer for the rounded inputs that it really gets.
+"""Reconstruction: choose the weights of each layer for the rounded inputs that it gets.
 
 GPTQ rounds the weights w of a float layer as if its inputs x were exact. In the quantized model they are x', with the
 errors of all layers before. Layer by layer, in the order of execution, the quantized weights q minimize
