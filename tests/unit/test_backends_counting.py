@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tfq.backends.target.counting import CHOOSE_EVERY, COLUMNS, ROWS, SEPARATE, Counts, JoinedCounts, write_counts
+from tfq.backends.target.counting import (
+    CHOOSE_EVERY,
+    COLUMNS,
+    ROWS,
+    SEPARATE,
+    Counts,
+    Groups,
+    JoinedCounts,
+    write_counts,
+)
 from tfq.ptq.calibration.histogram import NUM_BINS, SHIFT, Histogram, UnknownQuantileError
 
 RNG = np.random.default_rng(0)
@@ -105,6 +114,45 @@ def test_arrays_of_any_size_are_counted_whole(size):
     every.add(values)
     for fraction in (0, 1e-4, 1 - 1e-4, 1):
         assert ends.bins().quantile(fraction) == every.bins().quantile(fraction)
+
+
+def of_groups(samples, are_rows, num_full=8):
+    """Return the histograms of matrices whose rows or columns are reduced, of shape (samples, rows, columns) each."""
+    counted = [Counts(NUM_BINS, SHIFT) for _ in samples]
+    axis = 1 if are_rows else 0
+    groups = Groups([each.shape[2 - axis] for each in samples], [are_rows] * len(samples), counted)
+    for number, matrices in enumerate(zip(*samples, strict=True)):
+        if number == num_full:
+            for counts in counted:
+                counts.leave_out_middle(SHARE)
+            groups.choose_limits()
+        reduced = np.concatenate([end(each, axis=axis) for end in (np.min, np.max, np.sum) for each in matrices])
+        extremes = groups.extremes(reduced)
+        assert extremes.T.tolist() == [[each.min(), each.max()] for each in matrices]
+        groups.add(reduced, matrices, extremes)
+    results = []
+    for counts in counted:
+        (filled,) = np.nonzero(counts.counts)
+        results.append(Histogram.of_counts(filled, counts.counts[filled], counts.total, counts.gap))
+    return results
+
+
+@pytest.mark.parametrize("are_rows", [True, False])
+def test_values_of_groups_that_reach_the_ends_are_counted_as_if_all_were(are_rows):
+    tensors = [*VALUES.values(), *(values[:, :10, :3] for values in VALUES.values())]
+    results = of_groups(tensors, are_rows)
+    assert {result.gap is None for result in results} == {True, False}
+    for values, ends in zip(tensors, results, strict=True):
+        one_by_one = counted(values, SHARE)
+        assert (ends.gap, ends.total, ends.num_missing) == (one_by_one.gap, values.size, one_by_one.num_missing)
+        assert np.array_equal(ends.counts, one_by_one.counts)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_extremes_of_groups_are_unknown_if_a_sum_is_not_finite(bad):
+    groups = Groups([2], [True], [])
+    assert groups.extremes(np.float32([1, 2, 3, 4, 5, bad])) is None
+    assert groups.extremes(np.float32([1, 2, 3, 4, 5, 6])).tolist() == [[1], [4]]
 
 
 def of_joined(samples, share, num_full=8):

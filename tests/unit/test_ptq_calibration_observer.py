@@ -10,6 +10,7 @@ from golden_models import changed, golden
 from messages import refused
 
 from tfq import tflite
+from tfq.backends import statistics
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
 from tfq.ptq.calibration import Histogram, Observations, calibrate, choose_ranges, merge_observations, observe, rows
@@ -261,10 +262,18 @@ def test_joined_tensors_have_the_values_of_the_reference_kernels():
     samples = samples_of(model, 1)
     expected = reference_values(model, samples)
     tensors = [index for index in expected if index not in tflite.read(model).main_subgraph.inputs]
-    edited, joined = tflite.join_tensors(model, tensors, tensors[1:3])
+    sizes = {index: expected[index].size for index in tensors}
+    (image,) = [index for index in tensors if expected[index].ndim == 5][:1]
+    shape = expected[image].shape[1:]
+    edited, joined, reduced = tflite.join_tensors(model, sizes, tensors[1:3], {image: (shape, (1, 2))})
     graph = tflite.read(model).main_subgraph
     outputs = tflite.read(edited).main_subgraph.outputs
-    assert outputs == (*graph.outputs, *(index for index in tensors[1:3] if index not in graph.outputs), joined)
+    assert outputs == (
+        *graph.outputs,
+        *(index for index in tensors[1:3] if index not in graph.outputs),
+        joined,
+        reduced,
+    )
     interpreter = Interpreter(model_content=edited)
     interpreter.allocate_tensors()
     for index, name in zip(tflite.read(model).main_subgraph.inputs, tflite.read(model).input_names, strict=True):
@@ -272,3 +281,33 @@ def test_joined_tensors_have_the_values_of_the_reference_kernels():
     interpreter.invoke()
     values = np.concatenate([expected[index].reshape(-1) for index in tensors])
     np.testing.assert_allclose(interpreter.get_tensor(joined), values, atol=1e-5 * np.abs(values).max())
+    channels = expected[image].reshape(-1, shape[-1])
+    ends = np.stack([channels.min(0), channels.max(0), channels.sum(0)]).reshape(-1)
+    np.testing.assert_allclose(interpreter.get_tensor(reduced), ends, atol=1e-4 * np.abs(ends).max())
+
+
+@pytest.mark.parametrize("name", FLOAT_MODELS)
+@pytest.mark.parametrize("histograms", [True, False])
+def test_extremes_that_the_model_computes_change_nothing(name, histograms, monkeypatch):
+    model = golden(name)
+    samples = samples_of(model, 60)
+    expected = observe(model, samples, histograms=histograms, tails=0.01)
+    monkeypatch.setattr(statistics, "_JOINED_VALUES", 0)
+    seen = observe(model, samples, histograms=histograms, tails=0.01)
+    assert [each.minimum for each in seen.tensors.values()] == [each.minimum for each in expected.tensors.values()]
+    if histograms:
+        config = CalibrationConfig(percentile=99.0)
+        assert choose_ranges(seen, config).to_dict() == choose_ranges(expected, config).to_dict()
+    else:
+        assert seen.to_dict() == expected.to_dict()
+
+
+def test_one_nan_is_seen_in_tensors_that_the_model_reduces(monkeypatch):
+    monkeypatch.setattr(statistics, "_JOINED_VALUES", 0)
+    model = golden("digits_float32")
+    samples = samples_of(model, 9)
+    (name,) = samples[8]
+    samples[8][name].reshape(-1)[5] = np.nan
+    for histograms in (True, False):
+        with refused(InputError, field="representative_dataset[8]", got="NaN"):
+            observe(model, samples, histograms=histograms, tails=0.01)

@@ -18,6 +18,7 @@ from tfq.tflite import (
     Signature,
     add_signature,
     edit_model,
+    expose_tensors,
     inject_ranges,
     read,
     read_metadata,
@@ -51,6 +52,26 @@ def test_edited_file_computes_the_same_and_keeps_everything_else(name):
     assert after.signatures == before.signatures
     assert set(after.metadata_names) == {*before.metadata_names, "tfq"}
     for old, new in zip(_output(data), _output(edited), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_file_with_more_outputs_computes_the_same_and_keeps_everything_else(name):
+    data = golden(name)
+    before = read(data)
+    graph = before.main_subgraph
+    inner = [op.outputs[0] for op in graph.ops]
+    exposed, outputs = expose_tensors(data, inner)
+    assert outputs == (*graph.outputs, *(index for index in inner if index not in graph.outputs))
+    after = read(exposed)
+    assert (after.main_subgraph.ops, after.main_subgraph.inputs) == (graph.ops, graph.inputs)
+    assert after.main_subgraph.outputs == outputs
+    assert (after.signatures, after.description) == ((), before.description)
+    assert after.metadata_names == before.metadata_names
+    for old, new in zip(graph.tensors, after.main_subgraph.tensors, strict=True):
+        assert old.buffer_bytes == new.buffer_bytes
+        assert (old.buffer_offset - new.buffer_offset) % 16 == 0
+    for old, new in zip(_output(data), _output(exposed), strict=False):
         np.testing.assert_array_equal(old, new)
 
 

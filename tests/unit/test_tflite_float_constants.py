@@ -293,6 +293,9 @@ def test_data_outside_of_the_flatbuffer_is_read():
     np.testing.assert_array_equal(outputs(content)[0], outputs(golden("digits_float16"))[0])
     result = tflite.with_float_constants(content).content
     np.testing.assert_array_equal(outputs(result)[0], outputs(content)[0])
+    exposed, indices = tflite.expose_tensors(content, [tflite.read(content).main_subgraph.ops[1].outputs[0]])
+    assert len(indices) == 2
+    np.testing.assert_array_equal(outputs(exposed)[0], outputs(content)[0])
 
 
 def composite(model, first, last):

@@ -6,8 +6,9 @@ Only these leave the children, see `target/statistics.py`.
 
 import collections
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -127,22 +128,26 @@ def observe_in_children(
     first = next(inferences, None)
     if first is None:
         return
-    joined = _joined_tensors(graph, requested, first.arrays)
+    is_constant = _has_constant_shapes(graph, requested, first.arrays)
+    sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
+    joined = _joined_tensors(sizes) if is_constant else {}
     own = [index for index in requested.tensors if index not in joined]
-    output, places = -1, {index: ["own", index] for index in requested.tensors}
-    if not joined:
-        exposed, _ = tflite.expose_tensors(model, own)
-    else:
-        exposed, output = tflite.join_tensors(model, joined, own)
-        start = 0
-        for index in joined:
-            size = int(np.prod(graph.tensors[index].shape, dtype=np.int64))
-            places[index] = ["joined", start, size]
-            start += size
+    groups = {}
+    if is_constant and (requested.share or not requested.num_bins):
+        shapes = {index: graph.tensors[index].shape for index in own if sizes[index]}
+        groups = {index: (shape, _group_axes(shape)) for index, shape in shapes.items() if _group_axes(shape)}
+    exposed = tflite.join_tensors(model, joined, own, groups)
+    starts = dict(zip(joined, itertools.accumulate([0, *joined.values()]), strict=False))
+    places = {index: ["joined", starts[index], joined[index]] for index in joined}
+    for index in own:
+        places[index] = ["own", index]
+    for index, (shape, axes) in groups.items():
+        places[index] = ["reduced", index, math.prod(shape[:-1]), shape[-1], len(shape) - 1 in axes]
     request = {
         "mode": "statistics",
         "places": [places[index] for index in requested.tensors],
-        "joined": output,
+        "joined": exposed.values,
+        "reduced": exposed.reduced,
         "outputs": list(map(int, requested.outputs)),
         "axes": list(requested.axes),
         "batch_size": requested.batch_size,
@@ -176,7 +181,7 @@ def observe_in_children(
             kept.append(task.fields["keep"])
             yield task
 
-    results = run_in_children(exposed, request, noted(), read, ended=ended, num_workers=num_workers, total=total)
+    results = run_in_children(exposed.model, request, noted(), read, ended=ended, num_workers=num_workers, total=total)
     for extremes, outputs in results:
         size = len(requested.outputs)
         numbers = kept.popleft()
@@ -186,16 +191,30 @@ def observe_in_children(
         )
 
 
-def _joined_tensors(graph: tflite.Subgraph, requested: Requested, arrays: Arrays) -> list[int]:
-    """Return the tensors that are read together: small ones of constant shape, in the order of their sizes."""
+def _has_constant_shapes(graph: tflite.Subgraph, requested: Requested, arrays: Arrays) -> bool:
+    """Check whether all tensors have the shapes of the file, and no axis for several samples."""
     inputs = [graph.tensors[index].shape for index in graph.inputs]
     is_resized = [tuple(array.shape) for array in arrays] != inputs
     has_other_shapes = any(op.name in _SHAPING_OPS for op in graph.ops)
-    if requested.batch_size > 1 or is_resized or has_other_shapes or any(each.is_dynamic for each in graph.tensors):
-        return []
-    sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
-    joined = sorted((index for index, size in sizes.items() if 0 < size <= _JOINED_VALUES), key=sizes.__getitem__)
-    return joined if len(joined) > 1 else []
+    is_dynamic = any(each.is_dynamic for each in graph.tensors)
+    return not (requested.batch_size > 1 or is_resized or has_other_shapes or is_dynamic)
+
+
+def _joined_tensors(sizes: Mapping[int, int]) -> dict[int, int]:
+    """Return {tensor: size} of the small tensors, which are read together, in the order of their sizes."""
+    small = {index: size for index, size in sizes.items() if 0 < size <= _JOINED_VALUES}
+    return dict(sorted(small.items(), key=lambda item: item[1])) if len(small) > 1 else {}
+
+
+def _group_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes of a large tensor that the model reduces: those that leave more groups of values.
+
+    The result is empty for shapes that stay as they are.
+    """
+    if not 3 <= len(shape) <= 4 or shape[0] != 1:
+        return ()
+    num_rows = math.prod(shape[:-1])
+    return (len(shape) - 1,) if num_rows >= shape[-1] else tuple(range(1, len(shape) - 1))
 
 
 def _tasks(inferences: Iterable[Inference], limit: int) -> Iterator[Task]:

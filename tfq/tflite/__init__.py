@@ -13,9 +13,7 @@ if TYPE_CHECKING:
         add_signature,
         cut_after,
         edit_model,
-        expose_tensors,
         inject_ranges,
-        join_tensors,
         operator_code,
         operator_name,
         operator_names,
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
         write_model_metadata,
     )
     from tfq.tflite.model_metadata import ModelMetadata, SubGraphMetadata, TensorMetadata
+    from tfq.tflite.outputs import Joined, expose_tensors, join_tensors
     from tfq.tflite.reader import read
     from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
     from tfq.tflite.signatures import (
@@ -59,6 +58,7 @@ __all__ = [
     "ABSENT",
     "ADDRESSED_OPS",
     "FloatConstants",
+    "Joined",
     "Model",
     "ModelMetadata",
     "Op",

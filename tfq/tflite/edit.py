@@ -6,7 +6,7 @@ until they are packed. They are packed with the 16-byte alignment that the schem
 does not apply it).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,8 @@ RangeMap = Mapping[tuple[int, int], tuple[float, float]]
 # Name -> tensor index, for the inputs and for the outputs.
 SignatureNames = tuple[Mapping[str, int], Mapping[str, int]]
 
-_ALIGNMENT = 16
+# The alignment of constants, in bytes.
+ALIGNMENT = 16
 _MOST_BYTES = 2**31 - 1
 _FLOAT32, _FLOAT32_MAX = schema.TENSOR_TYPES.index("float32"), float(np.finfo(np.float32).max)
 
@@ -206,17 +207,26 @@ def normalize_operator_codes(model: Any) -> None:
 
 def pack(model: Any, size: int) -> bytes:
     """Return the bytes of a ModelT; `size` is an estimate of their number."""
+    # Allocate everything at once: growing doubles the buffer and copies it.
+    return finished(new_builder(min(size + size // 8 + 65536, _MOST_BYTES)), model)
+
+
+def new_builder(size: int) -> Any:
+    """Return a builder that aligns vectors like the schema's force_align, because kernels read constants in place."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
-        """A builder that aligns vectors like the schema's force_align, because kernels read constants in place."""
-
         def CreateNumpyVector(self, x: np.ndarray) -> int:
-            self.Prep(_ALIGNMENT, x.nbytes)
+            self.Prep(ALIGNMENT, x.nbytes)
             return super().CreateNumpyVector(x)
 
-    # Allocate everything at once: growing doubles the buffer and copies it.
-    builder = Builder(min(size + size // 8 + 65536, _MOST_BYTES))
+    return Builder(size)
+
+
+def finished(builder: Any, model: Any) -> bytes:
+    """Return the bytes that a new builder packs a ModelT to."""
+    import flatbuffers
+
     try:
         builder.Finish(model.Pack(builder), file_identifier=schema.IDENTIFIER)
     except flatbuffers.builder.BuilderSizeError as error:
@@ -295,89 +305,6 @@ def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
             if quantization and quantization.MinLength() == quantization.MaxLength() == 1:
                 results[index, tensor] = (float(quantization.Min(0)), float(quantization.Max(0)))
     return results
-
-
-def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
-    """Return `data` with additional outputs, and the tensor indices of all outputs.
-
-    Without this, reading an inner tensor from an interpreter silently gives wrong values, because its memory is reused.
-    Signatures are removed.
-
-    Args:
-        data: The flatbuffer.
-        tensors: Indices of tensors of the main subgraph that become outputs. Inputs are ignored.
-    """
-    model = unpack(data)
-    graph = model.subgraphs[0]
-    graph.outputs, model.signatureDefs = _with_outputs(graph, tensors), []
-    return pack(model, len(data)), tuple(graph.outputs)
-
-
-def _with_outputs(graph: Any, tensors: Sequence[int]) -> list[int]:
-    outputs = list(map(int, graph.outputs))
-    present = {*outputs, *map(int, graph.inputs)}
-    return [*outputs, *(index for index in dict.fromkeys(tensors) if index not in present)]
-
-
-def join_tensors(data: bytes, tensors: Sequence[int], exposed: Sequence[int] = ()) -> tuple[bytes, int]:
-    """Return `data` with one more output that holds the values of several tensors, and its tensor index.
-
-    Reading one large tensor is much faster than reading many small ones.
-
-    Args:
-        data: The flatbuffer.
-        tensors: Indices of float32 tensors of the main subgraph with constant shapes. Their values follow each other
-            in this order.
-        exposed: Further tensors that become outputs, as in `expose_tensors`.
-    """
-    from ai_edge_litert import schema_py_generated as generated
-
-    model = unpack(data)
-    graph = model.subgraphs[0]
-    sizes = [int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in tensors]
-
-    def add(name: str, shape: Sequence[int], values: Any = None) -> int:
-        tensor, buffer = generated.TensorT(), 0
-        if values is not None:
-            model.buffers.append(generated.BufferT())
-            buffer = len(model.buffers) - 1
-            model.buffers[buffer].data = np.asarray(values, "<i4").view(np.uint8)
-        tensor.name, tensor.shape, tensor.buffer = name, list(shape), buffer
-        tensor.type = generated.TensorType.FLOAT32 if values is None else generated.TensorType.INT32
-        graph.tensors.append(tensor)
-        return len(graph.tensors) - 1
-
-    def operator(code: int, inputs: list[int], output: int, kind: int, options: Any) -> None:
-        op = generated.OperatorT()
-        op.opcodeIndex = operator_code(model, code, 1)
-        op.inputs, op.outputs = inputs, [output]
-        op.builtinOptionsType, op.builtinOptions = kind, options
-        graph.operators.append(op)
-
-    flat = []
-    for index, size in zip(tensors, sizes, strict=True):
-        reshape = generated.ReshapeOptionsT()
-        reshape.newShape = [size]
-        flat.append(add(f"joined/{index}", [size]))
-        operator(
-            generated.BuiltinOperator.RESHAPE,
-            [index, add(f"joined/{index}/shape", [1], [size])],
-            flat[-1],
-            generated.BuiltinOptions.ReshapeOptions,
-            reshape,
-        )
-    joined = add("joined", [sum(sizes)])
-    concatenation = generated.ConcatenationOptionsT()
-    concatenation.axis = 0
-    operator(
-        generated.BuiltinOperator.CONCATENATION,
-        flat,
-        joined,
-        generated.BuiltinOptions.ConcatenationOptions,
-        concatenation,
-    )
-    graph.outputs, model.signatureDefs = [*_with_outputs(graph, exposed), joined], []
-    return pack(model, len(data)), joined
 
 
 def cut_after(data: bytes, last: int) -> bytes:

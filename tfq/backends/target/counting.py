@@ -21,6 +21,8 @@ ROWS, COLUMNS = 64, 4096
 LARGE_BIN = 0.02
 # Values whose bins are counted at a time.
 PART = 1 << 16
+# Values of a large tensor that are compared at a time.
+LARGE_PART = 1 << 18
 # Fewer values than this are counted one by one, because bincount allocates and adds an array of all bins.
 FEW = 4096
 # The ends are chosen so that at least this many of the values counted so far lie beyond each.
@@ -97,6 +99,35 @@ class Tail:
         if self.is_large:
             counts.add_to_bin(self.number, -values.size)
         return extreme
+
+    @property
+    def copied_from(self):
+        """The limit at and beyond which values are copied."""
+        beyond = np.float32(np.inf if self.side > 0 else -np.inf)
+        return np.nextafter(self.outer, beyond) if self.is_large else self.inner
+
+    def add_groups(self, counts, matrix, numbers, are_rows, extreme):
+        """Count the values of this tail in a matrix of a tensor.
+
+        Args:
+            counts: The counts to add to.
+            matrix: The values.
+            numbers: The numbers of the rows or columns that reach `copied_from`.
+            are_rows: Whether they are rows.
+            extreme: The extreme of all values on this side.
+        """
+        if self.is_large and self.reaches(extreme, self.inner):
+            values = matrix.reshape(-1)
+            parts = (values[start : start + LARGE_PART] for start in range(0, values.size, LARGE_PART))
+            counts.add_to_bin(self.number, sum(np.count_nonzero(self.reaches(part, self.inner)) for part in parts))
+        if not numbers.size:
+            return
+        if 2 * numbers.size < len(matrix) if are_rows else 4 * numbers.size < matrix.shape[1]:
+            matrix = matrix.take(numbers, axis=0 if are_rows else 1)
+        values = matrix[self.reaches(matrix, self.copied_from)]
+        counts.add_later(values)
+        if self.is_large:
+            counts.add_to_bin(self.number, -values.size)
 
     def reaches(self, values, limit):
         """Check where values are at the limit or beyond it."""
@@ -267,6 +298,71 @@ class JoinedCounts:
             start = self._spans[self._num_whole][0]
             self._sides = [_JoinedSide(self.tensors, self._spans, start, side) for side in (-1, 1)]
             self._ring = np.empty((CHOOSE_EVERY, start), np.float32)
+
+
+class Groups:
+    """The extremes of groups of the values of large tensors, as the model computes them.
+
+    A group is a row or a column of a tensor. Only the values of groups that reach a tail must be read.
+    """
+
+    def __init__(self, sizes, are_rows, counted):
+        """Find the groups.
+
+        Args:
+            sizes: The number of groups of each tensor.
+            are_rows: Whether they are rows.
+            counted: The counts of each tensor; empty if only the extremes are needed.
+        """
+        self._sizes, self._are_rows, self._counted = sizes, are_rows, counted
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        self._limits = None
+
+    def extremes(self, reduced):
+        """Return the minimum and the maximum of each tensor, (2, tensors), or None if the model cannot tell.
+
+        Args:
+            reduced: The minima of all groups, then the maxima, then the sums.
+        """
+        low, high, sums = reduced.reshape(3, -1)
+        # The kernels lose a NaN in some groups, but not in a sum.
+        if not np.isfinite(sums).all():
+            return None
+        return np.stack([np.minimum.reduceat(low, self._starts), np.maximum.reduceat(high, self._starts)])
+
+    def choose_limits(self):
+        """Read the limits of the tails, after these were chosen."""
+        self._limits = [
+            np.repeat(
+                np.array([counts.tails[side].copied_from if counts.tails else end for counts in self._counted]),
+                self._sizes,
+            ).astype(np.float32)
+            for side, end in enumerate((-np.inf, np.inf))
+        ]
+
+    def add(self, reduced, values, extremes):
+        """Count the values of a sample.
+
+        Args:
+            reduced: As in `extremes`.
+            values: For each tensor, its values as a matrix.
+            extremes: The result of `extremes`.
+        """
+        low, high, _ = reduced.reshape(3, -1)
+        numbers = [np.arange(0)] * 2
+        if self._limits:
+            numbers = [np.flatnonzero(low <= self._limits[0]), np.flatnonzero(high >= self._limits[1])]
+        first = [np.searchsorted(each, self._starts).tolist() for each in numbers]
+        last = [np.searchsorted(each, self._ends).tolist() for each in numbers]
+        for place, (counts, matrix) in enumerate(zip(self._counted, values, strict=True)):
+            if not counts.tails:
+                counts.add_array(matrix)
+                continue
+            counts.total += matrix.size
+            for side, tail in enumerate(counts.tails):
+                reached = numbers[side][first[side][place] : last[side][place]] - self._starts[place]
+                tail.add_groups(counts, matrix, reached, self._are_rows[place], extremes[side, place])
 
 
 class _JoinedSide:

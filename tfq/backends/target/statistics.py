@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from . import activations, session
-from .counting import Counts, JoinedCounts, of_samples, write_counts
+from .counting import Counts, Groups, JoinedCounts, of_samples, write_counts
 
 # Samples whose values are all counted, before `share` chooses the bins.
 NUM_FULL = 4
@@ -35,7 +35,9 @@ class Observer:
         self.counted = [Counts(request["num_bins"], request["shift"]) for _ in self.places if request["num_bins"]]
         self.share, self.num_samples = request["share"], 0
         self.axes, self.batch_size = request["axes"], request["batch_size"]
-        self.joined, self.own = request["joined"], [place for place, at in enumerate(self.places) if at[0] == "own"]
+        self.joined, self.reduced = request["joined"], request["reduced"]
+        self.own = [place for place, at in enumerate(self.places) if at[0] == "own"]
+        self.grouped = [place for place, at in enumerate(self.places) if at[0] == "reduced"]
         parts = [place for place, at in enumerate(self.places) if at[0] == "joined"]
         parts.sort(key=lambda place: self.places[place][1])
         self.parts = np.array(parts, np.intp)
@@ -46,6 +48,12 @@ class Observer:
             self.joined_counts = JoinedCounts(sizes, request["num_bins"], request["shift"])
             for place, counts in zip(parts, self.joined_counts.tensors, strict=True):
                 self.counted[place] = counts
+        shapes = [self.places[place][2:] for place in self.grouped]
+        self.groups = Groups(
+            [rows if are_rows else columns for rows, columns, are_rows in shapes],
+            [are_rows for _, _, are_rows in shapes],
+            [self.counted[place] for place in self.grouped if self.counted],
+        )
 
     def add(self, interpreter, used, extremes):
         """Add the values of an inference, of which the first `used` samples count; write their extremes.
@@ -61,15 +69,33 @@ class Observer:
             extremes[0, self.parts] = np.transpose(ends)
             if self.joined_counts:
                 self.joined_counts.add(values, ends)
-        for place in self.own:
+        own = self.own if self._add_groups(interpreter, extremes) else self.own + self.grouped
+        for place in own:
             values = interpreter.tensor(self.places[place][1])()
             self._add_tensor(place, values, used, extremes[:, place])
         before, self.num_samples = self.num_samples, self.num_samples + used
         if before < NUM_FULL <= self.num_samples and self.share and self.counted:
             if self.joined_counts:
                 self.joined_counts.leave_out_middle(self.share)
-            for place in self.own:
+            for place in self.own + self.grouped:
                 self.counted[place].leave_out_middle(self.share)
+            self.groups.choose_limits()
+
+    def _add_groups(self, interpreter, extremes):
+        """Add the values of the tensors that the model reduces. Returns whether it could be done."""
+        if not self.grouped:
+            return True
+        reduced = interpreter.tensor(self.reduced)()
+        ends = self.groups.extremes(reduced)
+        if ends is None:
+            return False
+        extremes[0, self.grouped] = ends.T
+        if self.counted:
+            matrices = [
+                interpreter.tensor(self.places[place][1])().reshape(self.places[place][2:4]) for place in self.grouped
+            ]
+            self.groups.add(reduced, matrices, ends)
+        return True
 
     def _add_tensor(self, place, values, used, extremes):
         if not values.size:
@@ -98,8 +124,10 @@ class Observer:
 def run(directory, request):
     """Run the samples until stdin ends, then write the counts.
 
-    Fields of the request: `places` has ["own", index] or ["joined", start, size] for each observed tensor: an output of
-    the model, or a part of the output `joined` that has many small tensors. `num_bins` is 0 if only extremes are
+    Fields of the request: `places` has a list for each observed tensor: ["own", index] for an output of the model;
+    ["joined", start, size] for a part of the output `joined`, which has many small tensors; or ["reduced", index, rows,
+    columns, whether rows are reduced] for an output of which the output `reduced` has the minima, the maxima and the
+    sums of each row or of each column. `num_bins` is 0 if only extremes are
     needed. `axes` and `batch_size` say where the samples of an inference are; `outputs` are returned for kept ones.
     """
     session.limit_memory(request["memory_bytes"])
