@@ -15,6 +15,9 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# One thread for each worker: more would wait for each other, because there is a worker for each core.
+ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+
 .PHONY: demo test slow clients lint docs bench families smallest arm clean
 
 demo: .venv/.installed
@@ -23,11 +26,11 @@ demo: .venv/.installed
 	@$(BIN)/tfq run --config=pipelines/configs/demo.json
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	@$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # By default, pytest-xdist starts the files with the fewest tests last. Here these take longest.
 slow: .venv/.installed
-	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
 		tests/integration/test_workflows_killed.py $$(grep -rlE --include='test_*.py' 'mark\.slow' tests | sort)
 
 clients: .venv/.clients

@@ -15,19 +15,22 @@ from tfq import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+# The environment variable with the user's own TFQ_CACHE_DIR.
+USERS_CACHE = "TFQ_TEST_USERS_CACHE_DIR"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Stop ignoring interrupts, and hide installed emulators from the fast tests.
+    """Stop ignoring interrupts, and hide installed emulators from all tests that do not ask for them.
 
-    Processes inherit ignored interrupts from the background jobs of a shell, and some tests interrupt. An emulator in
-    the cache directory of a developer, or a GPU, would be one more default backend of each evaluation.
+    Processes inherit ignored interrupts from the background jobs of a shell, and some tests interrupt. Emulators in the
+    cache directory of the user, or a GPU, would be further default backends of each evaluation.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = os.path.join(tempfile.gettempdir(), f"tfq_test_cache_{os.getuid()}")
-    if "not slow" in config.option.markexpr:
-        os.environ["TFQ_CACHE_DIR"] = cache
     if config.option.markexpr != "clients":
+        # The workers of pytest-xdist inherit what is set here.
+        os.environ.setdefault(USERS_CACHE, os.environ.get("TFQ_CACHE_DIR", ""))
+        os.environ["TFQ_CACHE_DIR"] = cache
         os.environ["TFQ_VULKAN"] = os.path.join(cache, "no driver")
 
 
@@ -37,6 +40,14 @@ def leaves_no_plugin() -> Iterator[None]:
     before = registry.plugins()
     yield
     assert registry.plugins() == before, "load plugins inside `with registry.temporary():`"
+
+
+@pytest.fixture(scope="module")
+def users_cache() -> Iterator[None]:
+    """Use the cache directory of the user, where emulators are installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFQ_CACHE_DIR", os.environ[USERS_CACHE])  # "" is the default directory
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +78,12 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(path))
     monkeypatch.setattr("tempfile.tempdir", None)
     return path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Lay plots out but do not render them, which takes most of a page's time, for tests that look at other parts."""
+    monkeypatch.setattr("tfq.report.plots.svg_of", lambda figure, title: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

@@ -353,9 +353,10 @@ def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
     process = subprocess.Popen(
         [sys.executable, "-m", "tfq", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not out.exists():
-        time.sleep(0.1)
-    time.sleep(9)
+    for line in process.stderr:
+        if "pruning" in line:
+            break
+    time.sleep(2)
     os.killpg(process.pid, signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130, message

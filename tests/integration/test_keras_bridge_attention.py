@@ -123,7 +123,7 @@ def test_grouped_query_attention_with_keras_3_options_is_refused(options, called
 
 def with_mask_of_a_recurrent_layer(keras, x):
     embedded = keras.layers.Embedding(9, 6, mask_zero=True)(x)
-    embedded = keras.layers.GRU(6, return_sequences=True)(embedded)
+    embedded = keras.layers.SimpleRNN(6, return_sequences=True)(embedded)
     return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
 
 
@@ -232,7 +232,9 @@ def embedded_ids(keras, end):
     x = layers.Dense(8, name="dense")(layers.Embedding(9, 8, mask_zero=True, name="embedding")(ids))
     for name in ("attention", "second"):
         x = layers.Add(name=f"{name}_joined")([x, layers.MultiHeadAttention(2, 4, name=name)(x, x)])
-    x = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling1D, "gru": lambda: layers.GRU(3)}[end]()(x)
+    x = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling1D, "recurrent": lambda: layers.SimpleRNN(3)}[
+        end
+    ]()(x)
     return keras.Model(ids, layers.Dense(3, name="head")(x))
 
 
@@ -241,7 +243,7 @@ def padded_ids(count=64):
     return np.where(np.arange(6) < rng.integers(1, 7, (count, 1)), rng.integers(1, 9, (count, 6)), 0).astype("int32")
 
 
-@pytest.mark.parametrize("end", ["flatten", "average", "gru"])
+@pytest.mark.parametrize("end", ["flatten", "average", "recurrent"])
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
 def test_implicit_masks_become_tensors_and_attention_its_parts(kind, end):
     model = stirred(embedded_ids(import_keras() if kind == "keras" else import_tf_keras(), end))

@@ -27,7 +27,7 @@ CPUS = ("cortex-a53", "cortex-a76")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def emulator():
+def emulator(users_cache):
     """Return the installed emulator."""
     return sysroot.install()
 

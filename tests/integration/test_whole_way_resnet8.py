@@ -46,7 +46,7 @@ def test_the_ptq_flatbuffer_is_full_int8_with_the_models_layers(flatbuffers):
 
 @pytest.mark.slow  # it downloads the emulator if that is not installed yet
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])
-def test_emulated_arm_is_within_one_lsb_on_our_flatbuffer(cpu, flatbuffers, test_split):
+def test_emulated_arm_is_within_one_lsb_on_our_flatbuffer(cpu, flatbuffers, test_split, users_cache):
     from tfq.evaluation import compare_backends
 
     sysroot.install()

@@ -2,6 +2,7 @@
 """The layers of tfq: which package may import which, read from the source."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -42,6 +43,12 @@ BUNDLED = ROOT / "tfq" / "deploy" / "sources"
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 
+@functools.cache
+def nodes_of(source: str) -> list[ast.AST]:
+    """Return all nodes of the tree of a source, which several tests read; the tree itself comes first."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def run_at_import(node):
     """Return the statements below `node` that run at import: also in `if`, `try` and classes, but not in functions."""
     for child in ast.iter_child_nodes(node):
@@ -52,8 +59,8 @@ def run_at_import(node):
 
 
 def imports(source: str, *, module_level: bool):
-    tree = ast.parse(source)
-    for node in run_at_import(tree) if module_level else ast.walk(tree):
+    nodes = nodes_of(source)
+    for node in run_at_import(nodes[0]) if module_level else nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -146,7 +153,7 @@ def test_only_flags_imports_absl_flags():
 
 def flags_in_strings(source: str, flags: set[str]) -> list[str]:
     """Return the flags of tfq that string constants of `source` spell out, f-strings and docstrings included."""
-    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    texts = [node.value for node in nodes_of(source) if isinstance(node, ast.Constant)]
     results = [
         word for text in texts if isinstance(text, str) for word in re.findall(r"--([a-z][\w.]*\w)(?![\w-])", text)
     ]
@@ -187,7 +194,7 @@ def phrases_in_match(source: str) -> list[str]:
     An expression that is not a literal counts as a phrase: `messages.py` checks words that are only known when a test
     runs.
     """
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes_of(source) if isinstance(node, ast.Call)]
     checks = [call for call in calls if ast.unparse(call.func).split(".")[-1] in ("raises", "warns")]
     values = [keyword.value for call in checks for keyword in call.keywords if keyword.arg == "match"]
     # A space, or a regular expression for a space or for any text between words.
@@ -232,7 +239,7 @@ def test_no_file_is_longer_than_600_lines():
 def long_functions(source: str, most: int = 60) -> dict[str, int]:
     """Return functions of more lines than `most`, without docstrings and without nested functions and classes."""
     results = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inner = [child for child in node.body if isinstance(child, (ast.ClassDef, ast.FunctionDef))]
             inner += node.body[:1] if ast.get_docstring(node) else []

@@ -206,7 +206,7 @@ def test_the_page_shows_pictures_and_the_worst_classes_first(evaluated):
 @pytest.mark.parametrize(
     "picture", ["<script>", '"><script>alert(1)</script>', "PHN2Zz4=", "iVBORw0KGgo<", 5, ["iVBORw0KGgo="], "../a.png"]
 )
-def test_a_picture_that_is_no_png_file_is_not_shown(evaluated, picture):
+def test_a_picture_that_is_no_png_file_is_not_shown(evaluated, picture, undrawn):
     evaluation = json.loads(json.dumps(evaluated.to_dict()))
     evaluation["differing_examples"]["examples"][0]["picture"] = picture
     page = page_of({"command": "evaluate", "evaluation": evaluation})

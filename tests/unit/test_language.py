@@ -2,7 +2,9 @@
 """Prose and names use plain contemporary English: a word list of what they must not contain, with replacements."""
 
 import ast
+import bisect
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Iterator
@@ -172,18 +174,17 @@ def on_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def strings(source: str) -> Iterator[Text]:
-    """Yield all string literals and docstrings; expressions in f-strings are "{}"."""
-    tree = ast.parse(source)
+def strings(nodes: list[ast.AST]) -> Iterator[Text]:
+    """Yield the string literals and docstrings of all nodes of a tree; expressions in f-strings are "{}"."""
     starts, inside = {}, set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
             decorators = {ast.unparse(item) for item in node.decorator_list}
             is_property = any(item.endswith("property") for item in decorators)
             starts[node.body[0].value] = "property" if is_property else "function"
         if isinstance(node, ast.JoinedStr):
             inside |= {item for part in ast.walk(node) for item in ast.iter_child_nodes(part)}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             parts = [str(item.value) if isinstance(item, ast.Constant) else "{}" for item in node.values]
             yield Text(node.lineno, on_one_line("".join(parts)))
@@ -222,26 +223,30 @@ def paragraphs(markdown: str) -> Iterator[Text]:
 
 def old_words(texts: Iterator[Text]) -> list[str]:
     """Return line, match and replacement of everything that the word list forbids."""
-    result = []
-    for text in texts:
+    texts, result = list(texts), []
+    for place, text in enumerate(texts):
         if text.start == "function" or (text.start == "property" and not text.text.startswith("Whether")):
             match = DOCSTRING_STARTS.match(text.text)
             if match:
-                result.append(
-                    f"{text.line}: docstring begins with {match[0]!r}: write 'Return ...', 'Check whether ...'"
-                )
-        for entry in ENTRIES:
-            # The case matters only where the pattern has capitals, as at the beginning of a sentence.
-            flags = re.IGNORECASE if entry.pattern.replace("TFLite", "").islower() else 0
-            for match in re.finditer(entry.pattern, text.text, flags):
-                result.append(f"{text.line}: {match[0]!r}: write {entry.instead}: {text.text[:100]!r}")
-    return result
+                message = f"docstring begins with {match[0]!r}: write 'Return ...', 'Check whether ...'"
+                result.append((place, f"{text.line}: {message}"))
+    # One search in all texts, a line each, takes less time than one in each of them.
+    lines = "\n".join(text.text for text in texts)
+    ends = list(itertools.accumulate(len(text.text) + 1 for text in texts))
+    for entry in ENTRIES:
+        # The case matters only where the pattern has capitals, as at the beginning of a sentence.
+        flags = re.IGNORECASE if entry.pattern.replace("TFLite", "").islower() else 0
+        for match in re.finditer(entry.pattern, lines, flags | re.MULTILINE):
+            place = bisect.bisect_right(ends, match.start())
+            line, text, _ = texts[place]
+            result.append((place, f"{line}: {match[0]!r}: write {entry.instead}: {text[:100]!r}"))
+    return [message for _, message in sorted(result)]
 
 
-def old_names(source: str) -> list[str]:
+def old_names(nodes: list[ast.AST]) -> list[str]:
     """Return line, name and replacement of names that are defined here."""
     result = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             name, line = node.name, node.lineno
         elif isinstance(node, ast.arg):
@@ -257,12 +262,15 @@ def old_names(source: str) -> list[str]:
     return result
 
 
+def in_python(source: str) -> list[str]:
+    """Return everything that the word list forbids in strings, comments and names."""
+    nodes = list(ast.walk(ast.parse(source)))
+    return [*old_words(itertools.chain(strings(nodes), comments(source))), *old_names(nodes)]
+
+
 def offences(path: Path) -> list[str]:
     content = path.read_text()
-    if path.suffix == ".md":
-        result = old_words(paragraphs(content))
-    else:
-        result = [*old_words(strings(content)), *old_words(comments(content)), *old_names(content)]
+    result = old_words(paragraphs(content)) if path.suffix == ".md" else in_python(content)
     return [f"{path.relative_to(ROOT)}:{item}" for item in result]
 
 
@@ -309,7 +317,7 @@ def test_each_pattern_matches_its_old_sentence_and_not_the_plain_one(entry):
     ],
 )
 def test_python_is_searched_in_strings_comments_and_names(tmp_path, source, count):
-    assert len(old_words(strings(source))) + len(old_words(comments(source))) + len(old_names(source)) == count
+    assert len(in_python(source)) == count
 
 
 def test_markdown_is_searched_across_lines_and_not_in_code():

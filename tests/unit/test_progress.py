@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -238,13 +239,24 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_path, tfq_cli, golden):
+def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_path, golden):
     """A module that stands in for TensorFlow ends the process when it is imported."""
     (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'TensorFlow\\n'); os._exit(9)\n")
     shutil.copy(golden.parent / "containers" / "keras.keras", tmp_path / "model.keras")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     arguments = [argument.format(golden=golden) for argument in COMMANDS[command]]
-    done = tfq_cli(command, *arguments, f"--out={tmp_path}/out", cwd=tmp_path, PYTHONPATH=path)
-    start, first, *_ = done.stderr.splitlines()
-    assert re.fullmatch(rf"\[ *\d+\.\d s\] starting tfq {command}", start), done.stderr
-    assert re.match(r"\[ *\d+\.\d s\] \w+", first), done.stderr
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tfq", command, *arguments, f"--out={tmp_path}/out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with started:
+        start, first = started.stderr.readline(), started.stderr.readline()
+        # What follows is not tested here.
+        os.killpg(started.pid, signal.SIGKILL)
+    assert re.fullmatch(rf"\[ *\d+\.\d s\] starting tfq {command}\n", start), start
+    assert re.match(r"\[ *\d+\.\d s\] \w+", first), start + first

@@ -21,7 +21,7 @@ BUNDLE = {
 }
 
 
-def test_page_links_the_bundle_and_shows_its_self_tests():
+def test_page_links_the_bundle_and_shows_its_self_tests(undrawn):
     page = page_of({**full_record(), "bundle": BUNDLE})
     assert '<a href="bundle/README.md">' in page and '<a href="bundle.zip">' in page
     assert "&lt;b&gt;exit code 1" in page and "<b>exit" not in page
@@ -36,7 +36,7 @@ def test_the_terminal_shows_the_bundle_and_its_self_tests():
     assert bundle_text({"bundle": BUNDLE}, "out") == "out/bundle (self-tests: Python passed, C failed)"
 
 
-def test_a_hostile_record_makes_no_link_to_another_place():
+def test_a_hostile_record_makes_no_link_to_another_place(undrawn):
     hostile = {**BUNDLE, "folder": 'javascript:alert(1)//"', "zip": "https://example.org/"}
     page = page_of({**full_record(), "bundle": hostile})
     assert 'href="javascript:' not in page and 'href="https:' not in page

@@ -34,13 +34,6 @@ def page():
     return page_of(full_record())
 
 
-@pytest.fixture
-def undrawn():
-    """Plots are laid out but not rendered, which takes most of a report's time."""
-    with mock.patch("tfq.report.plots.svg_of", return_value="<svg></svg>"):
-        yield
-
-
 class Checker(HTMLParser):
     """Collects tags and text, and fails where tags do not close in order."""
 
@@ -123,21 +116,21 @@ def test_the_same_record_gives_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
-def test_a_number_that_json_does_not_have_is_refused(tmp_path):
+def test_a_number_that_json_does_not_have_is_refused(tmp_path, undrawn):
     record = full_record()
     record["models"][0]["evaluation"]["output_sqnr_db"] = float("inf")
     with refused(TfqError, expected="JSON values", word="report.json"):
         write_report(record, tmp_path)
 
 
-def test_a_file_in_the_way_of_the_directory_is_refused(tmp_path):
+def test_a_file_in_the_way_of_the_directory_is_refused(tmp_path, undrawn):
     (tmp_path / "file").write_text("")
     with refused(InputError, field="out", got=str(tmp_path / "file" / "out")):
         write_report(full_record(), tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("show", [page_of, markdown_of])
-def test_every_format_has_numbers_provenance_stages_and_reasons(show):
+def test_every_format_has_numbers_provenance_stages_and_reasons(show, undrawn):
     text = re.sub(r" +", " ", show(full_record()))
     for message in (
         "98.59%", "48.3", "4.57x", "21.3", "31.4 dB", "1 LSB", "8 of 9", "full int8", "CONV_2D", "conv2d_1", "49.80%",
@@ -148,7 +141,7 @@ def test_every_format_has_numbers_provenance_stages_and_reasons(show):
         assert message in text.replace("&#x27;", "'"), message
 
 
-def test_warnings_of_the_run_and_of_each_evaluation_come_first_and_once(page):
+def test_warnings_of_the_run_and_of_each_evaluation_come_first_and_once(page, undrawn):
     record, quiet = full_record(), page
     record["warnings"] = ["got 50 of 200 samples", "saturated"]
     record["models"][1]["evaluation"]["warnings"] = ["saturated", "unused range"]

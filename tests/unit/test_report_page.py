@@ -46,7 +46,7 @@ def states(record):
     return {check.key: check.state for check in worst}
 
 
-def test_a_run_that_meets_all_requirements_is_ready_to_ship():
+def test_a_run_that_meets_all_requirements_is_ready_to_ship(undrawn):
     record = bounded(min_accuracy=0.95, max_accuracy_drop=0.01)
     assert headline_of(record)[0] == "good" and set(states(record).values()) == {"good"}
     assert 'data-state="good"' in page_of(record)
@@ -64,7 +64,7 @@ def test_a_run_that_meets_all_requirements_is_ready_to_ship():
         (lambda record: record.update(bundle={"self_tests": [{"name": "C", "status": "failed"}]}), "bundle"),
     ],
 )
-def test_one_failed_check_is_enough_not_to_ship(damage, key):
+def test_one_failed_check_is_enough_not_to_ship(damage, key, undrawn):
     record = bounded(min_accuracy=0.95)
     damage(record)
     assert headline_of(record)[0] == "bad" and 'data-state="bad"' in page_of(record)

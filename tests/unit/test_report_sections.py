@@ -118,7 +118,7 @@ def test_latencies_are_plotted_and_runs_outside_are_counted():
     assert "does not start at 0" in plots_of(record)["latency"].caption
 
 
-def test_instructions_are_millions_with_float_over_it_and_never_a_time():
+def test_instructions_are_millions_with_float_over_it_and_never_a_time(undrawn):
     record = newest_record()
     record["models"][2]["portability"]["rows"]["qemu:cortex-a53"] |= {
         "instructions": None,
@@ -276,7 +276,7 @@ def test_missing_diagnostics_have_their_reason():
         assert reason in text_of(record, "data")
 
 
-def test_a_held_out_split_is_information_and_not_a_warning():
+def test_a_held_out_split_is_information_and_not_a_warning(undrawn):
     record = newest_record()
     assert "npz:x.npz has no val split" in text_of(record, "data")
     (check,) = (check for check in checks_of(record) if check.key == "warnings")
@@ -387,7 +387,7 @@ def test_a_metric_is_shown_in_its_unit(metric, value, float_value, text, change)
     assert row(result, "accuracy minus float's")["PTQ int8"] == f"{change} (no interval)"
 
 
-def test_the_plot_says_which_direction_of_a_metric_is_better():
+def test_the_plot_says_which_direction_of_a_metric_is_better(undrawn):
     record = full_record()
     own = Metric.from_function(max, name="own")
     for metric, words in ((as_metric("mae"), "down and to the left is better"), (own, "does not declare")):
@@ -530,7 +530,7 @@ def test_several_outputs_have_a_table_with_reasons_for_missing_agreement():
     assert any("boxes" in note and "no class" in note for note in result.notes)
 
 
-def test_inputs_and_outputs_are_shown_as_io_json_has_them():
+def test_inputs_and_outputs_are_shown_as_io_json_has_them(undrawn):
     record = newest_record()
     data = tflite.write_metadata(golden("digits_int8_uint8_io"), {"preprocessing": {"resize": [], **PIXELS}})
     described = tflite.write_model_metadata(data, tflite.ModelMetadata(author="the author <b>"))
