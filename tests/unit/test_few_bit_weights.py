@@ -131,7 +131,7 @@ def test_trained_grids_are_found_and_stored_without_an_error():
     assert set(result.layers) == set(steps) and set(result.skipped) == {"pointwise"}
     alone = ptq.with_int4_grids(golden("digits_int8"), floating, ["conv2"])
     assert set(alone.layers) == {"conv2"} and set(alone.skipped) == {*steps, "pointwise"} - {"conv2"}
-    narrow = [item.layer for item in _layers_of(alone.model) if item.limit == 7]
+    narrow = [item.layer for item in _layers_of(alone.model) if item.bits == 4]
     assert narrow == ["conv2"]
     edited = tflite.unpack(result.model)
     tensors = {item.layer: edited.subgraphs[0].tensors[int(item.op.inputs[1])] for item in _layers_of(result.model)}

@@ -511,12 +511,35 @@ def test_four_bit_values_are_packed_as_the_kernels_read_them(model):
         shape = [-1 if place == axis and len(scales) > 1 else 1 for place in range(len(tensor.shape))]
         reals = quantized.reshape(tensor.shape) * scales.reshape(shape)
         _, expected = constant(before, layer, 1)
-        assert np.abs(quantized).max() == 7
-        # Half a step, except for values beyond the largest quantized value.
-        inside = np.abs(expected) <= 7.5 * scales.reshape(shape)
+        assert max(-quantized.min() - 1, quantized.max()) == 7
+        # Half a step, except for values beyond the smallest and the largest quantized value.
+        inside = np.abs(expected / scales.reshape(shape) + 0.5) <= 8
         assert (np.abs(reals - expected) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
     answers = tensor_values(result.model, tflite.read(result.model).main_subgraph.outputs[0])
     assert (answers.argmax(axis=1) == probabilities(FLOATING).argmax(axis=1)).mean() > 0.8
+
+
+def test_the_kernels_compute_with_the_smallest_four_bit_value():
+    content = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=False).model
+
+    def widen(model):
+        for layer in weighted_ops(model, tflite.read(content)):
+            values, tensor = layer.weights, model.subgraphs[0].tensors[int(layer.op.inputs[1])]
+            assert values.min() == -8
+            tensor.type = generated.TensorType.INT8
+            model.buffers[tensor.buffer].data = values.astype(np.int8).reshape(-1).view(np.uint8)
+
+    results = []
+    for model in (content, changed(content, widen)):
+        interpreter = Interpreter(
+            model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        )
+        interpreter.allocate_tensors()
+        (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+        interpreter.set_tensor(source["index"], np.arange(-64, 64, 2, np.int8).reshape(source["shape"]))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(output["index"]))
+    np.testing.assert_array_equal(*results)
 
 
 def test_four_bits_lose_less_with_optimized_rounding():

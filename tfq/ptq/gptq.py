@@ -141,7 +141,7 @@ def quantize_to_int4(
     *,
     rounding: bool = True,
 ) -> Rounding:
-    """Give layers of an int8 flatbuffer 4-bit weights, from -7 to 7.
+    """Give layers of an int8 flatbuffer 4-bit weights, from -8 to 7.
 
     For each output channel, the scale minimizes the squared errors of the weights, each weighted by the mean square of
     its input (its variance, if the layer has a bias). It is at most the scale that represents the largest weight.
@@ -219,7 +219,8 @@ def with_int4_grids(quantized: bytes, floating: bytes, layers: Collection[str]) 
     """Store the weights of layers of an int8 flatbuffer as int4, if the float weights are on a 4-bit grid.
 
     A layer has such a grid if the weights of each output channel are multiples, from -7 to 7, of one step. Training
-    with 4 bits gives such weights, but others can have one by chance: a single weight per channel always has one.
+    with 4 bits gives such weights; its values are symmetric, because a BatchNormalization after the layer can change
+    their signs. Others can have a grid by chance: a single weight per channel always has one.
 
     Args:
         quantized: An int8 flatbuffer.
@@ -446,7 +447,7 @@ def _round(layer: WeightedOp, source: WeightedOp, inputs: InputMoments) -> tuple
     errors = np.zeros(3)
     for group, matrix in enumerate(gram):
         rows = slice(group * per_group, (group + 1) * per_group)
-        chosen = round_weights(grouped[rows], matrix, -127, 127)
+        chosen = round_weights(grouped[rows], matrix, *QUANTIZED_LIMITS[8])
         simple = _squared(grouped[rows] - before[rows], matrix)
         better = _squared(grouped[rows] - chosen, matrix)
         quantized[rows] = np.where((better < simple)[:, None], chosen, before[rows])

@@ -30,6 +30,7 @@ from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.gptq import InputMoments, Rounding, damped, mean_patch, pair_layers, pairs_in_memory, round_weights
 from tfq.ptq.layer_pairs import ModelPair, check_samples
+from tfq.ptq.weight_scales import QUANTIZED_LIMITS
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
 
 # Added to the diagonal of H in the regression, relative to its mean.
@@ -182,9 +183,9 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments)
         target = _regressed(rows[part], gram, cross)
         present = _errors(before[part] * scales[part, None], gram, cross, squares)
         best = present.copy()
-        for factor in _SCALE_FACTORS if layer.has_own_scales and layer.limit < 127 else (1.0,):
+        for factor in _SCALE_FACTORS if layer.has_own_scales and layer.bits < 8 else (1.0,):
             tried = present_scales[part] * factor
-            rounded = round_weights(target / tried[:, None], gram, -layer.limit, layer.limit)
+            rounded = round_weights(target / tried[:, None], gram, *QUANTIZED_LIMITS[layer.bits])
             errors_now = _errors(rounded * tried[:, None], gram, cross, squares)
             better = errors_now < best
             quantized[part][better] = rounded[better]

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits -> (smallest, largest quantized value). Four bits are symmetric, as int8 weights are. Two bits use all four
-# values.
-QUANTIZED_LIMITS: Mapping[int, tuple[int, int]] = {4: (-7, 7), 2: (-2, 1)}
+# Bits -> (smallest, largest quantized value). With so few values, none is given up for symmetry, as int8 does.
+QUANTIZED_LIMITS: Mapping[int, tuple[int, int]] = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
 # Bits -> scales that are tried, as fractions of the one that represents the largest weight.
 _FRACTIONS = {4: np.linspace(0.4, 1.0, 31), 2: np.linspace(0.1, 1.0, 46)}
 

@@ -107,9 +107,9 @@ class WeightedOp:
         return len(self._tensor(_WEIGHTS).quantization.scale) == self.num_outputs
 
     @property
-    def limit(self) -> int:
-        """The largest quantized weight: 127, or 7 for 4-bit weights."""
-        return 2 ** (PACKED_BITS.get(TENSOR_TYPES[self._tensor(_WEIGHTS).type], 8) - 1) - 1
+    def bits(self) -> int:
+        """The number of bits of a quantized weight."""
+        return PACKED_BITS.get(TENSOR_TYPES[self._tensor(_WEIGHTS).type], 8)
 
     @property
     def bias_scale(self) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.ptq.weight_scales import least_error_scales
 
-# The largest 4-bit quantized value (symmetric: -7 to 7).
+# The largest 4-bit quantized value. Values are symmetric: a BatchNormalization after the layer can change their signs.
 HIGHEST = 7
 
 
@@ -38,7 +38,8 @@ def initialize_steps(model: Any) -> None:
     """Set the ranges of 4-bit weights to -7 and 7 times the steps with the least squared error."""
     for weight, quantizer, variables in int4_weights(model):
         rows = np.asarray(quantizer.rows(weight)).T.astype(np.float64)
-        _assign_steps(variables, least_error_scales(rows, 4))
+        # Magnitudes have the errors of symmetric values, of which the file format has one more on the negative side.
+        _assign_steps(variables, least_error_scales(np.abs(rows), 4))
 
 
 @contextlib.contextmanager
