@@ -12,7 +12,7 @@ from golden_models import NAMES, changed, golden, unpacked
 from messages import refused
 
 from tfq.errors import FlatbufferError, InputError
-from tfq.tflite import binary, constant_values, read, schema
+from tfq.tflite import binary, constant_values, keeping_large_files, read, reader, schema
 
 
 def _public(cls: type) -> dict[str, int]:
@@ -40,6 +40,19 @@ def test_records_are_kept_for_one_object_only():
     for other in NAMES[1:5]:
         read(bytes(bytearray(golden(other))))
     assert read(data) is not first
+
+
+def test_records_of_large_files_are_kept_within_a_block_only(monkeypatch):
+    monkeypatch.setattr(reader, "_MOST_RECENT_BYTES", 1000)
+    data = golden("digits_int8")
+    assert read(data) is not read(data)
+    with keeping_large_files():
+        kept = read(data)
+        with keeping_large_files():
+            assert read(data) is kept
+        assert read(data) is kept
+        assert read(bytes(bytearray(data))) is not kept
+    assert read(data) is not kept
 
 
 def test_changed_buffers_are_parsed_again():

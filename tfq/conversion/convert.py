@@ -142,6 +142,7 @@ def convert_with_record(
     if config.verify:
         LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tflite.keeping_large_files())
         is_directory = isinstance(model, (str, os.PathLike)) and os.path.isdir(model)
         if isinstance(model, (bytes, bytearray, str, os.PathLike)) and not is_directory:
             model = content_of(model, "model", "a float .tflite file")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from tfq.tflite.model_metadata import ModelMetadata, SubGraphMetadata, TensorMetadata
     from tfq.tflite.outputs import Joined, expose_tensors, join_tensors
-    from tfq.tflite.reader import read
+    from tfq.tflite.reader import keeping_large_files, read
     from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
     from tfq.tflite.signatures import (
         extract_subgraph,
@@ -79,6 +79,7 @@ __all__ = [
     "extract_subgraph",
     "inject_ranges",
     "join_tensors",
+    "keeping_large_files",
     "listed_signatures",
     "main_subgraph_note",
     "merge_subgraphs",

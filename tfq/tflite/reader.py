@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parse untrusted TFLite bytes into a `Model` in which all indices are valid."""
 
+import contextlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tfq.errors import FlatbufferError
 from tfq.tflite import schema
@@ -37,6 +38,21 @@ _MOVE_OR_CONVERT = SAME_SCALE_OPS | op_names("CAST DEQUANTIZE QUANTIZE")
 # The last flatbuffers that were parsed, and their records. Most steps of a conversion parse the same file again.
 _recent: tuple[tuple[bytes, Model], ...] = ()
 _MOST_RECENT, _MOST_RECENT_BYTES = 4, 8 << 20
+# The same limit in blocks that keep large files, and the number of these blocks.
+_MOST_LARGE_BYTES, _num_keeping = 256 << 20, 0
+
+
+@contextlib.contextmanager
+def keeping_large_files() -> Iterator[None]:
+    """Let `read` remember the last few files of up to 256 MB until the block ends. They stay in memory so long."""
+    global _num_keeping, _recent
+    _num_keeping += 1
+    try:
+        yield
+    finally:
+        _num_keeping -= 1
+        if not _num_keeping:
+            _recent = tuple(entry for entry in _recent if len(entry[0]) <= _MOST_RECENT_BYTES)
 
 
 def read(data: bytes) -> Model:
@@ -44,7 +60,7 @@ def read(data: bytes) -> Model:
 
     Layer names come from the list that tfq writes into a file, otherwise from the form of the tensor names. Time and
     memory are proportional to the size of the file, whatever it contains. The records of the last few bytes objects are
-    kept, and returned again for the same object.
+    kept, and returned again for the same object; those of more than 8 MB only within `keeping_large_files`.
 
     Raises:
         FlatbufferError: The bytes are malformed in any way.
@@ -58,11 +74,12 @@ def read(data: bytes) -> Model:
             got=type(data).__name__,
         )
     global _recent
-    for known, model in _recent:
-        if known is data:
-            return model
+    for entry in _recent:
+        if entry[0] is data:
+            _recent = (entry, *(other for other in _recent if other is not entry))
+            return entry[1]
     result = _read(bytes(data))
-    if isinstance(data, bytes) and len(data) <= _MOST_RECENT_BYTES:
+    if isinstance(data, bytes) and len(data) <= (_MOST_LARGE_BYTES if _num_keeping else _MOST_RECENT_BYTES):
         _recent = ((data, result), *_recent[: _MOST_RECENT - 1])
     return result
 
