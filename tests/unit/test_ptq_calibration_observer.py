@@ -75,6 +75,13 @@ def test_statistics_are_bit_identical_with_any_number_of_workers():
     assert all(other == one for other in others)
 
 
+def test_little_work_is_left_to_one_child(monkeypatch):
+    monkeypatch.setattr(statistics, "usable_cores", lambda: 4)
+    model = tflite.read(golden("digits_float32"))
+    children = [statistics._useful_children(model, total) for total in (1, 500, 10**9, None)]
+    assert children == [1, 1, 4, 4]
+
+
 def test_parts_of_the_data_merge_to_the_whole():
     model = golden("digits_float32")
     samples = samples_of(model, 30)

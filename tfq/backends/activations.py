@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tfq import progress, tflite
 from tfq.backends.child import Child, Launch, run_child
 from tfq.backends.forks import start_fork
-from tfq.backends.limits import choose_deadline, memory_limit, usable_cores
+from tfq.backends.limits import TENSOR_FACTOR, choose_deadline, memory_limit, usable_cores
 from tfq.backends.local import LocalBackend
 from tfq.backends.scratch import scratch_directory, write_error
 from tfq.backends.worker import Arrays, module_path
@@ -92,6 +92,7 @@ def run_in_children(
     ended: Callable[[Path], None] = lambda directory: None,
     num_workers: int = 0,
     total: int | None = None,
+    source: tuple[tflite.Model, int] | None = None,
 ) -> Iterator[Result]:
     """Send tasks to children that run a flatbuffer, and yield a function of each answer.
 
@@ -103,6 +104,8 @@ def run_in_children(
         ended: Called in a thread with the directory of each child after its last task.
         num_workers: Children; 0 means one per core.
         total: The number of samples, for the progress bar.
+        source: If `model` is another flatbuffer with more outputs: the records of that one, and the number of values
+            of the tensors that were added.
 
     Yields:
         The results of `function`, in the order of `tasks`.
@@ -114,8 +117,8 @@ def run_in_children(
     """
     num_workers = num_workers or usable_cores()
     LocalBackend().check_available()
-    parsed = tflite.read(model)
-    memory_bytes = memory_limit(parsed)
+    parsed, num_added = source or (tflite.read(model), 0)
+    memory_bytes = memory_limit(parsed) + TENSOR_FACTOR * 4 * num_added
     with scratch_directory() as directory, progress.bar("running samples", total, " samples") as bar:
         try:
             (directory / "model.tflite").write_bytes(model)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.backends.activations import Task, run_in_children
-from tfq.backends.limits import usable_cores
+from tfq.backends.limits import count_operations, usable_cores
 from tfq.backends.worker import Arrays
 
 # A tensor with at most this many values is joined with others.
@@ -27,6 +27,8 @@ _JOINED_VALUES = 1 << 15
 _SHAPING_OPS = frozenset(
     ("CUSTOM", "SHAPE", "RANGE", "UNIQUE", "WHERE", "NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5")
 )
+# Multiply-adds that another child is worth.
+_OPERATIONS_PER_CHILD = 10**10
 # Inferences of a task, and bytes of their inputs.
 _TASK_INFERENCES, _TASK_BYTES = 16, 1 << 20
 
@@ -114,7 +116,7 @@ def observe_in_children(
         inferences: They are read as they are needed.
         add: Called with (place of the tensor, its counts in one child) for each tensor and child. All calls were made
             when the iterator ends.
-        num_workers: Children; 0 means one per core.
+        num_workers: Children; 0 means one per core, and fewer if there is little to do.
         total: The number of inferences, for the progress bar.
 
     Raises:
@@ -122,8 +124,9 @@ def observe_in_children(
         ModelError: The model crashes, does not finish or needs more memory than there is.
         BackendError: Anything else went wrong.
     """
-    num_workers = num_workers or usable_cores()
-    graph, lock = tflite.read(model).main_subgraph, threading.Lock()
+    parsed, lock = tflite.read(model), threading.Lock()
+    num_workers = num_workers or _useful_children(parsed, total)
+    graph = parsed.main_subgraph
     inferences = iter(inferences)
     first = next(inferences, None)
     if first is None:
@@ -181,7 +184,18 @@ def observe_in_children(
             kept.append(task.fields["keep"])
             yield task
 
-    results = run_in_children(exposed.model, request, noted(), read, ended=ended, num_workers=num_workers, total=total)
+    # The reductions of a tensor have fewer values than the tensor; joined ones are copied twice.
+    num_added = 2 * sum(joined.values()) + sum(sizes[index] for index in groups)
+    results = run_in_children(
+        exposed.model,
+        request,
+        noted(),
+        read,
+        ended=ended,
+        num_workers=num_workers,
+        total=total,
+        source=(parsed, num_added),
+    )
     for extremes, outputs in results:
         size = len(requested.outputs)
         numbers = kept.popleft()
@@ -189,6 +203,12 @@ def observe_in_children(
             list(extremes),
             {number: tuple(outputs[place * size : (place + 1) * size]) for place, number in enumerate(numbers)},
         )
+
+
+def _useful_children(model: tflite.Model, total: int | None) -> int:
+    """Return the number of children: one per core, unless so many would spend their time on starting."""
+    cores = usable_cores()
+    return cores if total is None else min(cores, 1 + count_operations(model) * total // _OPERATIONS_PER_CHILD)
 
 
 def _has_constant_shapes(graph: tflite.Subgraph, requested: Requested, arrays: Arrays) -> bool:

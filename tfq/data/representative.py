@@ -164,12 +164,16 @@ class SampleDigest:
     def __init__(self) -> None:
         """Start with no samples."""
         self._digest = hashlib.sha256()
+        self._headers: dict[tuple[object, ...], bytes] = {}
 
     def add(self, sample: Mapping[str, NDArray]) -> None:
         """Add the next sample."""
         for name, array in sample.items():
             array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            self._digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+            kind = (name, array.dtype.str, array.shape)
+            if kind not in self._headers:
+                self._headers[kind] = json.dumps(kind).encode()
+            self._digest.update(self._headers[kind])
             self._digest.update(array.reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:

@@ -60,7 +60,8 @@ class Histogram:
         gaps = [_PLACE[list(gap)] for gap in (self.gap, other.gap) if gap is not None]
         if gaps:
             low, high = min(gap[0] for gap in gaps), max(gap[1] for gap in gaps)
-            self.counts[_ASCENDING[low + 1 : high]] = 0
+            (filled,) = np.nonzero(self.counts)
+            self.counts[filled[_is_between(filled, low, high)]] = 0
             self.gap = int(_ASCENDING[low]), int(_ASCENDING[high])
             self.num_missing = total - int(self.counts.sum())
 
@@ -77,11 +78,11 @@ class Histogram:
             gap: As in the attribute.
         """
         result = cls()
-        result.counts[bins] = counts
         if gap is not None:
-            low, high = _PLACE[list(gap)]
-            result.counts[_ASCENDING[low + 1 : high]] = 0
-            result.gap, result.num_missing = gap, total - int(result.counts.sum())
+            is_known = ~_is_between(bins, *_PLACE[list(gap)])
+            bins, counts = bins[is_known], counts[is_known]
+            result.gap, result.num_missing = gap, total - int(counts.sum())
+        result.counts[bins] = counts
         return result
 
     @property
@@ -91,12 +92,13 @@ class Histogram:
 
     def bins(self) -> "Bins":
         """Return the bins that are not empty, in ascending order of their values. A gap is one bin."""
-        (filled,) = np.nonzero(self.counts[_ASCENDING])
-        counts = self.counts[_ASCENDING[filled]]
-        low, high = _ends(_ASCENDING[filled])
+        (filled,) = np.nonzero(self.counts)
+        places = np.sort(_PLACE[filled])
+        counts = self.counts[_ASCENDING[places]]
+        low, high = _ends(_ASCENDING[places])
         if self.gap is None or not self.num_missing:
             return Bins(low, high, counts)
-        place = int(np.searchsorted(filled, _PLACE[self.gap[0]], "right"))
+        place = int(np.searchsorted(places, _PLACE[self.gap[0]], "right"))
         (_, gap_high), (gap_low, _) = (_ends(np.array(self.gap))[side] for side in (0, 1))
         return Bins(
             low=np.insert(low, place, gap_low),
@@ -199,6 +201,12 @@ class Bins:
             below = np.clip((minimum - self.low) / width, 0, 1)
             above = np.clip((self.high - maximum) / width, 0, 1)
         return float((self.counts * np.minimum(below + above, 1)).sum() / max(1, self.counts.sum()))
+
+
+def _is_between(bins: NDArray[np.integer], low: int, high: int) -> NDArray[np.bool_]:
+    """Check which bins lie between two places in the ascending order."""
+    places = _PLACE[bins]
+    return (places > low) & (places < high)
 
 
 def _ends(bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
