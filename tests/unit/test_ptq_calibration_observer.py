@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from built_models import Call, T, build, constant
 from golden_models import changed, golden
 from messages import refused
 
@@ -13,7 +15,17 @@ from tfq import tflite
 from tfq.backends import statistics
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
-from tfq.ptq.calibration import Histogram, Observations, calibrate, choose_ranges, merge_observations, observe, rows
+from tfq.ptq.calibration import (
+    Histogram,
+    Observations,
+    calibrate,
+    calibrate_with_outputs,
+    choose_ranges,
+    merge_observations,
+    observe,
+    rows,
+)
+from tfq.ptq.calibration.calibrate import fixed_ranges
 from tfq.ptq.calibration.methods import needed_tails
 
 FLOAT_MODELS = ("digits_float32", "two_branches_float32")
@@ -318,3 +330,44 @@ def test_one_nan_is_seen_in_tensors_that_the_model_reduces(monkeypatch):
     for histograms in (True, False):
         with refused(InputError, field="representative_dataset[8]", got="NaN"):
             observe(model, samples, histograms=histograms, tails=0.01)
+
+
+MUL = Call("MUL", ["gate", "x"], ["y"], generated.MulOptionsT())
+
+
+def gated(op="LOGISTIC", reader=MUL, outputs=("y",)):
+    """Return a float flatbuffer in which `reader` reads the output "gate" of `op`."""
+    tensors = {name: T("float32", (1, 6)) for name in ("x", "gate", "y")}
+    tensors |= {"constant": constant(np.ones((1, 6)))}
+    return build(tensors, [Call(op, ["x"], ["gate"]), reader], ["x"], outputs)
+
+
+@pytest.mark.parametrize(("op", "ends"), [("LOGISTIC", (0, 255 / 256)), ("TANH", (-1, 127 / 128))])
+def test_range_that_the_op_fixes_is_not_observed(op, ends):
+    model = gated(op)
+    samples = samples_of(model, 9)
+    every, _ = calibrate_with_outputs(model, samples)
+    ranges, _ = calibrate_with_outputs(model, samples, fixed_scales=True)
+    gate = ranges.tensors[0, 1]
+    assert (gate.minimum, gate.maximum, gate.method, gate.clipped) == (*ends, "fixed", None)
+    assert (gate.observed_minimum, gate.observed_maximum) == ends
+    assert every.tensors[0, 1].method == "percentile"
+    assert list(ranges.tensors) == list(every.tensors)
+    for key in ((0, 0), (0, 2)):
+        assert ranges.tensors[key] == every.tensors[key]
+    chosen = CalibrationConfig(tensors=("gate=min_max",))
+    assert calibrate_with_outputs(model, samples, chosen, fixed_scales=True)[0].tensors[0, 1].method == "min_max"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        gated("SOFTMAX"),
+        gated(outputs=("y", "gate")),
+        gated(reader=Call("MUL", ["gate", "constant"], ["y"], generated.MulOptionsT())),
+        gated(reader=Call("MAXIMUM", ["gate", "x"], ["y"])),
+    ],
+    ids=["softmax", "output of the model", "constant factor", "reader with the scale of its inputs"],
+)
+def test_other_ranges_are_observed(model):
+    assert fixed_ranges(model) == {}

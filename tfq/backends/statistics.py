@@ -126,26 +126,11 @@ def observe_in_children(
     """
     parsed, lock = tflite.read(model), threading.Lock()
     num_workers = num_workers or _useful_children(parsed, total)
-    graph = parsed.main_subgraph
     inferences = iter(inferences)
     first = next(inferences, None)
     if first is None:
         return
-    is_constant = _has_constant_shapes(graph, requested, first.arrays)
-    sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
-    joined = _joined_tensors(sizes) if is_constant else {}
-    own = [index for index in requested.tensors if index not in joined]
-    groups = {}
-    if is_constant and (requested.share or not requested.num_bins):
-        shapes = {index: graph.tensors[index].shape for index in own if sizes[index]}
-        groups = {index: (shape, _group_axes(shape)) for index, shape in shapes.items() if _group_axes(shape)}
-    exposed = tflite.join_tensors(model, joined, own, groups)
-    starts = dict(zip(joined, itertools.accumulate([0, *joined.values()]), strict=False))
-    places = {index: ["joined", starts[index], joined[index]] for index in joined}
-    for index in own:
-        places[index] = ["own", index]
-    for index, (shape, axes) in groups.items():
-        places[index] = ["reduced", index, math.prod(shape[:-1]), shape[-1], len(shape) - 1 in axes]
+    exposed, places, num_added = _exposed(model, parsed.main_subgraph, requested, first.arrays)
     request = {
         "mode": "statistics",
         "places": [places[index] for index in requested.tensors],
@@ -184,8 +169,6 @@ def observe_in_children(
             kept.append(task.fields["keep"])
             yield task
 
-    # The reductions of a tensor have fewer values than the tensor; joined ones are copied twice.
-    num_added = 2 * sum(joined.values()) + sum(sizes[index] for index in groups)
     results = run_in_children(
         exposed.model,
         request,
@@ -203,6 +186,33 @@ def observe_in_children(
             list(extremes),
             {number: tuple(outputs[place * size : (place + 1) * size]) for place, number in enumerate(numbers)},
         )
+
+
+def _exposed(
+    model: bytes, graph: tflite.Subgraph, requested: Requested, arrays: Arrays
+) -> tuple[tflite.Joined, dict[int, list], int]:
+    """Return the flatbuffer with outputs for all tensors, {tensor: where its values are}, and the values added.
+
+    The places are those of the request, see `target/statistics.py`.
+    """
+    is_constant = _has_constant_shapes(graph, requested, arrays)
+    sizes = {index: int(np.prod(graph.tensors[index].shape, dtype=np.int64)) for index in requested.tensors}
+    joined = _joined_tensors(sizes) if is_constant else {}
+    own = [index for index in requested.tensors if index not in joined]
+    groups = {}
+    if is_constant and (requested.share or not requested.num_bins):
+        shapes = {index: graph.tensors[index].shape for index in own if sizes[index]}
+        groups = {index: (shape, _group_axes(shape)) for index, shape in shapes.items() if _group_axes(shape)}
+    exposed = tflite.join_tensors(model, joined, own, groups)
+    starts = dict(zip(joined, itertools.accumulate([0, *joined.values()]), strict=False))
+    places = {index: ["joined", starts[index], joined[index]] for index in joined}
+    for index in own:
+        places[index] = ["own", index]
+    for index, (shape, axes) in groups.items():
+        places[index] = ["reduced", index, math.prod(shape[:-1]), shape[-1], len(shape) - 1 in axes]
+    # The reductions of a tensor have fewer values than the tensor; joined ones are copied twice.
+    num_added = 2 * sum(joined.values()) + sum(sizes[index] for index in groups)
+    return exposed, places, num_added
 
 
 def _useful_children(model: tflite.Model, total: int | None) -> int:

@@ -163,7 +163,10 @@ def quantize_after_training(
     batch_size = common_batch_size(input_specs(model)) or 1
     # The last batch may have copies.
     keep = evenly_spaced(max(1, num_samples // batch_size)) if config.verify and samples else ()
-    ranges, outputs = calibration.calibrate_with_outputs(model, samples, used, keep, num_samples)
+    is_all_int8 = config.scheme == "int8" and config.quantizer == "tensorflow" and not config.float_layers
+    ranges, outputs = calibration.calibrate_with_outputs(
+        model, samples, used, keep, num_samples, fixed_scales=is_all_int8 and known is None
+    )
     _warn_of_outliers(ranges)
     fixed = with_same_scales(model, {**(known or {}), **raw.ranges, **byte_ranges(model, samples, config)})
     calibrated, values = model, {**ranges.values, **fixed}

@@ -22,7 +22,7 @@ from tfq.ptq.calibration.methods import choose_ranges, needed_tails, needs_histo
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 from tfq.text_table import listed
-from tfq.tflite.op_types import CUSTOM_KERNELS
+from tfq.tflite.op_types import CUSTOM_KERNELS, FIXED_OUTPUT_SCALES
 
 # Fused recurrent ops whose int8 form needs ranges of tensors inside the op, which the float form does not declare.
 _WITH_INTERMEDIATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM"})
@@ -166,6 +166,8 @@ def calibrate_with_outputs(
     config: CalibrationConfig | None = None,
     keep: Collection[int] = (),
     num_samples: int | None = None,
+    *,
+    fixed_scales: bool = False,
 ) -> tuple[Ranges, Outputs]:
     """Calibrate as `calibrate` does, and also return outputs of the float model.
 
@@ -175,6 +177,9 @@ def calibrate_with_outputs(
         config: As in `calibrate`.
         keep: Indices of `samples` whose outputs are returned.
         num_samples: As in `observe`.
+        fixed_scales: Whether the ranges are for an int8 file without float layers. Then inner outputs of LOGISTIC and
+            TANH whose scale does not depend on their values are not observed, which is faster: they have the range of
+            this scale, and the method "fixed". Not used if `config.tensors` selects methods.
 
     Returns:
         The ranges, and {index of a sample: outputs}. The latter is empty if the ranges come from a file, because then
@@ -185,6 +190,7 @@ def calibrate_with_outputs(
         return load_ranges(model, config.ranges), {}
     check_no_control_flow(model)
     check_custom_ops(model)
+    fixed = fixed_ranges(model) if fixed_scales and not config.tensors else {}
     for tails in (needed_tails(config), 0.0):
         seen = observe(
             model,
@@ -194,11 +200,61 @@ def calibrate_with_outputs(
             keep=keep,
             num_samples=num_samples,
             tails=tails,
+            leave_out=fixed,
         )
         with contextlib.suppress(UnknownQuantileError):
-            ranges = choose_ranges(seen, config)
+            ranges = _with_fixed(model, choose_ranges(seen, config), fixed)
             break
     return _with_intermediates(model, samples, ranges), seen.outputs
+
+
+_BOUNDED = ("LOGISTIC", "TANH")
+
+
+def fixed_ranges(model: bytes) -> dict[int, TensorRange]:
+    """Return the ranges of the main subgraph's tensors whose int8 scale does not depend on their values.
+
+    These are inner outputs of LOGISTIC and TANH that are only multiplied with other activations. Other readers, such as
+    a concatenation, may need another scale, which calibration chooses.
+    """
+    graph = tflite.read(model).main_subgraph
+    readers: dict[int, list[tflite.Op]] = {}
+    for op in graph.ops:
+        for index in op.inputs:
+            readers.setdefault(index, []).append(op)
+
+    def is_multiplied(op: tflite.Op) -> bool:
+        return op.name == "MUL" and not any(graph.tensors[index].is_constant for index in op.inputs)
+
+    results = {}
+    for op in graph.ops:
+        if op.name not in _BOUNDED or op.outputs[0] in graph.outputs or op.outputs[0] not in readers:
+            continue
+        if graph.tensors[op.outputs[0]].dtype == "float32" and all(map(is_multiplied, readers[op.outputs[0]])):
+            scale, zero_point = FIXED_OUTPUT_SCALES[op.name]["int8"]
+            low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+            results[op.outputs[0]] = TensorRange(
+                name=graph.tensors[op.outputs[0]].name,
+                layer=op.keras_layer,
+                minimum=low,
+                maximum=high,
+                observed_minimum=low,
+                observed_maximum=high,
+                method="fixed",
+            )
+    return results
+
+
+def _with_fixed(model: bytes, ranges: Ranges, fixed: Mapping[int, TensorRange]) -> Ranges:
+    """Add the ranges that were not observed, in the order of the graph."""
+    if not fixed:
+        return ranges
+    graph = tflite.read(model).main_subgraph
+    tensors = {**ranges.tensors, **{(graph.index, index): item for index, item in fixed.items()}}
+    order = dict.fromkeys(
+        (graph.index, index) for index in (*graph.inputs, *(i for op in graph.ops for i in op.outputs))
+    )
+    return replace(ranges, tensors={key: tensors[key] for key in order if key in tensors})
 
 
 def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], ranges: Ranges) -> Ranges:

@@ -76,6 +76,7 @@ def observe(
     keep: Collection[int] = (),
     num_samples: int | None = None,
     tails: float = 0.0,
+    leave_out: Collection[int] = (),
 ) -> Observations:
     """Run a float flatbuffer on samples with XNNPACK, and record the values of its float32 activations.
 
@@ -94,13 +95,14 @@ def observe(
         tails: 0 to count all values. Otherwise only quantiles below this fraction and above 1 - this fraction are
             needed, which is faster: the values in the middle are not counted one by one. The other quantiles then
             raise UnknownQuantileError, and in rare cases these do, too.
+        leave_out: Indices of activations that are not observed.
 
     Raises:
         InputError: There are no samples, the model does not run on one, or an activation is NaN or infinite. The
             message names the sample, the tensor and the layer.
     """
     graph = tflite.read(model).main_subgraph
-    indices, observed = _activations(graph, histograms)
+    indices, observed = _activations(graph, histograms, leave_out)
     digest, count = SampleDigest(), 0
     outputs: dict[int, tuple[NDArray, ...]] = {}
 
@@ -254,12 +256,14 @@ def _axes(model: bytes, tensors: Sequence[int], sample: Sample, batch_size: int)
     )
 
 
-def _activations(graph: tflite.Subgraph, histograms: bool) -> tuple[list[int], list[TensorObservation]]:
+def _activations(
+    graph: tflite.Subgraph, histograms: bool, leave_out: Collection[int]
+) -> tuple[list[int], list[TensorObservation]]:
     """Return the indices and empty observations of the float32 inputs and op outputs that are not constants.
 
-    They are in graph order.
+    They are in graph order, without those of `leave_out`.
     """
-    outputs = [output for op in graph.ops for output in op.outputs]
+    outputs = [output for op in graph.ops for output in op.outputs if output not in leave_out]
     tensors = [graph.tensors[index] for index in dict.fromkeys([*graph.inputs, *outputs])]
     tensors = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
     if not tensors:

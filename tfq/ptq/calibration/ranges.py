@@ -22,9 +22,10 @@ class TensorRange:
         layer: The Keras layer that computes it, if known.
         minimum: The lower end of the quantization range.
         maximum: The upper end of the quantization range.
-        observed_minimum: The smallest value on the data.
-        observed_maximum: The largest value on the data.
-        method: The calibration method that chose the range.
+        observed_minimum: The smallest value on the data; with the method "fixed", the same as `minimum`.
+        observed_maximum: The largest value on the data; with the method "fixed", the same as `maximum`.
+        method: The calibration method that chose the range; "fixed" if the op fixes it, so that the values were not
+            observed.
         clipped: The fraction of the observed values outside the range; None if there is no histogram.
         outlier_samples: Indices of the samples that the range ignores.
     """
