@@ -66,8 +66,11 @@ arm: .venv/.installed
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'
 	@touch $@
 
-.venv/.clients: .venv/.installed .venv/.mediapipe tests/clients/package.json
+.venv/.clients: .venv/.installed .venv/.mediapipe .venv/.node
 	@$(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[micro,npu,ray,clients]'
+	@touch $@
+
+.venv/.node: .venv/.installed tests/clients/package.json
 	@mkdir -p .venv/node
 	@cp tests/clients/package.json .venv/node/
 	@cd .venv/node && npm install --silent --no-audit --no-fund --no-package-lock
