@@ -38,7 +38,9 @@ _RIDGE = 0.01
 # Passes over the samples, unless memory needs more. Layers of one pass do not know the changes of each other.
 _MOST_PASSES = 24
 # Scales that are tried for 4-bit weights, relative to the present one.
-_SCALE_FACTORS = (1.0, 0.86, 0.93, 1.07)
+_SCALE_FACTORS = (1.0, *np.arange(0.76, 1.0, 0.03), *np.arange(1.03, 1.16, 0.03))
+# Weights that are rounded at the same time, with all their scales.
+_TOGETHER = 1 << 23
 
 
 @stage("reconstruction")
@@ -175,25 +177,48 @@ def _patch_size(layer: WeightedOp) -> int:
 def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments) -> tuple[float, float]:
     """Change the layer's weights and bias; return its relative errors before and after."""
     rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
-    present_scales, scales, quantized = layer.scales, layer.scales.copy(), before.copy()
+    scales, quantized = layer.scales.copy(), before.copy()
+    factors = np.array(_SCALE_FACTORS if layer.has_own_scales and layer.bits < 8 else (1.0,))
     per_group = len(rows) // len(moments.reference)
+    step = max(1, _TOGETHER // (len(factors) * rows.shape[1]))
     errors = np.zeros(3)
     for group, (gram, cross, squares) in enumerate(zip(*moments.covariances(layer.has_bias), strict=True)):
-        part = slice(group * per_group, (group + 1) * per_group)
-        target = _regressed(rows[part], gram, cross)
-        present = _errors(before[part] * scales[part, None], gram, cross, squares)
+        channels = slice(group * per_group, (group + 1) * per_group)
+        target = _regressed(rows[channels], gram, cross)
+        present = _errors(before[channels] * scales[channels, None], gram, cross, squares)
         best = present.copy()
-        for factor in _SCALE_FACTORS if layer.has_own_scales and layer.bits < 8 else (1.0,):
-            tried = present_scales[part] * factor
-            rounded = round_weights(target / tried[:, None], gram, *QUANTIZED_LIMITS[layer.bits])
-            errors_now = _errors(rounded * tried[:, None], gram, cross, squares)
-            better = errors_now < best
-            quantized[part][better] = rounded[better]
+        for start in range(0, per_group, step):
+            inside = slice(start, min(start + step, per_group))
+            part = slice(channels.start + inside.start, channels.start + inside.stop)
+            chosen, tried, found = _rounded(
+                target[inside], scales[part], factors, layer.bits, gram, cross[:, inside], squares[inside]
+            )
+            better = found < best[inside]
+            quantized[part][better] = chosen[better]
             scales[part] = np.where(better, tried, scales[part])
-            best = np.where(better, errors_now, best)
+            best[inside] = np.where(better, found, best[inside])
         errors += [present.sum(), best.sum(), squares.sum()]
     _write(layer, source, moments, quantized, scales)
     return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
+
+
+def _rounded(
+    target: NDArray,
+    scales: NDArray,
+    factors: NDArray,
+    bits: int,
+    gram: NDArray,
+    cross: NDArray,
+    squares: NDArray,
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Round each row of `target` at its scale times the factor with the least error; return values, scales, errors."""
+    tried = factors[:, None] * scales
+    values = (target / tried[:, :, None]).reshape(-1, target.shape[1])
+    rounded = round_weights(values, gram, *QUANTIZED_LIMITS[bits])
+    weights = rounded * tried.reshape(-1, 1)
+    errors = _errors(weights, gram, np.tile(cross, len(factors)), np.tile(squares, len(factors))).reshape(tried.shape)
+    best = errors.argmin(axis=0), np.arange(len(target))
+    return rounded.reshape(*tried.shape, -1)[best], tried[best], errors[best]
 
 
 def _regressed(rows: NDArray, gram: NDArray, cross: NDArray) -> NDArray[np.float64]:
