@@ -45,8 +45,11 @@ TFQ: dict[str, dict[str, Any]] = {
     "int8, gptq": {"techniques": GPTQ},
     "int8, reconstruction": {"techniques": ("reconstruction",)},
     "int8, gptq, reconstruction": {"techniques": ALL},
+    "int8, range_tuning": {"techniques": ("range_tuning",)},
+    "int8, range_tuning, reconstruction": {"techniques": ("range_tuning", "reconstruction")},
     "w4a8, gptq": {"techniques": GPTQ, **INT4},
     "w4a8, gptq, reconstruction": {"techniques": ALL, **INT4},
+    "w4a8, range_tuning, gptq, reconstruction": {"techniques": ("range_tuning", *ALL), **INT4},
     "weight_only_int8": {"scheme": "weight_only_int8"},
     "int16x8": {"scheme": "int16x8"},
 }

@@ -32,6 +32,7 @@ TECHNIQUES = (
     "cross_layer_equalization",
     "bias_absorption",
     "one_shot_pruning",
+    "range_tuning",
     "gptq",
     "reconstruction",
     "bias_correction",
@@ -122,7 +123,8 @@ class ConversionConfig(Config):
         (),
         "post-training techniques, applied in this order: cross_layer_equalization (equalizes the ranges of "
         "channels across layers), bias_absorption (moves the constant part of channels into the next bias), "
-        "one_shot_pruning (makes weights zero, as sparsity and sparsity_m_by_n say, and updates the others), gptq "
+        "one_shot_pruning (makes weights zero, as sparsity and sparsity_m_by_n say, and updates the others), "
+        "range_tuning (scales the ranges of activations for the least error of the outputs), gptq "
         "(rounds weights to minimize the output error on data), reconstruction (rounds weights and corrects biases for "
         "the rounded inputs of each layer), bias_correction (removes the mean quantization error)",
         choices=TECHNIQUES,

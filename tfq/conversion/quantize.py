@@ -17,6 +17,7 @@ and before those that use what it changes.
 | ranges | calibrate | `tfq.ptq.calibration` |
 | | extend the ranges learned by QAT over ops that move values | `fake_quant.with_same_scales` |
 | float, with ranges | bound masks near the scores | `masks.bound_and_check_masks` |
+| | range tuning, which tries the passes from here to the signatures | `tfq.ptq.tune_ranges` |
 | | int16x8: replace ops without a correct int16 kernel | `int16_forms.with_int16_forms` |
 | | widen the ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_selection_ranges` |
 | | widen ranges that are too narrow for kernels (dead layers) | `kernel_limits.with_kernel_limits` |
@@ -183,7 +184,15 @@ def quantize_after_training(
             bounded = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
         return raw.restore(with_int8_forms(_quantized(bounded.model, bounded.ranges, other)))
 
-    content = _quantized(model, masks.ranges, config)
+    bounded_ranges = masks.ranges
+    if "range_tuning" in config.techniques:
+        unbounded = [key for key, ends in values.items() if masks.ranges[key] == ends and key not in fixed]
+        tuned = _tune_ranges(model, masks.ranges, ranges, unbounded, samples, config)
+        techniques["range_tuning"] = tuned.to_dict()
+        ranges, bounded_ranges = _with_tuned(ranges, tuned), tuned.ranges
+        values = {**values, **{key: tuned.ranges[key] for key in tuned.factors}}
+
+    content = _quantized(model, bounded_ranges, config)
     content, weights = _with_weight_techniques(content, model, samples, config)
     techniques.update(weights)
     evidence = None
@@ -199,6 +208,33 @@ def quantize_after_training(
         dead_layers=dead,
         evidence=evidence,
     )
+
+
+def _tune_ranges(
+    model: bytes,
+    ranges: Ranges,
+    calibrated: calibration.Ranges,
+    tensors: Collection[tuple[int, int]],
+    samples: Sequence[dict[str, NDArray]],
+    config: ConversionConfig,
+) -> ptq.RangeTuning:
+    """Tune those of `tensors` whose range was calibrated and is not fixed by an op."""
+    graph = tflite.read(model).main_subgraph
+    tunable = [
+        key
+        for key in tensors
+        if key[0] == graph.index and key in calibrated.tensors and calibrated.tensors[key].method != "fixed"
+    ]
+    return ptq.tune_ranges(model, ranges, tunable, samples, lambda tried: _quantized(model, dict(tried), config))
+
+
+def _with_tuned(ranges: calibration.Ranges, tuned: ptq.RangeTuning) -> calibration.Ranges:
+    """Return calibrated ranges with those that were tuned."""
+    changed = {}
+    for key in tuned.factors:
+        low, high = tuned.ranges[key]
+        changed[key] = dataclasses.replace(ranges.tensors[key], minimum=low, maximum=high, method="tuned", clipped=None)
+    return dataclasses.replace(ranges, tensors={**ranges.tensors, **changed})
 
 
 def _with_float_techniques(

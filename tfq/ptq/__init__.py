@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from tfq.ptq.layer_pairs import PairTechnique
     from tfq.ptq.one_shot_pruning import Sparsification, make_sparse
+    from tfq.ptq.range_tuning import RangeTuning, tune_ranges
     from tfq.ptq.reconstruction import reconstruct
 else:
     from tfq import lazy
@@ -30,6 +31,7 @@ __all__ = [
     "EqualizedPair",
     "FewBitWeights",
     "PairTechnique",
+    "RangeTuning",
     "Rounding",
     "Sparsification",
     "absorb_biases",
@@ -41,5 +43,6 @@ __all__ = [
     "quantize_to_int4",
     "reconstruct",
     "round_to_few_bits",
+    "tune_ranges",
     "with_int4_grids",
 ]

@@ -25,8 +25,9 @@ class TensorRange:
         observed_minimum: The smallest value on the data; with the method "fixed", the same as `minimum`.
         observed_maximum: The largest value on the data; with the method "fixed", the same as `maximum`.
         method: The calibration method that chose the range; "fixed" if the op fixes it, so that the values were not
-            observed.
-        clipped: The fraction of the observed values outside the range; None if there is no histogram.
+            observed; "tuned" if range tuning changed it.
+        clipped: The fraction of the observed values outside the range; None if there is no histogram, or if range
+            tuning changed it.
         outlier_samples: Indices of the samples that the range ignores.
     """
 

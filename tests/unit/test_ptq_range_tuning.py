@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Range tuning. Oracles: the interpreter on other samples, SciPy's divergence, ranges that are known to be wrong."""
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from golden_models import golden
+from messages import refused
+from scipy.stats import entropy
+
+import tfq
+from tfq import ptq, quant_math, tflite
+from tfq.conversion.convert import _prepared, convert_with_record
+from tfq.conversion.quantize import _quantized
+from tfq.errors import InputError
+from tfq.ptq import range_tuning
+from tfq.ptq.range_tuning import divergence
+
+FLOATING = golden("digits_float32")
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 17, (96, 8, 8, 1)).astype(np.float32)
+SAMPLES, FRESH = [{"image": image[None]} for image in IMAGES[:48]], IMAGES[48:]
+TUNED = tfq.ConversionConfig(techniques=("range_tuning",), num_calibration_samples=48, verify=False)
+
+
+def probabilities(model):
+    interpreter = Interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    parsed = tflite.read(model).main_subgraph
+    results = []
+    for image in FRESH:
+        values = image[None]
+        if source["dtype"] == np.int8:
+            (tensor,) = parsed.input_tensors
+            values = quant_math.quantize(values, tensor.scale[0], tensor.zero_point[0], "int8")
+        interpreter.set_tensor(source["index"], values)
+        interpreter.invoke()
+        answer = interpreter.get_tensor(output["index"])[0]
+        results.append((answer + 128.0) / 256 if answer.dtype == np.int8 else answer)
+    return np.array(results) + 1 / 512
+
+
+def file_divergence(model):
+    return float(np.mean(entropy(probabilities(FLOATING), probabilities(model), axis=1)))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return convert_with_record(FLOATING, IMAGES[:48], tfq.ConversionConfig(num_calibration_samples=48, verify=False))
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.4])
+def test_ranges_that_are_too_wide_or_too_narrow_are_corrected(factor, plain):
+    config = tfq.ConversionConfig()
+    ranges, model = plain.ranges.values, _prepared(FLOATING, config)
+    chosen = [key for key, item in plain.ranges.tensors.items() if item.layer == "conv2"]
+    wrong = {key: tuple(factor * end for end in ends) if key in chosen else ends for key, ends in ranges.items()}
+    result = ptq.tune_ranges(model, wrong, chosen, SAMPLES, lambda tried: _quantized(model, dict(tried), config))
+    assert result.after < result.before and result.num_samples == 48 and result.factors.keys() == set(chosen)
+    assert all((each < 1) == (factor > 1) for each in result.factors.values())
+    contents = [_quantized(model, dict(ends), config) for ends in (wrong, result.ranges)]
+    assert file_divergence(contents[1]) < 0.8 * file_divergence(contents[0])
+
+
+def test_a_conversion_uses_and_records_the_tuned_ranges(plain, monkeypatch):
+    monkeypatch.setattr(range_tuning, "_FACTORS", (0.8,))
+    monkeypatch.setattr(range_tuning, "_PASSES", 1)
+    result = convert_with_record(FLOATING, IMAGES[:48], TUNED)
+    scales = {tensor.name: tensor.scale for tensor in tflite.read(result.content).main_subgraph.tensors}
+    tuned = {item.name: item for item in result.ranges.tensors.values() if item.method == "tuned"}
+    assert tuned and tuned.keys() == result.techniques["range_tuning"]["factors"].keys()
+    before = {item.name: item for item in plain.ranges.tensors.values()}
+    for name, item in tuned.items():
+        assert item.maximum == pytest.approx(0.8 * before[name].maximum) and item.clipped is None
+        if name in scales:
+            assert scales[name][0] == pytest.approx((item.maximum - item.minimum) / 255, rel=0.01)
+    assert result.content == convert_with_record(FLOATING, IMAGES[:48], TUNED).content
+
+
+def test_changes_that_do_not_help_are_undone():
+    ranges, sizes = {(0, 0): (-1.0, 1.0), (0, 1): (0.0, 2.0)}, []
+
+    def quantize(tried):
+        sizes.append(tried)
+        return golden("digits_int8") if tried == ranges else golden("digits_int8_per_tensor")
+
+    better = ptq.tune_ranges(golden("digits_int8"), ranges, [*ranges], SAMPLES[:4], quantize)
+    assert better.ranges == ranges and better.factors == {} and better.before == better.after
+    assert len(sizes) > len(ranges)
+
+
+def test_the_divergence_of_probabilities_is_that_of_scipy_and_of_others_the_relative_error():
+    rng = np.random.default_rng(1)
+    floats, values = rng.dirichlet(np.ones(5), (2, 7))
+    smoothed = values + 1 / 512
+    assert divergence([values], [floats], [True]) == pytest.approx(entropy(floats, smoothed, axis=1).mean())
+    others = rng.normal(size=(2, 7, 3))
+    assert divergence([others[0]], [others[1]], [False]) == pytest.approx(
+        ((others[0] - others[1]) ** 2).mean() / others[1].var()
+    )
+
+
+def test_no_samples_are_refused():
+    with refused(InputError, field="samples"):
+        ptq.tune_ranges(FLOATING, {}, [], [], lambda ranges: FLOATING)

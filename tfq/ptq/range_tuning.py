@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Range tuning: widen or narrow the range of each activation, so that the model's outputs lose the least.
+
+Calibration chooses each range by the values of one tensor. How much a wider step or a clipped value matters depends on
+all layers behind it, which only the outputs show. Tensor by tensor, in the order of execution, the range is multiplied
+by a few factors, and the one whose outputs on the samples are closest to those of the float model stays; then once
+more. Each trial is a complete quantization, so scales that several tensors share, and scales that kernels fix, stay as
+they must be.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import quant_math, tflite
+from tfq.progress import counted, stage
+from tfq.ptq.calibration.observer import Sample, map_activations
+from tfq.ptq.layer_pairs import as_input, check_samples
+
+# Factors of a range that are tried, and passes over all tensors.
+_FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
+# A change must lower the divergence by this fraction, because smaller gains do not carry over to other data.
+_LEAST_GAIN = 0.002
+# Memory for the outputs of the float model. If they need more, fewer samples are compared.
+_OUTPUT_BYTES = 1 << 28
+# {(subgraph, tensor): (minimum, maximum)}.
+_Ranges = Mapping[tuple[int, int], tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTuning:
+    """The result of range tuning.
+
+    Attributes:
+        ranges: {(subgraph, tensor): (minimum, maximum)} of all tensors.
+        factors: {(subgraph, tensor): factor of its range}, for the changed ones.
+        names: {(subgraph, tensor): name}, for the changed ones.
+        before: The divergence of the outputs before (see `divergence`).
+        after: The divergence afterwards.
+        num_samples: How many samples were compared.
+    """
+
+    ranges: _Ranges
+    factors: Mapping[tuple[int, int], float]
+    names: Mapping[tuple[int, int], str]
+    before: float
+    after: float
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without the ranges."""
+        return {
+            "factors": {self.names[key]: factor for key, factor in self.factors.items()},
+            "before": self.before,
+            "after": self.after,
+            "num_samples": self.num_samples,
+        }
+
+
+@stage("range tuning")
+def tune_ranges(
+    floating: bytes,
+    ranges: _Ranges,
+    tensors: Sequence[tuple[int, int]],
+    samples: Sequence[Sample],
+    quantize: Callable[[_Ranges], bytes],
+) -> RangeTuning:
+    """Scale the ranges of activations for the least divergence of the outputs.
+
+    Args:
+        floating: The float flatbuffer.
+        ranges: The ranges that calibration chose.
+        tensors: Keys of `ranges` to tune, in the order of execution.
+        samples: {input name: array of real values}. They should be those of the calibration.
+        quantize: Quantizes `floating` with other ranges.
+
+    Raises:
+        InputError: There are no samples.
+    """
+    check_samples(samples)
+    graph = tflite.read(floating).main_subgraph
+    output_bytes = sum(4 * int(np.prod(tensor.shape)) for tensor in graph.output_tensors)
+    count = max(1, min(len(samples), _OUTPUT_BYTES // max(1, output_bytes)))
+    samples = [samples[place] for place in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+    expected = _outputs(floating, samples)
+    are_classes = [index in graph.producers and graph.producers[index].name == "SOFTMAX" for index in graph.outputs]
+
+    def measured(content: bytes) -> float:
+        return divergence(_outputs(content, samples), expected, are_classes)
+
+    present, content = dict(ranges), quantize(ranges)
+    first = best = measured(content)
+    for key in counted([*tensors] * _PASSES, "range tuning", "tensor"):
+        low, high = present[key]
+        for factor in _FACTORS:
+            tried = {**present, key: (low * factor, high * factor)}
+            changed = quantize(tried)
+            if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
+                present, content, best = tried, changed, found
+    factors = {
+        key: (present[key][1] - present[key][0]) / (ranges[key][1] - ranges[key][0])
+        for key in tensors
+        if present[key] != ranges[key]
+    }
+    names = {key: graph.tensors[key[1]].name for key in factors}
+    return RangeTuning(ranges=present, factors=factors, names=names, before=first, after=best, num_samples=len(samples))
+
+
+def divergence(
+    outputs: Sequence[NDArray[np.float64]], expected: Sequence[NDArray[np.float64]], are_classes: Sequence[bool]
+) -> float:
+    """Return how far outputs are from the float model's, the mean over the outputs.
+
+    It is the Kullback-Leibler divergence for probabilities of classes, whose quantized values are taken in the middle
+    of their step, and the mean squared error over the variance for other outputs.
+
+    Args:
+        outputs: The outputs of the quantized model as real values, each (samples, ...).
+        expected: The outputs of the float model.
+        are_classes: Whether the last axis of each output has the probabilities of classes.
+    """
+    results = []
+    for values, floats, is_classes in zip(outputs, expected, are_classes, strict=True):
+        if is_classes:
+            shares = values + 1 / 512
+            shares /= shares.sum(axis=-1, keepdims=True)
+            logs = np.log(np.maximum(floats, 1e-9)) - np.log(shares)
+            results.append(float((floats * logs).sum(axis=-1).mean()))
+        else:
+            results.append(float(np.square(values - floats).mean() / max(float(floats.var()), 1e-30)))
+    return float(np.mean(results))
+
+
+def _outputs(content: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float64]]:
+    """Return the real values of each output for all samples: (samples, ...)."""
+    parsed = tflite.read(content)
+    tensors = dict(zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True))
+    feeds = ({name: as_input(sample[name], tensor) for name, tensor in tensors.items()} for sample in samples)
+
+    def real(arrays: list[NDArray]) -> list[NDArray[np.float64]]:
+        return [
+            quant_math.dequantize(array, tensor.scale[0], tensor.zero_point[0]).astype(np.float64)
+            if tensor.is_quantized
+            else array.astype(np.float64)
+            for array, tensor in zip(arrays, parsed.main_subgraph.output_tensors, strict=True)
+        ]
+
+    results = list(map_activations(content, parsed.main_subgraph.outputs, feeds, real))
+    return [np.concatenate([np.atleast_1d(array) for array in column]) for column in zip(*results, strict=True)]
