@@ -189,7 +189,7 @@ def quantize_after_training(
         unbounded = [key for key, ends in values.items() if masks.ranges[key] == ends and key not in fixed]
         tuned = _tune_ranges(model, masks.ranges, ranges, unbounded, samples, config)
         techniques["range_tuning"] = tuned.to_dict()
-        ranges, bounded_ranges = _with_tuned(ranges, tuned), tuned.ranges
+        ranges, bounded_ranges = _with_tuned(ranges, tuned), dict(tuned.ranges)
         values = {**values, **{key: tuned.ranges[key] for key in tuned.factors}}
 
     content = _quantized(model, bounded_ranges, config)
