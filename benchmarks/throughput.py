@@ -11,7 +11,7 @@ second. The exit code is 1 below that, or on a different output.
     python benchmarks/throughput.py --model=mlperf_tiny_resnet8_cifar10.h5 '--data=tfrecord:cifar10/cifar10-*'
 
 Without --model the script uses the model in ../shared or, if that is missing, ResNet8 with random weights on random
-pixels. It takes about a minute and a half.
+pixels. It takes about a minute and a half. If the data has fewer than --examples images, they are repeated.
 """
 
 import argparse
@@ -63,6 +63,7 @@ def flatbuffers(arguments: argparse.Namespace) -> tuple[dict[str, bytes], np.nda
         data = tfq.DataConfig(source=arguments.data)
         test = tfq.load_split(data, "test", limit=count)
         images = np.concatenate([next(iter(piece.inputs.values())) for piece in test.pieces()])
+        images = np.resize(images, (count, *images.shape[1:]))
         samples: object = tfq.load_split(data, "train", limit=100)
         traced = tfq.trace(tfq.load_model(arguments.model))
     else:
