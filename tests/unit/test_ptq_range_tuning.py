@@ -101,6 +101,25 @@ def test_the_divergence_of_probabilities_is_that_of_scipy_and_of_others_the_rela
     )
 
 
+def test_range_of_a_constant_tensor_can_be_tuned():
+    ranges = {(0, 0): (3.0, 3.0)}
+
+    def quantize(tried):
+        return golden("digits_int8_per_tensor" if tried == ranges else "digits_int8")
+
+    result = ptq.tune_ranges(golden("digits_int8"), ranges, [*ranges], SAMPLES[:4], quantize)
+    assert result.factors == {(0, 0): 0.8} and result.after < result.before
+
+
+def test_rounding_of_a_constant_output_does_not_outweigh_errors_of_others():
+    floats, constant = np.random.default_rng(2).normal(size=(64, 3)), np.full((64, 1), 3.0)
+    near, far = (
+        divergence([floats + error, constant + rounding], [floats, constant], [False, False])
+        for error, rounding in ((0.01, 1e-7), (0.5, 0.0))
+    )
+    assert near < far
+
+
 def test_no_samples_are_refused():
     with refused(InputError, field="samples"):
         ptq.tune_ranges(FLOATING, {}, [], [], lambda ranges: FLOATING)

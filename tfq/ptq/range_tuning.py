@@ -24,6 +24,8 @@ from tfq.ptq.layer_pairs import as_input, check_samples
 _FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
 # A change must lower the divergence by this fraction, because smaller gains do not carry over to other data.
 _LEAST_GAIN = 0.002
+# The smallest variance of an output, relative to its mean square. The errors of constant outputs would outweigh others.
+_LEAST_VARIANCE = 1e-6
 # Memory for the outputs of the float model. If they need more, fewer samples are compared.
 _OUTPUT_BYTES = 1 << 28
 # {(subgraph, tensor): (minimum, maximum)}.
@@ -93,18 +95,15 @@ def tune_ranges(
 
     present, content = dict(ranges), quantize(ranges)
     first = best = measured(content)
+    chosen = dict.fromkeys(tensors, 1.0)
     for key in counted([*tensors] * _PASSES, "range tuning", "tensor"):
-        low, high = present[key]
+        (low, high), before = present[key], chosen[key]
         for factor in _FACTORS:
             tried = {**present, key: (low * factor, high * factor)}
             changed = quantize(tried)
             if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
-                present, content, best = tried, changed, found
-    factors = {
-        key: (present[key][1] - present[key][0]) / (ranges[key][1] - ranges[key][0])
-        for key in tensors
-        if present[key] != ranges[key]
-    }
+                present, content, best, chosen[key] = tried, changed, found, before * factor
+    factors = {key: factor for key, factor in chosen.items() if present[key] != ranges[key]}
     names = {key: graph.tensors[key[1]].name for key in factors}
     return RangeTuning(ranges=present, factors=factors, names=names, before=first, after=best, num_samples=len(samples))
 
@@ -130,7 +129,8 @@ def divergence(
             logs = np.log(np.maximum(floats, 1e-9)) - np.log(shares)
             results.append(float((floats * logs).sum(axis=-1).mean()))
         else:
-            results.append(float(np.square(values - floats).mean() / max(float(floats.var()), 1e-30)))
+            variance = max(float(floats.var()), _LEAST_VARIANCE * float(np.square(floats).mean()), 1e-30)
+            results.append(float(np.square(values - floats).mean() / variance))
     return float(np.mean(results))
 
 
