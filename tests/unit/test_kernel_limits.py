@@ -3,6 +3,8 @@
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as generated
+from built_models import Call, T, build, constant
 from golden_models import changed, golden
 
 from tfq import tflite
@@ -63,6 +65,20 @@ def test_a_dead_layer_is_named_once_and_minimally_widened():
     assert 64 <= ratio < 256 or scale(ranges[0, CONV.outputs[0]], "int8") < 3 / 255  # by the bias of the next layer
     changed_keys = {key for key in ranges if ranges[key] != ACTIVATIONS[key]}
     assert (0, CONV.outputs[0]) in changed_keys and len(changed_keys) < 4
+
+
+def test_a_layer_whose_tanh_is_always_zero_is_named_with_the_range_that_the_op_fixes():
+    names = ("x", "model/dense/BiasAdd", "model/dense/Tanh", "model/multiply/mul")
+    tensors = {name: T("float32", (1, 6)) for name in names} | {"weights": constant(np.zeros((6, 6)))}
+    calls = [
+        Call("FULLY_CONNECTED", ["x", "weights", None], names[1:2], generated.FullyConnectedOptionsT()),
+        Call("TANH", names[1:2], names[2:3]),
+        Call("MUL", [names[2], "x"], names[3:], generated.MulOptionsT()),
+    ]
+    model = build(tensors, calls, ["x"], names[3:])
+    ranges = {(0, 0): (-1.0, 2.0), (0, 1): (0.0, 0.0), (0, 2): (0.0, 0.0), (0, 3): (0.0, 0.0)}
+    for gate in ((0.0, 0.0), (-1.0, 127 / 128)):
+        assert with_kernel_limits(model, {**ranges, (0, 2): gate}, "int8")[1] == ("dense", "multiply")
 
 
 def test_an_always_zero_input_is_named_and_gets_a_range():

@@ -131,6 +131,8 @@ class _Limits:
         """Return the dead model inputs, and the layers whose outputs are all dead although an input is not."""
         graph, layers = self._graph, self._graph.layers_by_output
         dead = {tensor for tensor, width in self._widths.items() if width < max(self._own_floor(tensor), _TINY)}
+        # The range of a tanh can be that of its fixed scale, whatever its values are.
+        dead |= {op.outputs[0] for op in graph.ops if op.name == "TANH" and op.inputs[0] in dead}
         readers: dict[int, list[str]] = collections.defaultdict(list)
         alive_in: dict[str, bool] = {}
         leaving: dict[str, list[int]] = collections.defaultdict(list)
