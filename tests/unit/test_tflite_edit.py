@@ -75,6 +75,17 @@ def test_file_with_more_outputs_computes_the_same_and_keeps_everything_else(name
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.parametrize("names", [[], None])
+def test_outputs_are_added_to_a_graph_without_inputs_and_outputs(names):
+    def remove(model):
+        model.subgraphs[0].inputs = model.subgraphs[0].outputs = names
+
+    data = changed(golden("digits_float32"), remove)
+    inner = read(data).main_subgraph.ops[2].outputs[0]
+    exposed, outputs = expose_tensors(data, [inner])
+    assert outputs == read(exposed).main_subgraph.outputs == (inner,) and not read(exposed).main_subgraph.inputs
+
+
 @pytest.mark.parametrize("name", ["digits_float32", "digits_int8"])
 def test_constants_stay_aligned_to_16_bytes(name):
     edited = write_metadata(golden(name), {"a": "odd"})

@@ -106,7 +106,7 @@ class _Ops:
     def __init__(self, model: Any, generated: Any) -> None:
         self._model, self._graph, self._generated = model, model.subgraphs[0], generated
         self._constants: dict[tuple[int, ...], int] = {}
-        self.outputs = [op.outputs for op in self._graph.operators]
+        self.outputs = [() if op.outputs is None else op.outputs for op in self._graph.operators]
 
     def reduction(self, name: str, index: int, shape: Sequence[int], axes: Sequence[int]) -> tuple[int, Any]:
         """Return a new tensor with a reduction of a tensor, and the op that computes it, which is not added."""
@@ -189,7 +189,10 @@ def _unpacked(data: bytes) -> Any:
     model.buffers = [_Stored(buffer._tab.Pos) for buffer in buffers]
     others = (root.Subgraphs(index) for index in range(1, root.SubgraphsLength()))
     model.subgraphs = [main, *(_Stored(other._tab.Pos) for other in others)]
-    main.name, main.inputs, main.outputs = graph.Name(), graph.InputsAsNumpy(), graph.OutputsAsNumpy()
+    main.name = graph.Name()
+    # A missing vector is 0 as an array.
+    main.inputs = graph.InputsAsNumpy() if graph.InputsLength() else []
+    main.outputs = graph.OutputsAsNumpy() if graph.OutputsLength() else []
     main.tensors = [_Stored(graph.Tensors(index)._tab.Pos) for index in range(graph.TensorsLength())]
     main.operators = [_Stored(op._tab.Pos, op.OutputsAsNumpy() if op.OutputsLength() else ()) for op in ops]
     return model
