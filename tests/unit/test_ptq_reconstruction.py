@@ -123,6 +123,13 @@ def test_layers_of_one_pass_are_changed_together(monkeypatch):
     assert calls == [1] * 5
 
 
+def test_channels_that_are_rounded_one_by_one_get_the_same_weights(monkeypatch):
+    int4 = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES[:10]).model
+    together = ptq.reconstruct(int4, FLOATING, SAMPLES[:10])
+    monkeypatch.setattr(reconstruction, "_TOGETHER", 1)
+    assert ptq.reconstruct(int4, FLOATING, SAMPLES[:10]).model == together.model
+
+
 @pytest.mark.parametrize("name", ["digits_int8", "digits_int8_per_tensor", "digits_int16x8"])
 def test_no_layer_gets_worse_on_its_samples_and_bytes_repeat(name):
     first, second = (ptq.reconstruct(golden(name), FLOATING, SAMPLES[:30]) for _ in range(2))
