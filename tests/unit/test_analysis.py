@@ -14,7 +14,7 @@ from messages import refused
 from test_ptq_techniques import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
 
 import tfq
-from tfq import analysis, quant_math, tflite
+from tfq import analysis, ptq, quant_math, tflite
 from tfq.analysis.findings import find
 from tfq.analysis.sensitivity import quantized_alone
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
@@ -368,6 +368,15 @@ def test_histograms_count_every_value_within_the_quantized_range():
     assert weights.range[1] == pytest.approx(127 * max(quantized.scale))
     assert weights.range[0] * 1.001 <= weights.low < weights.high <= weights.range[1] * 1.001
     assert results["pool"].weights is None
+
+
+def test_histograms_of_four_bit_weights_have_the_range_of_four_bits():
+    narrow = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES[:10], ["conv2"], rounding=False).model
+    results = {item.layer: item for item in analysis.op_histograms(narrow, FLOATING, SAMPLES[:4])}
+    graph = tflite.read(narrow).main_subgraph
+    (op,) = (op for op in graph.ops if op.keras_layer == "conv2")
+    scale = max(graph.tensors[op.inputs[1]].scale)
+    assert results["conv2"].weights.range == pytest.approx((-8 * scale, 7 * scale))
 
 
 def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():

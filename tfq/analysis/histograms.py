@@ -13,7 +13,9 @@ from tfq.analysis.op_errors import graph_with_output_names, output_label
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.weight_scales import QUANTIZED_LIMITS
 from tfq.ptq.weighted_ops import weighted_ops
+from tfq.tflite.stored_values import PACKED_BITS
 
 _BARS = 40
 
@@ -74,7 +76,7 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
         tensor, op = graph.tensors[index], graph.producers[index]
         observed, weighted = observations[float_graph.index, float_index], weights.get(float_index)
         bins = observed.bins()
-        scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
+        stored = graph.tensors[op.inputs[1]] if weighted is not None else None
         results.append(
             OpHistogram(
                 op_index=op.index,
@@ -84,8 +86,8 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
                 label=output_label(graph, op, index),
                 activations=_bars(bins.centers, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
                 weights=None
-                if weighted is None or not scale_of_weights
-                else _weight_bars(weighted.weights, 127 * max(scale_of_weights)),
+                if weighted is None or stored is None or not stored.scale
+                else _weight_bars(weighted.weights, stored),
             )
         )
     return tuple(results)
@@ -97,9 +99,10 @@ def _span(tensor: tflite.Tensor) -> tuple[float, float]:
     return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
 
 
-def _weight_bars(weights: NDArray, end: float) -> Bars:
+def _weight_bars(weights: NDArray, stored: tflite.Tensor) -> Bars:
     values = weights.reshape(-1).astype(np.float64)
-    return _bars(values, np.ones(values.size, np.int64), (float(values.min()), float(values.max())), (-end, end))
+    lowest, highest = (limit * max(stored.scale) for limit in QUANTIZED_LIMITS[PACKED_BITS.get(stored.dtype, 8)])
+    return _bars(values, np.ones(values.size, np.int64), (float(values.min()), float(values.max())), (lowest, highest))
 
 
 def _bars(values: NDArray, counts: NDArray, ends: tuple[float, float], span: tuple[float, float]) -> Bars:

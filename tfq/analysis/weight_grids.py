@@ -23,7 +23,10 @@ _SWEEPS, _BINS = 50, 4096
 
 
 def uniform(rows: Rows, bits: int) -> Rows:
-    """Round to evenly spaced levels from -L to L times a step, with L = 2^(bits-1) - 1, as TFLite's int8 and int4."""
+    """Round to evenly spaced levels from -L to L times a step, with L = 2^(bits-1) - 1, as TFLite's int8.
+
+    `tfq.ptq.weight_scales`, which rounds weights of 4 bits for files, has one more level on the negative side.
+    """
     steps = np.arange(1, _levels_per_side(bits) + 1) / _levels_per_side(bits)
     return _best(rows, (_mirrored(steps, _largest(rows) * fraction) for fraction in _FRACTIONS))
 
