@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Range tuning. Oracles: the interpreter on other samples, SciPy's divergence, ranges that are known to be wrong."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -118,6 +120,16 @@ def test_rounding_of_a_constant_output_does_not_outweigh_errors_of_others():
         for error, rounding in ((0.01, 1e-7), (0.5, 0.0))
     )
     assert near < far
+
+
+@pytest.mark.parametrize("is_classes", [True, False])
+def test_the_divergence_of_large_outputs_needs_memory_for_one_sample(is_classes):
+    floats = np.random.default_rng(3).dirichlet(np.ones(8), (50, 1000)).astype(np.float32)
+    tracemalloc.start()
+    assert divergence([floats], [floats], [is_classes]) < 0.01
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < floats.nbytes
 
 
 def test_no_samples_are_refused():

@@ -26,7 +26,7 @@ _FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
 _LEAST_GAIN = 0.002
 # The smallest variance of an output, relative to its mean square. The errors of constant outputs would outweigh others.
 _LEAST_VARIANCE = 1e-6
-# Memory for the outputs of the float model. If they need more, fewer samples are compared.
+# Memory for the outputs of one model. If they need more, fewer samples are compared.
 _OUTPUT_BYTES = 1 << 28
 # {(subgraph, tensor): (minimum, maximum)}.
 _Ranges = Mapping[tuple[int, int], tuple[float, float]]
@@ -108,9 +108,7 @@ def tune_ranges(
     return RangeTuning(ranges=present, factors=factors, names=names, before=first, after=best, num_samples=len(samples))
 
 
-def divergence(
-    outputs: Sequence[NDArray[np.float64]], expected: Sequence[NDArray[np.float64]], are_classes: Sequence[bool]
-) -> float:
+def divergence(outputs: Sequence[NDArray], expected: Sequence[NDArray], are_classes: Sequence[bool]) -> float:
     """Return how far outputs are from the float model's, the mean over the outputs.
 
     It is the Kullback-Leibler divergence for probabilities of classes, whose quantized values are taken in the middle
@@ -123,30 +121,44 @@ def divergence(
     """
     results = []
     for values, floats, is_classes in zip(outputs, expected, are_classes, strict=True):
-        if is_classes:
-            shares = values + 1 / 512
-            shares /= shares.sum(axis=-1, keepdims=True)
-            logs = np.log(np.maximum(floats, 1e-9)) - np.log(shares)
-            results.append(float((floats * logs).sum(axis=-1).mean()))
-        else:
-            variance = max(float(floats.var()), _LEAST_VARIANCE * float(np.square(floats).mean()), 1e-30)
-            results.append(float(np.square(values - floats).mean() / variance))
+        # Sample by sample, because all of them may be large.
+        distance = _divergence_of_classes if is_classes else _squared_error
+        difference = float(np.mean([distance(*pair) for pair in zip(values, floats, strict=True)]))
+        results.append(difference / (1.0 if is_classes else _variance(floats)))
     return float(np.mean(results))
 
 
-def _outputs(content: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float64]]:
+def _divergence_of_classes(values: NDArray, floats: NDArray) -> float:
+    shares, floats = values.astype(np.float64) + 1 / 512, floats.astype(np.float64)
+    shares /= shares.sum(axis=-1, keepdims=True)
+    logs = np.log(np.maximum(floats, 1e-9)) - np.log(shares)
+    return float((floats * logs).sum(axis=-1).mean())
+
+
+def _squared_error(values: NDArray, floats: NDArray | float) -> float:
+    return float(np.square(values.astype(np.float64) - floats).mean())
+
+
+def _variance(floats: NDArray) -> float:
+    """Return the variance of an output; not 0, because it is a divisor."""
+    mean = float(floats.mean(dtype=np.float64))
+    variance, square = (float(np.mean([_squared_error(sample, end) for sample in floats])) for end in (mean, 0.0))
+    return max(variance, _LEAST_VARIANCE * square, 1e-30)
+
+
+def _outputs(content: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
     """Return the real values of each output for all samples: (samples, ...)."""
     parsed = tflite.read(content)
     tensors = dict(zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True))
     feeds = ({name: as_input(sample[name], tensor) for name, tensor in tensors.items()} for sample in samples)
 
-    def real(arrays: list[NDArray]) -> list[NDArray[np.float64]]:
+    def real(arrays: list[NDArray]) -> list[NDArray[np.float32]]:
         return [
-            quant_math.dequantize(array, tensor.scale[0], tensor.zero_point[0]).astype(np.float64)
+            quant_math.dequantize(array, tensor.scale[0], tensor.zero_point[0]).astype(np.float32)
             if tensor.is_quantized
-            else array.astype(np.float64)
+            else array.astype(np.float32)
             for array, tensor in zip(arrays, parsed.main_subgraph.output_tensors, strict=True)
         ]
 
     results = list(map_activations(content, parsed.main_subgraph.outputs, feeds, real))
-    return [np.concatenate([np.atleast_1d(array) for array in column]) for column in zip(*results, strict=True)]
+    return [np.stack(column) for column in zip(*results, strict=True)]
