@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Range tuning. Oracles: the interpreter on other samples, SciPy's divergence, ranges that are known to be wrong."""
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import entropy
 import tfq
 from tfq import ptq, quant_math, tflite
 from tfq.conversion.convert import _prepared, convert_with_record
-from tfq.conversion.quantize import _quantized
+from tfq.conversion.quantize import _quantized, quantize_after_training
 from tfq.errors import InputError
 from tfq.ptq import range_tuning
 from tfq.ptq.range_tuning import divergence
@@ -77,7 +78,11 @@ def test_a_conversion_uses_and_records_the_tuned_ranges(plain, monkeypatch):
         assert item.maximum == pytest.approx(0.8 * before[name].maximum) and item.clipped is None
         if name in scales:
             assert scales[name][0] == pytest.approx((item.maximum - item.minimum) / 255, rel=0.01)
-    assert result.content == convert_with_record(FLOATING, IMAGES[:48], TUNED).content
+    config = dataclasses.replace(TUNED, verify=True)
+    again = quantize_after_training(_prepared(FLOATING, config), IMAGES[:48], config)
+    assert again.ranges.values == result.ranges.values
+    # The verification measures remedies with the tuned ranges.
+    assert again.evidence.quantize(config) == again.content
 
 
 def test_changes_that_do_not_help_are_undone():

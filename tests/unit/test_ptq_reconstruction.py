@@ -124,10 +124,10 @@ def test_layers_of_one_pass_are_changed_together(monkeypatch):
 
 
 def test_channels_that_are_rounded_one_by_one_get_the_same_weights(monkeypatch):
-    int4 = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES[:10]).model
-    together = ptq.reconstruct(int4, FLOATING, SAMPLES[:10])
+    int4 = ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES[:3]).model
+    together = ptq.reconstruct(int4, FLOATING, SAMPLES[:3])
     monkeypatch.setattr(reconstruction, "_TOGETHER", 1)
-    assert ptq.reconstruct(int4, FLOATING, SAMPLES[:10]).model == together.model
+    assert ptq.reconstruct(int4, FLOATING, SAMPLES[:3]).model == together.model
 
 
 @pytest.mark.parametrize("name", ["digits_int8", "digits_int8_per_tensor", "digits_int16x8"])

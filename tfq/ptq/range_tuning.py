@@ -42,7 +42,7 @@ class RangeTuning:
         names: {(subgraph, tensor): name}, for the changed ones.
         before: The divergence of the outputs before (see `divergence`).
         after: The divergence afterwards.
-        num_samples: How many samples were compared.
+        num_samples: How many of the `samples` were compared, which are batches if the model has a batch size.
     """
 
     ranges: _Ranges
