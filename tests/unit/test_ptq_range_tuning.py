@@ -118,6 +118,13 @@ def test_range_of_a_constant_tensor_can_be_tuned():
     assert result.factors == {(0, 0): 0.8} and result.after < result.before
 
 
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_the_least_divergence_of_certain_classes_is_known(classes):
+    floats = np.eye(classes)[:8]
+    stored = np.minimum(floats, 255 / 256)  # the largest int8 probability
+    assert divergence([stored], [floats], [True]) == pytest.approx(np.log1p((classes - 1) / 512), rel=0.01)
+
+
 def test_rounding_of_a_constant_output_does_not_outweigh_errors_of_others():
     floats, constant = np.random.default_rng(2).normal(size=(64, 3)), np.full((64, 1), 3.0)
     near, far = (

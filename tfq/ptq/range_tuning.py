@@ -112,7 +112,8 @@ def divergence(outputs: Sequence[NDArray], expected: Sequence[NDArray], are_clas
     """Return how far outputs are from the float model's, the mean over the outputs.
 
     It is the Kullback-Leibler divergence for probabilities of classes, whose quantized values are taken in the middle
-    of their step, and the mean squared error over the variance for other outputs.
+    of their step, and the mean squared error over the variance for other outputs. The former is not 0 for the best int8
+    file: if one of C classes is certain, it is about log(1 + (C - 1) / 512).
 
     Args:
         outputs: The outputs of the quantized model as real values, each (samples, ...).
