@@ -23,7 +23,9 @@ from tfq.ptq.layer_pairs import as_input, check_samples
 # Factors of a range that are tried, and passes over all tensors.
 _FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
 # A change must lower the divergence by this fraction, because smaller gains do not carry over to other data.
-_LEAST_GAIN = 0.002
+_LEAST_GAIN = 0.005
+# Half of the step of int8 probabilities.
+_HALF_STEP = 1 / 512
 # The smallest variance of an output, relative to its mean square. The errors of constant outputs would outweigh others.
 _LEAST_VARIANCE = 1e-6
 # Memory for the outputs of one model. If they need more, fewer samples are compared.
@@ -111,9 +113,8 @@ def tune_ranges(
 def divergence(outputs: Sequence[NDArray], expected: Sequence[NDArray], are_classes: Sequence[bool]) -> float:
     """Return how far outputs are from the float model's, the mean over the outputs.
 
-    It is the Kullback-Leibler divergence for probabilities of classes, whose quantized values are taken in the middle
-    of their step, and the mean squared error over the variance for other outputs. The former is not 0 for the best int8
-    file: if one of C classes is certain, it is about log(1 + (C - 1) / 512).
+    It is the Kullback-Leibler divergence for probabilities of classes, and the mean squared error over the variance for
+    other outputs. Half of an int8 step is added to all probabilities, because those of a file can be 0.
 
     Args:
         outputs: The outputs of the quantized model as real values, each (samples, ...).
@@ -130,10 +131,10 @@ def divergence(outputs: Sequence[NDArray], expected: Sequence[NDArray], are_clas
 
 
 def _divergence_of_classes(values: NDArray, floats: NDArray) -> float:
-    shares, floats = values.astype(np.float64) + 1 / 512, floats.astype(np.float64)
+    shares, expected = (array.astype(np.float64) + _HALF_STEP for array in (values, floats))
     shares /= shares.sum(axis=-1, keepdims=True)
-    logs = np.log(np.maximum(floats, 1e-9)) - np.log(shares)
-    return float((floats * logs).sum(axis=-1).mean())
+    expected /= expected.sum(axis=-1, keepdims=True)
+    return float((expected * (np.log(expected) - np.log(shares))).sum(axis=-1).mean())
 
 
 def _squared_error(values: NDArray, floats: NDArray | float) -> float:
