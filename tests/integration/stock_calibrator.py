@@ -36,7 +36,7 @@ def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config:
 def use_stock_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let conversions calibrate with `stock_ranges`; no float outputs are kept, as if the ranges came from a file."""
 
-    def calibrate(model: bytes, samples: Sequence[Mapping[str, NDArray]], *_: Any) -> Any:
+    def calibrate(model: bytes, samples: Sequence[Mapping[str, NDArray]], *_: Any, **__: Any) -> Any:
         return stock_ranges(model, samples), {}
 
     monkeypatch.setattr(calibration, "calibrate_with_outputs", calibrate)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfq.errors import FlatbufferError
+from tfq.tflite.binary import DAMAGED, DECODING_ERRORS
 from tfq.tflite.edit import ALIGNMENT, finished, new_builder, operator_code, pack, unpack
 
 _REDUCTIONS = ("REDUCE_MIN", "REDUCE_MAX", "SUM")
@@ -172,7 +174,18 @@ class _Stored:
 
 
 def _unpacked(data: bytes) -> Any:
-    """Return a ModelT with the tensors, ops and constants of the original file as they are stored there."""
+    """Return a ModelT with the tensors, ops and constants of the original file as they are stored there.
+
+    Raises:
+        FlatbufferError: As `unpack`.
+    """
+    try:
+        return _stored_model(data)
+    except DECODING_ERRORS as error:
+        raise FlatbufferError(f"model: {error}: {DAMAGED}", field="model", got=type(error).__name__) from error
+
+
+def _stored_model(data: bytes) -> Any:
     from ai_edge_litert import schema_py_generated as generated
 
     root = generated.Model.GetRootAs(data)
