@@ -215,7 +215,7 @@ def test_levels_are_assigned_for_several_sizes_and_every_file_is_measured(levels
     )
     smallest = result.points[0]
     shrinking = {item.layer for item in result.levels.effects if item.costs["bytes"] < 0}
-    assert set(by_name[smallest.by_solver["ilp"]].layers) == shrinking
+    assert set() < set(by_name[smallest.by_solver["ilp"]].layers) < shrinking
     # The arena is bounded, so the most accurate file within the budget is chosen.
     within = [item for item in result.candidates if not item.missed]
     assert result.holds and result.chosen.accuracy == max(item.accuracy for item in within)
