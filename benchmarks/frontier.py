@@ -133,7 +133,7 @@ def row(name: str, draws: list[dict[str, Any]]) -> str:
     for key in ("accuracy", "agreement"):
         values = [draw[key] for draw in draws]
         cells.append(f"{statistics.mean(values):.2%} ({', '.join(f'{100 * value:.2f}' for value in values)})")
-    # Of each image: the mean over the draws.
+    # The mean over the draws, for each image.
     gains = 100 * np.mean([draw["gains"] for draw in draws], axis=0)
     mean, half = gains.mean(), 1.96 * gains.std(ddof=1) / math.sqrt(len(gains))
     cells.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
