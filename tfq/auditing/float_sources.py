@@ -11,9 +11,9 @@ from tfq import tflite
 from tfq.auditing.composition import Composition
 from tfq.auditing.report import op_title
 from tfq.auditing.schemes import FLOATS
-from tfq.errors import FlatbufferError, InputError, warn
+from tfq.errors import InputError, warn
 from tfq.text_table import listed
-from tfq.tflite.binary import DAMAGED, DECODING_ERRORS
+from tfq.tflite.binary import decoding
 from tfq.tflite.op_types import INDEX, roles
 from tfq.tflite.subgraphs import COMPOSITE
 
@@ -40,10 +40,8 @@ def float_source(model: bytes, field: str = "model") -> bytes:
     is_sparse = any(tensor.is_sparse for graph in parsed.subgraphs for tensor in graph.tensors)
     if scheme == "float32" and not is_sparse and not any(op.name in _REPLACED for op in ops):
         return model
-    try:
+    with decoding(field):
         constants = tflite.with_float_constants(tflite.with_inlined_composites(model))
-    except DECODING_ERRORS as error:
-        raise FlatbufferError(f"{field}: {error}: {DAMAGED}", field=field, got=type(error).__name__) from error
     source = tflite.read(constants.content)
     result = Composition(source).scheme
     if result != "float32":

@@ -6,6 +6,7 @@ of the file limits the work if many offsets lead to the same place.
 Source: FlatBuffers internals documentation (tables, vtables, vectors, strings).
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -16,6 +17,16 @@ DAMAGED = "the file is damaged or incomplete: convert the model again"
 
 # What the generated schema code and NumPy raise on bytes that are not a valid flatbuffer.
 DECODING_ERRORS = (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
+
+
+@contextlib.contextmanager
+def decoding(field: str = "model") -> Iterator[None]:
+    """Raise FlatbufferError if the code in the block fails on damaged bytes, in parts that `read` does not check."""
+    try:
+        yield
+    except DECODING_ERRORS as error:
+        raise FlatbufferError(f"{field}: {error}: {DAMAGED}", field=field, got=type(error).__name__) from error
+
 
 # A file without shared parts spends at most its own size; sharing is rare in real files.
 _BUDGET_FACTOR, _BUDGET_FLOOR = 2, 1 << 16

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tfq.errors import FlatbufferError, InputError
+from tfq.errors import InputError
 from tfq.tflite import schema
 from tfq.tflite.associated_files import with_associated_files
-from tfq.tflite.binary import DAMAGED, DECODING_ERRORS
+from tfq.tflite.binary import decoding
 from tfq.tflite.metadata import METADATA_NAME, decode_metadata, encode_metadata
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Signature
@@ -169,11 +169,9 @@ def unpack(data: bytes) -> Any:
     """
     from ai_edge_litert import schema_py_generated as generated
 
-    try:
+    with decoding():
         model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
         _move_inside(model, data)
-    except DECODING_ERRORS as error:  # parts that `read` does not look at, such as the options of ops
-        raise FlatbufferError(f"model: {error}: {DAMAGED}", field="model", got=type(error).__name__) from error
     normalize_operator_codes(model)
     return model
 

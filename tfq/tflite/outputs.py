@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfq.errors import FlatbufferError
-from tfq.tflite.binary import DAMAGED, DECODING_ERRORS
+from tfq.tflite.binary import decoding
 from tfq.tflite.edit import ALIGNMENT, finished, new_builder, operator_code, pack, unpack
 
 _REDUCTIONS = ("REDUCE_MIN", "REDUCE_MAX", "SUM")
@@ -179,10 +178,8 @@ def _unpacked(data: bytes) -> Any:
     Raises:
         FlatbufferError: As `unpack`.
     """
-    try:
+    with decoding():
         return _stored_model(data)
-    except DECODING_ERRORS as error:
-        raise FlatbufferError(f"model: {error}: {DAMAGED}", field="model", got=type(error).__name__) from error
 
 
 def _stored_model(data: bytes) -> Any:
