@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the wall time from a Keras model to a full-int8 file: tfq.convert, TFLiteConverter and litert-quantizer.
 
-    pip install -c constraints.txt -e .[litert-quantizer]
+    pip install -c constraints.txt -e .[litert]
     python benchmarks/ptq_tools.py [--models=EfficientNetB0,ResNet50] [--rounds=3]
 
 The models are those of keras.applications at 224x224 with random weights, the samples 100 random images. The tools take
@@ -12,8 +12,10 @@ ratios of the medians.
 """
 
 import argparse
+import contextlib
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +23,8 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from conversion import stock
+from frontier import by_litert_quantizer as from_float
 from numpy.typing import NDArray
 
 import tfq
@@ -35,29 +39,18 @@ def by_tfq(model: Any, images: NDArray) -> bytes:
 
 
 def by_tensorflow(model: Any, images: NDArray) -> bytes:
-    import tensorflow as tf
-
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image] for image in images)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    return bytes(converter.convert())
+    with contextlib.redirect_stdout(sys.stderr):
+        return stock(model, images)
 
 
 def by_litert_quantizer(model: Any, images: NDArray) -> bytes:
     import tensorflow as tf
-    from litert_quantizer import quantizer
-    from litert_quantizer import recipe as recipes
 
     begin = time.perf_counter()
-    floating = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    with contextlib.redirect_stdout(sys.stderr):
+        floating = bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
     print(f"float conversion for litert-quantizer: {time.perf_counter() - begin:.1f} s", flush=True)
-    tool = quantizer.Quantizer(bytearray(floating), recipes.static_wi8_ai8())
-    (signature,) = tfq.tflite.read(bytes(floating)).signatures
-    (name,) = signature.inputs
-    result = tool.calibrate({signature.key: [{name: image} for image in images]})
-    return bytes(tool.quantize(result).quantized_model)
+    return from_float(floating, images[:, 0], "static_wi8_ai8")
 
 
 TOOLS: dict[str, Callable[[Any, NDArray], bytes]] = {
