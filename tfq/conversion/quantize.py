@@ -184,15 +184,14 @@ def quantize_after_training(
             bounded = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
         return raw.restore(with_int8_forms(_quantized(bounded.model, bounded.ranges, other)))
 
-    bounded_ranges = masks.ranges
+    final = masks.ranges
     if "range_tuning" in config.techniques:
         unbounded = [key for key, ends in values.items() if masks.ranges[key] == ends and key not in fixed]
         tuned = _tune_ranges(model, masks.ranges, ranges, unbounded, samples, config)
         techniques["range_tuning"] = tuned.to_dict()
-        ranges, bounded_ranges = _with_tuned(ranges, tuned), dict(tuned.ranges)
+        ranges, final = _with_tuned(ranges, tuned), dict(tuned.ranges)
         values = {**values, **{key: tuned.ranges[key] for key in tuned.factors}}
-
-    content = _quantized(model, bounded_ranges, config)
+    content = _quantized(model, final, config)
     content, weights = _with_weight_techniques(content, model, samples, config)
     techniques.update(weights)
     evidence = None

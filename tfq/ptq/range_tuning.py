@@ -2,10 +2,10 @@
 """Range tuning: widen or narrow the range of each activation, so that the model's outputs lose the least.
 
 Calibration chooses each range by the values of one tensor. How much a wider step or a clipped value matters depends on
-all later layers, which only the outputs show. Tensor by tensor, in the order of execution, the range is multiplied
-by a few factors, and the one whose outputs on the samples are closest to those of the float model stays; then once
-more. Each trial is a complete quantization, so scales that several tensors share, and scales that kernels fix, stay as
-they must be.
+all later layers, which only the outputs show. Tensor by tensor, in the order of execution, a few factors of the range
+are tried, and the one that brings the outputs on the samples closest to those of the float model is kept. A second pass
+starts from the result. Each trial is a complete quantization, so scales that several tensors share, and scales that
+kernels fix, stay as they must be.
 """
 
 from collections.abc import Callable, Mapping, Sequence

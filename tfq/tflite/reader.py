@@ -44,7 +44,7 @@ _MOST_LARGE_BYTES, _num_keeping = 256 << 20, 0
 
 @contextlib.contextmanager
 def keeping_large_files() -> Iterator[None]:
-    """Let `read` remember the last few files of up to 256 MB until the block ends. They stay in memory so long."""
+    """Let `read` remember the last few files of up to 256 MB until the block ends. Until then they stay in memory."""
     global _num_keeping, _recent
     _num_keeping += 1
     try:

@@ -127,8 +127,8 @@ def run(directory, request):
     Fields of the request: `places` has a list for each observed tensor: ["own", index] for an output of the model;
     ["joined", start, size] for a part of the output `joined`, which has many small tensors; or ["reduced", index, rows,
     columns, whether rows are reduced] for an output of which the output `reduced` has the minima, the maxima and the
-    sums of each row or of each column. `num_bins` is 0 if only extremes are
-    needed. `axes` and `batch_size` say where the samples of an inference are; `outputs` are returned for kept ones.
+    sums of each row or of each column. `num_bins` is 0 if only extremes are needed. `axes` and `batch_size` say where
+    the samples of an inference are; `outputs` are returned for kept ones.
     """
     session.limit_memory(request["memory_bytes"])
     session.keep_freed_memory()

@@ -135,6 +135,8 @@ def _states(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
     return [index for index in op.inputs if index != tflite.ABSENT and graph.tensors[index].is_variable]
 
 
+# Ops whose int8 output has a fixed scale, and whose values calibration need not see (`fixed_ranges`).
+_BOUNDED = ("LOGISTIC", "TANH")
 # Ops that run other subgraphs, whose tensors cannot be observed.
 _CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")
 
@@ -208,9 +210,6 @@ def calibrate_with_outputs(
     return _with_intermediates(model, samples, ranges), seen.outputs
 
 
-_BOUNDED = ("LOGISTIC", "TANH")
-
-
 def fixed_ranges(model: bytes) -> dict[int, TensorRange]:
     """Return the ranges of the main subgraph's tensors whose int8 scale does not depend on their values.
 
@@ -218,10 +217,7 @@ def fixed_ranges(model: bytes) -> dict[int, TensorRange]:
     a concatenation, may need another scale, which calibration chooses.
     """
     graph = tflite.read(model).main_subgraph
-    readers: dict[int, list[tflite.Op]] = {}
-    for op in graph.ops:
-        for index in op.inputs:
-            readers.setdefault(index, []).append(op)
+    readers = graph.readers
 
     def is_multiplied(op: tflite.Op) -> bool:
         return op.name == "MUL" and not any(graph.tensors[index].is_constant for index in op.inputs)
