@@ -1,15 +1,26 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what each post-training method reaches on one model: accuracy and agreement with float, for several draws.
+"""Measure what each post-training method reaches on one model, for several draws of calibration examples.
 
     python benchmarks/frontier.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/frontier
-        [--draws=3] [--samples=512] [--split=test] [--methods=int8,w4a8 ...] [--resize=48,48]
+        [--draws=3] [--samples=512] [--split=test] [--methods "mixed 60%, ILP" ...] [--resize=48,48] [--hard]
 
-Each draw calibrates with other --samples images of the train split, without labels. TensorFlow's converter and
-litert-quantizer get the same images. --split=val evaluates on held-back training images, to choose a method; the test
-split is for the table. The last interval (95%) is that of the paired difference in accuracy to the float model, of the
-mean of the draws over the images. Each file is kept in --out: a killed run resumes. ResNet8 takes about 35 minutes of
-CPU time.
+Each draw calibrates with other --samples examples of the train split, without labels. TensorFlow's converter and
+litert-quantizer get the same examples. --split=val evaluates on held-back training examples, to choose a method; the
+test split is for the table. Each file is kept in --out: a killed run resumes.
+
+The columns of a classifier: accuracy; agreement, the fraction of examples with the float model's class; divergence, the
+Kullback-Leibler divergence from the float model's probabilities in thousandths of a nat; and the paired difference in
+accuracy to the float model with its 95% interval over the examples, for the mean of the draws. Other models get the
+SQNR of their outputs against those of the float model.
+
+4-bit weights ("w4a8") have int8 activations. "mixed 60%" chooses int8 or 4 bits for each layer, so that the file loses
+40% of the bytes that int8 weights have: with 4 bits everywhere the file itself is larger than half, because of scales,
+biases and metadata. The choice is by an integer program ("ILP") or the greedy search, both from the same sensitivities,
+which are measured on the calibration examples. --hard changes the model in each draw: three channels between layers are
+made 64 times as large, which the next layer reverses.
+
+The rows of ResNet8 take about 50 minutes of CPU time.
 """
 
 import argparse
@@ -19,7 +30,8 @@ import os
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +40,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from conversion import stock
 from numpy.typing import NDArray
+from post_training import made_hard, stock_int8
 
 import tfq
 from tfq import artifacts, tflite
-from tfq.backends import RunRequest, make_backend
-from tfq.data import Split
-from tfq.evaluation import decode_outputs, prepare_inputs
+from tfq.conversion import convert_with_record
+from tfq.data import Split, as_split
+from tfq.ptq import kept_moments
+from tfq.search.assignment import LevelTable, Solver, best_assignment, fit_assignment, greedy_assignment
+from tfq.search.criterion import SQNR, choose_criterion, outputs_of
+from tfq.search.mixed_precision import BASE_LEVEL, LevelMeasurement, output_distortion, with_levels
 from tfq.store import StageStore
 
 GPTQ = ("gptq", "bias_correction")
@@ -50,9 +66,17 @@ TFQ: dict[str, dict[str, Any]] = {
     "w4a8, gptq": {"techniques": GPTQ, **INT4},
     "w4a8, gptq, reconstruction": {"techniques": ALL, **INT4},
     "w4a8, range_tuning, gptq, reconstruction": {"techniques": ("range_tuning", *ALL), **INT4},
+    "2:4 and int8": {"techniques": ("one_shot_pruning", *ALL), "sparsity_m_by_n": (2, 4)},
     "weight_only_int8": {"scheme": "weight_only_int8"},
     "int16x8": {"scheme": "int16x8"},
 }
+HARD: dict[str, dict[str, Any]] = {
+    "int8, cross_layer_equalization": {"techniques": ("cross_layer_equalization",)},
+    "int8, cross_layer_equalization, reconstruction": {"techniques": ("cross_layer_equalization", *ALL)},
+    "w4a8, cross_layer_equalization, reconstruction": {"techniques": ("cross_layer_equalization", *ALL), **INT4},
+}
+SOLVERS: dict[str, Solver] = {"mixed 60%, greedy": greedy_assignment, "mixed 60%, ILP": best_assignment}
+FRACTION = 0.6
 
 
 def by_litert_quantizer(floating: bytes, images: NDArray, recipe: str) -> bytes:
@@ -67,99 +91,207 @@ def by_litert_quantizer(floating: bytes, images: NDArray, recipe: str) -> bytes:
         return bytes(tool.quantize(tool.calibrate(samples)).quantized_model)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A float model and the examples that calibrate it."""
+
+    model: Any
+    floating: bytes
+    images: NDArray
+    store: StageStore
+    basis: Mapping[str, Any]
+    is_hard: bool
+
+    def config(self, **settings: Any) -> tfq.ConversionConfig:
+        return tfq.ConversionConfig(num_calibration_samples=len(self.images), **settings)
+
+    def by_tensorflow(self) -> bytes:
+        if self.is_hard:  # there is no Keras model of it
+            return stock_int8(self.floating, self.images, self.config())
+        with contextlib.redirect_stdout(sys.stderr):
+            return stock(self.model, self.images[:, None])
+
+    def by_tfq(self, settings: Mapping[str, Any]) -> bytes:
+        return tfq.convert(self.floating, self.images, self.config(**settings))
+
+    def mixed(self, solver: Solver) -> bytes:
+        """Return the file whose weights have `FRACTION` of the bytes of int8 weights."""
+        (name,) = tflite.read(self.floating).input_names
+        data, fast = as_split({name: self.images}, split="train"), self.config(techniques=GPTQ, verify=False)
+
+        def content(levels: Mapping[str, str], config: tfq.ConversionConfig) -> bytes:
+            changed = {layer: level for layer, level in levels.items() if level != BASE_LEVEL}
+            return convert_with_record(self.floating, data, with_levels(config, changed)).content
+
+        with kept_moments():
+            base = content({}, fast)
+            measurement = LevelMeasurement(
+                floating=self.floating,
+                base=base,
+                train=data,
+                examples=data,
+                conversion=fast,
+                costs=lambda content: {},
+                store=self.store,
+                basis=self.basis,
+            )
+            table = measurement.table(layers_of(self.floating), (BASE_LEVEL, "int4"))
+            bound = len(base) - int((1 - FRACTION) * weight_bytes(base))
+            return content(
+                assigned(table, solver, bound, lambda levels: len(content(levels, fast))), self.config(techniques=ALL)
+            )
+
+
+def assigned(
+    table: LevelTable,
+    solver: Solver,
+    bound: int,
+    size_of: Callable[[Mapping[str, str]], int],
+) -> Mapping[str, str]:
+    """Return {layer: level} of the best assignment whose file has at most `bound` bytes, and print it."""
+    tried: list[Mapping[str, str]] = []
+
+    def measure(levels: Mapping[str, str]) -> dict[str, float]:
+        tried.append(levels)
+        return {"bytes": size_of(levels)}
+
+    place = fit_assignment(table, solver, {"bytes": bound}, measure)
+    if place is None:
+        raise SystemExit(f"no assignment of levels has at most {bound:,} bytes")
+    chosen = tried[place]
+    kept = [layer for layer, level in chosen.items() if level == BASE_LEVEL]
+    print(f"at most {bound:,} bytes: predicted distortion {table.distortion(chosen):.3g}, int8 {kept}", file=sys.stderr)
+    return chosen
+
+
+def weight_bytes(base: bytes) -> int:
+    """Return the bytes of the int8 constants of a file."""
+    tensors = tflite.read(base).main_subgraph.tensors
+    return sum(int(np.prod(item.shape)) for item in tensors if item.is_constant and item.dtype == "int8")
+
+
+def layers_of(floating: bytes) -> list[str]:
+    """Return the layers with weights."""
+    graph = tflite.read(floating).main_subgraph
+    names = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    return list(dict.fromkeys(graph.layer_of(op) for op in graph.ops if op.name in names))
+
+
 class Frontier:
     """The files and scores of one model."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         resize = tuple(map(int, arguments.resize.split(","))) if arguments.resize else ()
         data = tfq.DataConfig(source=arguments.data, resize=resize, max_memory_mb=3000)
-        train, test = (tfq.load_split(data, split) for split in ("train", arguments.split))
-        assert isinstance(train, Split) and isinstance(test, Split)
-        (self.images,), self.test = train.inputs.values(), test
-        self.model = tfq.load_model(arguments.model)
+        train, evaluated = (tfq.load_split(data, split) for split in ("train", arguments.split))
+        assert isinstance(train, Split) and isinstance(evaluated, Split)
+        (self.images,), self.evaluated = train.inputs.values(), evaluated
+        self.model, self.samples, self.is_hard = tfq.load_model(arguments.model), arguments.samples, arguments.hard
         self.floating = tfq.convert(self.model, config=tfq.ConversionConfig(scheme="float32"))
-        self.samples, self.store = arguments.samples, StageStore(artifacts.make_out_dir(arguments.out))
-        self.basis = {"model": artifacts.sha256(self.floating), "samples": arguments.samples}
-        self.labels, self.expected = np.asarray(self.test.labels), self.classes(self.floating)
+        self.store = StageStore(artifacts.make_out_dir(arguments.out))
+        self.expected = outputs_of(self.floating, evaluated)
+        values_only = arguments.values or choose_criterion(self.floating, [evaluated], 20.0).kind == SQNR
+        self.labels = None if values_only else np.asarray(evaluated.labels)
 
-    def methods(self) -> dict[str, Callable[[NDArray], bytes]]:
-        """Return {method: function of the images of a draw that returns a file}."""
+    def methods(self) -> dict[str, Callable[[Draw], bytes]]:
+        """Return {method: function of a draw that returns a file}."""
 
-        def by_tfq(settings: dict[str, Any]) -> Callable[[NDArray], bytes]:
-            config = tfq.ConversionConfig(num_calibration_samples=self.samples, **settings)
-            return lambda images: tfq.convert(self.floating, images, config)
+        def by_tfq(settings: Mapping[str, Any]) -> Callable[[Draw], bytes]:
+            return lambda draw: draw.by_tfq(settings)
 
-        def by_stock(images: NDArray) -> bytes:
-            with contextlib.redirect_stdout(sys.stderr):
-                return stock(self.model, images[:, None])
+        def mixed(solver: Solver) -> Callable[[Draw], bytes]:
+            return lambda draw: draw.mixed(solver)
 
         return {
-            "int8, TensorFlow": by_stock,
-            "int8, litert-quantizer": lambda images: by_litert_quantizer(self.floating, images, "static_wi8_ai8"),
-            **{name: by_tfq(settings) for name, settings in TFQ.items()},
+            "int8, TensorFlow": Draw.by_tensorflow,
+            "int8, litert-quantizer": lambda draw: by_litert_quantizer(draw.floating, draw.images, "static_wi8_ai8"),
+            **{name: by_tfq(settings) for name, settings in (TFQ | HARD if self.is_hard else TFQ).items()},
+            **{name: mixed(solver) for name, solver in SOLVERS.items()},
         }
 
-    def scores(self, name: str, method: Callable[[NDArray], bytes], seed: int) -> dict[str, Any]:
-        """Return the scores of a method for one draw, from the store if they are known."""
+    def scores(self, name: str, method: Callable[[Draw], bytes], seed: int) -> dict[str, Any]:
+        """Return the scores of a method for one draw; the file is from the store if it is there."""
+        floating = made_hard(self.floating, seed) if self.is_hard else self.floating
+        basis = {"model": artifacts.sha256(floating), "samples": self.samples, "seed": seed}
 
         def make(directory: Path) -> dict[str, Any]:
             chosen = np.random.default_rng(seed).choice(len(self.images), self.samples, replace=False)
-            artifacts.write_bytes(directory / "model.tflite", method(self.images[chosen]))
+            draw = Draw(
+                model=self.model,
+                floating=floating,
+                images=self.images[chosen],
+                store=self.store,
+                basis=basis,
+                is_hard=self.is_hard,
+            )
+            artifacts.write_bytes(directory / "model.tflite", method(draw))
             return {}
 
-        stage = self.store.run(
-            "file", {**self.basis, "method": name, "settings": str(TFQ.get(name)), "seed": seed}, make
-        )
-        content = (stage.directory / "model.tflite").read_bytes()
-        answers = self.classes(content)
-        return {
-            "accuracy": float((answers == self.labels).mean()),
-            "agreement": float((answers == self.expected).mean()),
-            "gains": (answers == self.labels) * 1.0 - (self.expected == self.labels),
-            "bytes": len(content),
+        settings = {"method": name, "settings": str((TFQ | HARD).get(name))}
+        content = (self.store.run("file", basis | settings, make).directory / "model.tflite").read_bytes()
+        outputs = outputs_of(content, self.evaluated)
+        scores = {"bytes": len(content), "distortion": output_distortion(outputs, self.expected)}
+        if self.labels is None:
+            return scores
+        classes, expected = (item[0].argmax(axis=1) for item in (outputs, self.expected))
+        return scores | {
+            "accuracy": float((classes == self.labels).mean()),
+            "agreement": float((classes == expected).mean()),
+            "gains": (classes == self.labels) * 1.0 - (expected == self.labels),
         }
 
-    def classes(self, content: bytes) -> NDArray[np.int64]:
-        """Return the predicted classes of the evaluation split."""
-        parsed = tflite.read(content)
-        inputs = prepare_inputs(parsed, self.test).arrays
-        outputs = make_backend("local").assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
-        return np.asarray(decode_outputs(parsed, outputs)[0]).argmax(axis=1)
+    def header(self) -> str:
+        """Return the head of the table and the row of the float model."""
+        if self.labels is None:
+            return f"| | SQNR: mean (draws) | bytes |\n|---|---|---|\n| float | | {len(self.floating):,} |"
+        accuracy = float((self.expected[0].argmax(axis=1) == self.labels).mean())
+        return (
+            "| | accuracy: mean (draws) | agreement: mean (draws) | divergence | against float | bytes |\n"
+            f"|---|---|---|---|---|---|\n| float | {accuracy:.2%} | | | | {len(self.floating):,} |"
+        )
 
 
-def row(name: str, draws: list[dict[str, Any]]) -> str:
+def row(name: str, draws: Sequence[Mapping[str, Any]]) -> str:
     """Return a line of the table."""
-    cells = [name]
-    for key in ("accuracy", "agreement"):
-        values = [draw[key] for draw in draws]
-        cells.append(f"{statistics.mean(values):.2%} ({', '.join(f'{100 * value:.2f}' for value in values)})")
-    # The mean over the draws, for each image.
-    gains = 100 * np.mean([draw["gains"] for draw in draws], axis=0)
-    mean, half = gains.mean(), 1.96 * gains.std(ddof=1) / math.sqrt(len(gains))
-    cells.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
-    return f"| {' | '.join([*cells, format(draws[0]['bytes'], ',')])} |"
+    cells, distortions = [name], [draw["distortion"] for draw in draws]
+    if "accuracy" in draws[0]:
+        for key in ("accuracy", "agreement"):
+            values = [draw[key] for draw in draws]
+            cells.append(f"{statistics.mean(values):.2%} ({', '.join(f'{100 * value:.2f}' for value in values)})")
+        # The mean over the draws, for each example.
+        gains = 100 * np.mean([draw["gains"] for draw in draws], axis=0)
+        mean, half = gains.mean(), 1.96 * gains.std(ddof=1) / math.sqrt(len(gains))
+        cells.append(f"{1000 * statistics.mean(distortions):.2f}")
+        cells.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
+    else:
+        decibels = [-10 * math.log10(value) for value in distortions]
+        cells.append(f"{statistics.mean(decibels):.2f} dB ({', '.join(f'{value:.2f}' for value in decibels)})")
+    sizes = {draw["bytes"] for draw in draws}
+    cells.append(f"{statistics.mean(draw['bytes'] for draw in draws):,.0f}" + (" (mean)" if len(sizes) > 1 else ""))
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="images with classes, any source of tfq's --data")
+    parser.add_argument("--data", required=True, help="examples with classes, any source of tfq's --data")
     parser.add_argument("--out", required=True)
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=512, help="images of a draw")
+    parser.add_argument("--samples", type=int, default=512, help="examples of a draw")
     parser.add_argument("--resize", default="", help="height and width, such as 48,48")
+    parser.add_argument("--hard", action="store_true", help="make channels of very different size")
+    parser.add_argument("--values", action="store_true", help="the labels are not for the model's outputs")
     parser.add_argument("--methods", nargs="*", default=[], help="only these rows")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", tfq.TfqWarning)
     frontier = Frontier(arguments)
-    accuracy = float((frontier.expected == frontier.labels).mean())
-    print("| | accuracy: mean (draws) | agreement: mean (draws) | against float | bytes |\n|---|---|---|---|---|")
-    print(f"| float | {accuracy:.2%} | | | {len(frontier.floating):,} |", flush=True)
-    for name, method in frontier.methods().items():
-        if not arguments.methods or name in arguments.methods:
-            draws = [frontier.scores(name, method, seed) for seed in range(arguments.draws)]
-            print(row(name, draws), flush=True)
+    methods = frontier.methods()
+    if unknown := [name for name in arguments.methods if name not in methods]:
+        parser.error(f"unknown methods {unknown}; known are {list(methods)}")
+    print(frontier.header(), flush=True)
+    for name in arguments.methods or methods:
+        print(row(name, [frontier.scores(name, methods[name], seed) for seed in range(arguments.draws)]), flush=True)
 
 
 if __name__ == "__main__":

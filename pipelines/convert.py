@@ -17,12 +17,16 @@ convert.json with its pages to --out.
 The result is verified: it is run next to the float model on up to 20 of the examples. Outputs that lost their
 information (collapsed) are reported with the op, the cause and what other settings would give. With --strict they are
 an error with exit code 1. --noverify skips the verification.
+
+The techniques reconstruction and range_tuning can take minutes. If the command is killed in one of them, the same
+command resumes there; until it ends, the finished parts are kept in --out/.stages.
 """
 
 from collections.abc import Sequence
 
 from tfq import artifacts, auditing, workflows
 from tfq.cli import flags, process
+from tfq.store import StageStore, keeping_parts
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -37,7 +41,8 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_tensorflow(config)
     with process.out_dir(invocation) as out:
         model = workflows.load(config, allow_code=invocation.allow_code)
-        built, details = workflows.convert(model, config)
+        with keeping_parts(lambda: StageStore(out)):
+            built, details = workflows.convert(model, config)
         stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
         path = artifacts.write_bytes(out / f"{stem}.tflite", built.content)
         if built.ranges is not None:

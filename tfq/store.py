@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tfq.errors import InputError, TfqError, remembered_warnings, warn
 from tfq.provenance import code_sha256, package_versions
 
 _MAKING = ".making-"
+# The file of a part.
+_CONTENT = "content"
 # An unfinished stage of a process that cannot be seen from here (on another machine, or in another container) counts as
 # abandoned after this time without a change.
 _ABANDONED_SECS = 7 * 24 * 3600.0
@@ -225,6 +228,64 @@ class StageStore:
             raise TfqError(
                 f"{self._directory} cannot be written: {error.strerror or error}", got=error.strerror
             ) from error
+
+
+# What `keeping_parts` was called with, and the keys of the parts so far; None outside of it.
+_PARTS: ContextVar[tuple[Callable[[], StageStore], list[str]] | None] = ContextVar("_PARTS", default=None)
+
+
+@contextlib.contextmanager
+def keeping_parts(open_store: Callable[[], StageStore]) -> Iterator[None]:
+    """Keep the results of `part` inside the block, so that the same work resumes if the process is killed in it.
+
+    They are deleted when the block ends without an exception.
+
+    Args:
+        open_store: Returns the store that keeps them; called for the first part.
+    """
+    keys: list[str] = []
+    store = functools.cache(open_store)
+    token = _PARTS.set((store, keys))
+    try:
+        yield
+    finally:
+        _PARTS.reset(token)
+    if keys:
+        store().forget(keys)
+
+
+def keeps_parts() -> bool:
+    """Check whether `part` keeps results here, so that its inputs matter."""
+    return _PARTS.get() is not None
+
+
+def part(
+    name: str, inputs: Mapping[str, Any], make: Callable[[], tuple[bytes, dict[str, Any]]]
+) -> tuple[bytes, dict[str, Any]]:
+    """Return a part of long work: the stored one inside of `keeping_parts` if its inputs are the same, else a new one.
+
+    Args:
+        name: The name of the part.
+        inputs: JSON values that determine the result, as in `StageStore.run`.
+        make: Computes the part: a file's content and JSON values.
+
+    Raises:
+        TfqError: The write fails, for example because the disk is full.
+    """
+    kept = _PARTS.get()
+    if kept is None:
+        return make()
+    open_store, keys = kept
+    store, key = open_store(), stage_key(name, inputs)
+    keys.append(key)
+
+    def write(directory: Path) -> dict[str, Any]:
+        content, details = make()
+        artifacts.write_bytes(directory / _CONTENT, content)
+        return details
+
+    result = store.find(key) or store.make(name, key, write)
+    return (result.directory / _CONTENT).read_bytes(), result.details
 
 
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:

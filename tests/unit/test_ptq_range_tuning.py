@@ -18,6 +18,7 @@ from tfq.conversion.quantize import _quantized, quantize_after_training
 from tfq.errors import InputError
 from tfq.ptq import range_tuning
 from tfq.ptq.range_tuning import divergence
+from tfq.store import StageStore, keeping_parts
 
 FLOATING = golden("digits_float32")
 RNG = np.random.default_rng(0)
@@ -148,3 +149,29 @@ def test_the_divergence_of_large_outputs_needs_memory_for_one_sample(is_classes)
 def test_no_samples_are_refused():
     with refused(InputError, field="samples"):
         ptq.tune_ranges(FLOATING, {}, [], [], lambda ranges: FLOATING)
+
+
+def test_an_interrupted_tuning_goes_on_with_the_tensor_that_was_interrupted(plain, monkeypatch, tmp_path):
+    monkeypatch.setattr(range_tuning, "_FACTORS", (0.8,))
+    config, quantizations = tfq.ConversionConfig(), []
+    model, ranges = _prepared(FLOATING, config), plain.ranges.values
+    chosen = [key for key, item in plain.ranges.tensors.items() if item.layer in ("conv1", "conv2")]
+    wrong = {key: tuple(2.0 * end for end in ends) if key in chosen else ends for key, ends in ranges.items()}
+
+    def tuned(most=100):
+        def quantize(tried):
+            if len(quantizations) == most:
+                raise KeyboardInterrupt
+            quantizations.append(tried)
+            return _quantized(model, dict(tried), config)
+
+        with keeping_parts(lambda: StageStore(tmp_path)):
+            return ptq.tune_ranges(model, wrong, chosen, SAMPLES, quantize)
+
+    expected, whole = tuned(), len(quantizations)
+    quantizations.clear()
+    with pytest.raises(KeyboardInterrupt):
+        tuned(most=3)  # that of the present ranges, and two tensors
+    assert tuned() == expected
+    # The present ranges again, and the tensors that were not complete.
+    assert len(quantizations) == 3 + 1 + (whole - 3)

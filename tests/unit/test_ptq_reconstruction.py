@@ -4,6 +4,9 @@
 Oracles: least squares of NumPy on the patches themselves, and the interpreter on samples that were not used.
 """
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -11,6 +14,7 @@ from golden_models import changed, golden
 
 from tfq import ptq, quant_math, tflite
 from tfq.ptq import gptq, reconstruction
+from tfq.store import StageStore, keeping_parts
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 IMAGES = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.float32)
@@ -135,3 +139,39 @@ def test_no_layer_gets_worse_on_its_samples_and_bytes_repeat(name):
     first, second = (ptq.reconstruct(golden(name), FLOATING, SAMPLES[:30]) for _ in range(2))
     assert first.model == second.model
     assert first.layers and all(after <= before for before, after in first.layers.values())
+
+
+def killed(work):
+    """Run `work` in a fork, which must end by SIGKILL."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_after_a_kill_it_goes_on_with_the_pass_that_was_killed(tmp_path, monkeypatch):
+    expected = ptq.reconstruct(INT4, FLOATING, SAMPLES)
+    real, reconstructed = reconstruction._reconstruct_layer, []
+
+    def interrupted(layer, source, moments):
+        if layer.key == "conv2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(layer, source, moments)
+
+    def counted(layer, source, moments):
+        reconstructed.append(layer.key)
+        return real(layer, source, moments)
+
+    def resumable():
+        with keeping_parts(lambda: StageStore(tmp_path)):
+            return ptq.reconstruct(INT4, FLOATING, SAMPLES)
+
+    monkeypatch.setattr(reconstruction, "_reconstruct_layer", interrupted)
+    killed(resumable)
+    monkeypatch.setattr(reconstruction, "_reconstruct_layer", counted)
+    result = resumable()
+    assert reconstructed == ["conv2", "logits"]
+    assert result == expected and not list(tmp_path.iterdir())

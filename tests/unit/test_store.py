@@ -15,7 +15,7 @@ from messages import refused, warned
 from tfq import artifacts
 from tfq import store as store_module
 from tfq.errors import InputError, TfqError, TfqWarning
-from tfq.store import StageStore
+from tfq.store import StageStore, keeping_parts, keeps_parts, part
 
 
 def stage(store, inputs=None, text="content", calls=None):
@@ -144,3 +144,48 @@ def test_only_temporary_files_of_ended_processes_are_removed(tmp_path):
         (tmp_path / name).touch()
     artifacts.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def parts(count, calls, fails_at=None):
+    """Return the parts 0 to `count` - 1, each of which depends on the one before."""
+    results, content = [], b""
+    for number in range(count):
+
+        def make(number=number, content=content):
+            if number == fails_at:
+                raise KeyboardInterrupt
+            calls.append(number)
+            return content + bytes([number]), {"number": number}
+
+        content, details = part("part", {"content": content.hex(), "number": number}, make)
+        results.append((content, details))
+    return results
+
+
+def test_parts_resume_after_an_interrupt_and_are_deleted_at_the_end(tmp_path):
+    calls = []
+    expected = parts(4, [])
+    with pytest.raises(KeyboardInterrupt), keeping_parts(lambda: StageStore(tmp_path)):
+        parts(4, calls, fails_at=2)
+    assert calls == [0, 1] and len(list((tmp_path / ".stages").iterdir())) == 2
+    with keeping_parts(lambda: StageStore(tmp_path)):
+        assert keeps_parts() and parts(4, calls) == expected
+    assert calls == [0, 1, 2, 3] and not list(tmp_path.iterdir())
+
+
+def test_a_part_with_other_inputs_is_made_again(tmp_path):
+    with keeping_parts(lambda: StageStore(tmp_path)):
+        results = [part("part", {"seed": seed}, lambda seed=seed: (bytes([seed]), {}))[0] for seed in (1, 2, 1)]
+    assert results == [b"\x01", b"\x02", b"\x01"]
+
+
+def test_without_a_store_parts_are_only_made():
+    calls = []
+    parts(2, calls)
+    assert not keeps_parts() and parts(2, calls) and calls == [0, 1, 0, 1]
+
+
+def test_work_without_parts_writes_nothing(tmp_path):
+    with keeping_parts(lambda: StageStore(tmp_path)):
+        pass
+    assert not list(tmp_path.iterdir())

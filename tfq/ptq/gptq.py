@@ -519,7 +519,7 @@ def input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequen
     kept = _KEPT.get()
     if kept is None:
         return _new_moments(floating, layers, samples)
-    model, data = artifacts.sha256(floating), _hash_of(samples)
+    model, data = artifacts.sha256(floating), hash_of_samples(samples)
     unknown = [layer for layer in layers if (model, layer.output, data) not in kept]
     results = dict(zip(map(id, unknown), _new_moments(floating, unknown, samples), strict=True)) if unknown else {}
     for layer in unknown:
@@ -538,7 +538,8 @@ def mean_patch(patches: NDArray[np.float32]) -> NDArray[np.float32]:
     return patches.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _hash_of(samples: Sequence[Sample]) -> str:
+def hash_of_samples(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of samples."""
     digest = hashlib.sha256()
     for sample in samples:
         for name in sorted(sample):

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import quant_math, tflite
+from tfq import artifacts, quant_math, tflite
 from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
+from tfq.ptq.gptq import hash_of_samples
 from tfq.ptq.layer_pairs import as_input, check_samples
+from tfq.store import keeps_parts, part
 
 # Factors of a range that are tried, and passes over all tensors.
 _FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
@@ -95,16 +97,28 @@ def tune_ranges(
     def measured(content: bytes) -> float:
         return divergence(_outputs(content, samples), expected, are_classes)
 
-    present, content = dict(ranges), quantize(ranges)
+    content = quantize(ranges)
     first = best = measured(content)
     chosen = dict.fromkeys(tensors, 1.0)
-    for key in counted([*tensors] * _PASSES, "range tuning", "tensor"):
-        (low, high), before = present[key], chosen[key]
-        for factor in _FACTORS:
-            tried = {**present, key: (low * factor, high * factor)}
-            changed = quantize(tried)
-            if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
-                present, content, best, chosen[key] = tried, changed, found, before * factor
+    inputs = {"floating": artifacts.sha256(floating), "samples": hash_of_samples(samples)} if keeps_parts() else {}
+    present = dict(ranges)
+    for number, key in enumerate(counted([*tensors] * _PASSES, "range tuning", "tensor")):
+
+        def make(
+            present: _Ranges = present, content: bytes = content, best: float = best, key: tuple[int, int] = key
+        ) -> tuple[bytes, dict[str, Any]]:
+            (low, high), kept = present[key], 1.0
+            for factor in _FACTORS:
+                changed = quantize({**present, key: (low * factor, high * factor)})
+                if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
+                    content, best, kept = changed, found, factor
+            return content, {"divergence": best, "factor": kept}
+
+        before = {"content": artifacts.sha256(content), "number": number, "range": present[key]} if inputs else {}
+        content, found = part("range tuning", {**inputs, **before}, make)
+        (low, high), best, factor = present[key], found["divergence"], found["factor"]
+        if factor != 1.0:
+            present, chosen[key] = {**present, key: (low * factor, high * factor)}, chosen[key] * factor
     factors = {key: factor for key, factor in chosen.items() if present[key] != ranges[key]}
     names = {key: graph.tensors[key[1]].name for key in factors}
     return RangeTuning(ranges=present, factors=factors, names=names, before=first, after=best, num_samples=len(samples))

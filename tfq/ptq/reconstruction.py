@@ -21,17 +21,28 @@ layer with its rounded inputs); Frantar et al. 2022, "GPTQ".
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
+from tfq import artifacts, tflite
 from tfq.progress import counted, stage
 from tfq.ptq.calibration.observer import Sample, map_activations
-from tfq.ptq.gptq import InputMoments, Rounding, damped, mean_patch, pair_layers, pairs_in_memory, round_weights
+from tfq.ptq.gptq import (
+    InputMoments,
+    Rounding,
+    damped,
+    hash_of_samples,
+    mean_patch,
+    pair_layers,
+    pairs_in_memory,
+    round_weights,
+)
 from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weight_scales import QUANTIZED_LIMITS
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
+from tfq.store import keeps_parts, part
 
 # Added to the diagonal of H in the regression, relative to its mean.
 _RIDGE = 0.01
@@ -64,15 +75,42 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
         InputError: The flatbuffers do not belong together, or there are no samples.
     """
     check_samples(samples)
-    pair, (edited, layers, skipped) = ModelPair(floating, quantized), pair_layers(quantized, floating)
-    content, errors = quantized, {}
-    together = math.ceil(len(layers) / _MOST_PASSES)
-    for batch in counted(list(pairs_in_memory(layers, together)), "reconstruction", "pass"):
-        moments = _moments(pair, floating, content, batch, samples)
-        for (layer, source), item in zip(batch, moments, strict=True):
-            errors[layer.key] = _reconstruct_layer(layer, source, item)
-        content = tflite.pack(edited, len(quantized))
-    return Rounding(model=content, layers=errors, skipped=skipped)
+    pair, layers = ModelPair(floating, quantized), _Layers(quantized, floating)
+    content, errors = quantized, dict[str, tuple[float, float]]()
+    inputs = {"floating": artifacts.sha256(floating), "samples": hash_of_samples(samples)} if keeps_parts() else {}
+    together = math.ceil(len(layers.of(content)) / _MOST_PASSES)
+    batches = [[layer.key for layer, _ in batch] for batch in pairs_in_memory(layers.of(content), together)]
+    for keys in counted(batches, "reconstruction", "pass"):
+
+        def make(content: bytes = content, keys: Sequence[str] = keys) -> tuple[bytes, dict[str, Any]]:
+            batch = [pair for pair in layers.of(content) if pair[0].key in keys]
+            moments = _moments(pair, floating, content, batch, samples)
+            found = [_reconstruct_layer(*item, sums) for item, sums in zip(batch, moments, strict=True)]
+            return layers.packed(), dict(zip(keys, found, strict=True))
+
+        present = {"content": artifacts.sha256(content), "layers": keys} if inputs else {}
+        content, found = part("reconstruction", {**inputs, **present}, make)
+        errors.update({key: (before, after) for key, (before, after) in found.items()})
+    return Rounding(model=content, layers=errors, skipped=layers.skipped)
+
+
+class _Layers:
+    """The layers of a quantized flatbuffer that is changed step by step."""
+
+    def __init__(self, quantized: bytes, floating: bytes) -> None:
+        self._content, self._floating = quantized, floating
+        self._edited, self._pairs, self.skipped = pair_layers(quantized, floating)
+
+    def of(self, content: bytes) -> list["Layer"]:
+        """Return the layers of `content`, which may be the result of a step that ran in another process."""
+        if content is not self._content:
+            self._content, (self._edited, self._pairs, _) = content, pair_layers(content, self._floating)
+        return self._pairs
+
+    def packed(self) -> bytes:
+        """Return the flatbuffer with the changes of its layers."""
+        self._content = tflite.pack(self._edited, len(self._content))
+        return self._content
 
 
 Layer = tuple[WeightedOp, WeightedOp]

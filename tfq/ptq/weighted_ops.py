@@ -202,7 +202,7 @@ class WeightedOp:
             if slot == _WEIGHTS or self.has_bias:
                 tensor = self._own_tensor(slot)
                 tensor.quantization = copy.copy(tensor.quantization)
-                tensor.quantization.scale = [float(value) for value in values]
+                tensor.quantization.scale = np.asarray(values, np.float32)  # packed like those of an unpacked file
 
     def _scales(self, slot: int) -> NDArray[np.float64]:
         quantization = self._tensor(slot).quantization

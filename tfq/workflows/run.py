@@ -17,7 +17,7 @@ from tfq.errors import BackendError, InputError, RequirementError, TfqError, rem
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.robustness.inputs import check_corruptions
-from tfq.store import StageResult, StageStore
+from tfq.store import StageResult, StageStore, keeping_parts
 from tfq.workflows.stage_keys import settings_for_key
 
 # The files of a stage. They do not contain the name of the model, which is not part of the key of a stage.
@@ -243,7 +243,8 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:
-        built, details = workflows.convert(model.traced, config)
+        with keeping_parts(lambda: run.store):
+            built, details = workflows.convert(model.traced, config)
         artifacts.write_bytes(directory / FLATBUFFER, built.content)
         return details
 
