@@ -4,14 +4,17 @@
 Oracles: least squares of NumPy on the patches themselves, and the interpreter on samples that were not used.
 """
 
+import math
 import os
 import signal
+import warnings
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from golden_models import changed, golden
 
+import tfq
 from tfq import ptq, quant_math, tflite
 from tfq.ptq import gptq, reconstruction
 from tfq.store import StageStore, keeping_parts
@@ -76,7 +79,7 @@ def test_a_layer_regresses_the_float_outputs_on_its_rounded_inputs():
     weights = rng.normal(size=(3, 6))
     gram, cross = rounded.T @ rounded / 4000, rounded.T @ (exact @ weights.T) / 4000
     expected = np.linalg.lstsq(rounded, exact @ weights.T, rcond=None)[0].T
-    np.testing.assert_allclose(reconstruction._regressed(weights, gram, cross), expected, atol=0.03)
+    np.testing.assert_allclose(reconstruction._regressed(weights, gram, cross, 0.01), expected, atol=0.03)
     assert np.abs(weights - expected).max() > 0.1
 
 
@@ -109,9 +112,87 @@ def test_weights_of_zero_stay_zero_and_their_channels_are_not_regressed():
     packed = np.asarray(edited.buffers[tensor.buffer].data).view(np.int8)
     assert not ((packed << 4).astype(np.int8)).any() and (packed >> 4).any()
     rows = np.array([[0.0, 1.0], [1.0, 1.0]])
-    moved = reconstruction._regressed(rows, np.eye(2), np.full((2, 2), 0.5))
+    moved = reconstruction._regressed(rows, np.eye(2), np.full((2, 2), 0.5), 0.01)
     np.testing.assert_array_equal(moved[0], rows[0])
     assert not np.array_equal(moved[1], rows[1])
+
+
+def halves_of(rounded, exact, weights):
+    """Return the moments of the even and the odd rows, with the outputs of the exact inputs as targets."""
+    parts = [(rounded[start::2], exact[start::2] @ weights.T) for start in (0, 1)]
+    first, second = ([array[None].astype(np.float32) for array in part] for part in parts)
+    moments = reconstruction._Moments.of(*first, None)
+    return moments, reconstruction._Moments.of(*second, moments)
+
+
+@pytest.mark.parametrize(("count", "is_systematic"), [(2000, True), (24, False)])
+def test_cross_validation_chooses_a_regression_that_is_good_on_other_examples(count, is_systematic):
+    rng = np.random.default_rng(3)
+    weights, mixing = rng.normal(size=(4, 20)), rng.normal(size=(20, 20)) * 0.1
+
+    def examples(number):
+        exact = rng.normal(size=(number, 20))
+        return exact + (exact @ mixing if is_systematic else rng.normal(size=exact.shape)), exact
+
+    rounded, exact = examples(count)
+    halves = halves_of(rounded, exact, weights)
+    chosen = reconstruction._chosen_ridge(weights, halves, False)
+    (gram,), (cross,), _ = (halves[0] + halves[1]).covariances(False)
+    other, truth = examples(4000)
+
+    def error(ridge):
+        return np.mean((other @ reconstruction._regressed(weights, gram, cross, ridge).T - truth @ weights.T) ** 2)
+
+    assert (chosen == 0.01) == is_systematic
+    assert error(chosen) < error(math.inf if is_systematic else 0.01)
+
+
+def test_one_sample_alone_corrects_nothing():
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(1, 5, 3)).astype(np.float32)
+    moments = reconstruction._Moments.of(values, values[:, :, :2], None)
+    assert reconstruction._chosen_ridge(rng.normal(size=(2, 3)), (moments,), False) == math.inf
+
+
+def test_a_sample_with_huge_outputs_counts_as_much_as_four_usual_ones():
+    _, layers, _ = gptq.pair_layers(QUANTIZED, FLOATING)
+    samples = [{"image": np.full((1, 8, 8, 1), 5, np.float32)}] * 6 + [
+        {"image": np.full((1, 8, 8, 1), 5e4, np.float32)}
+    ]
+    weights = reconstruction._weights(FLOATING, layers, samples)
+    np.testing.assert_array_equal(weights[:-1], 1)
+    interpreter = Interpreter(model_content=FLOATING, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    energies = []
+    for sample in (samples[0], samples[-1]):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample["image"])
+        interpreter.invoke()
+        outputs = [interpreter.get_tensor(source.output).astype(float) for _, source in layers]
+        energies.append([np.mean(array**2) for array in outputs])
+    np.testing.assert_allclose(weights[-1] * energies[1], 4 * np.array(energies[0]), rtol=1e-5)
+
+
+def test_a_weight_counts_a_sample_as_often():
+    rng = np.random.default_rng(5)
+    inputs, outputs = (rng.normal(size=(1, 4, size)).astype(np.float32) for size in (3, 2))
+    moments = reconstruction._Moments.of(inputs, outputs, None)
+    for one, other in zip(moments.weighted(2).covariances(True), (moments + moments).covariances(True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    np.testing.assert_allclose((moments.weighted(1e-6) + moments).mean_targets, moments.mean_targets, rtol=1e-12)
+
+
+def test_only_the_first_layer_of_a_pass_corrects_errors_of_earlier_layers():
+    pair, (_, layers, _) = ptq.layer_pairs.ModelPair(FLOATING, QUANTIZED), gptq.pair_layers(QUANTIZED, FLOATING)
+    batch, weights = layers[2:4], np.ones((60, 2))
+    found = reconstruction._moments(pair, FLOATING, QUANTIZED, batch, SAMPLES, weights)
+    errors = [
+        [
+            reconstruction._errors(source.weights_by_output(), *(part[0] for part in half.covariances(False))).sum()
+            for half in halves
+        ]
+        for (_, source), halves in zip(batch, found, strict=True)
+    ]
+    assert min(errors[0]) > 1e-3 and max(errors[1]) < 1e-6
 
 
 def test_layers_of_one_pass_are_changed_together(monkeypatch):
@@ -175,3 +256,20 @@ def test_after_a_kill_it_goes_on_with_the_pass_that_was_killed(tmp_path, monkeyp
     result = resumable()
     assert reconstructed == ["conv2", "logits"]
     assert result == expected and not list(tmp_path.iterdir())
+
+
+def test_a_conversion_reconstructs_without_the_outlier_samples_that_it_clips(monkeypatch):
+    counts, images = [], [*IMAGES[:100], 300 * IMAGES[100]]
+    original = ptq.reconstruct
+    monkeypatch.setattr(ptq, "reconstruct", lambda *args: counts.append(len(args[2])) or original(*args))
+    for method in ("percentile", "min_max"):
+        calibration = tfq.CalibrationConfig(method=method)
+        config = tfq.ConversionConfig(
+            techniques=("reconstruction",), num_calibration_samples=101, calibration=calibration, verify=False
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tfq.convert(FLOATING, np.array(images), config)
+        messages = " ".join(str(item.message) for item in caught)
+        assert ("(index 100) are outliers" in messages) == (method == "percentile")
+    assert counts == [100, 101]

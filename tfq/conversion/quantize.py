@@ -169,6 +169,10 @@ def quantize_after_training(
         model, samples, used, keep, num_samples, fixed_scales=is_all_int8 and known is None
     )
     _warn_of_outliers(ranges)
+    outliers = {sample // batch_size for sample in ranges.outlier_samples}
+    # They are clipped, so the quantized model cannot compute what the float model does for them. Few of them, with
+    # values a hundred times those of others, would decide what is best for all.
+    usual = [samples[number] for number in _without_outliers(range(len(samples)), outliers)]
     fixed = with_same_scales(model, {**(known or {}), **raw.ranges, **byte_ranges(model, samples, config)})
     calibrated, values = model, {**ranges.values, **fixed}
     masks = bound_and_check_masks(model, values, ranges.observed, config.scheme, samples)
@@ -187,17 +191,16 @@ def quantize_after_training(
     final = masks.ranges
     if "range_tuning" in config.techniques:
         unbounded = [key for key, ends in values.items() if masks.ranges[key] == ends and key not in fixed]
-        tuned = _tune_ranges(model, masks.ranges, ranges, unbounded, samples, config)
+        tuned = _tune_ranges(model, masks.ranges, ranges, unbounded, usual, config)
         techniques["range_tuning"] = tuned.to_dict()
         ranges, final = _with_tuned(ranges, tuned), dict(tuned.ranges)
         values = {**values, **{key: tuned.ranges[key] for key in tuned.factors}}
     content = _quantized(model, final, config)
-    content, weights = _with_weight_techniques(content, model, samples, config)
+    content, weights = _with_weight_techniques(content, model, usual, config)
     techniques.update(weights)
     evidence = None
     if config.verify:
         reused = outputs if calibrated is floating else {}
-        outliers = {sample // batch_size for sample in ranges.outlier_samples}
         evidence = _evidence(floating, dataset, {number: samples[number] for number in keep}, reused, outliers)
         evidence = dataclasses.replace(evidence, quantize=quantize)
     return Conversion(
@@ -308,10 +311,15 @@ def _evidence(
     """
     if not samples:
         return Evidence.of(floating, dataset)
-    usual = [number for number in samples if number not in outliers]
-    keep = usual if 2 * len(usual) >= len(samples) else [*samples]
+    keep = _without_outliers(samples, outliers)
     known = [outputs[number] for number in keep] if outputs else None
     return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known)
+
+
+def _without_outliers(numbers: Collection[int], outliers: Collection[int]) -> list[int]:
+    """Return the numbers of samples that are not outliers, or all of them if most are."""
+    usual = [number for number in numbers if number not in outliers]
+    return usual if 2 * len(usual) >= len(numbers) else [*numbers]
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:

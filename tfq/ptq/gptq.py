@@ -74,13 +74,13 @@ class InputMoments:
     take the digits of a small variance.
 
     Attributes:
-        count: The number of patches.
+        count: The number of patches, which is not an integer if they are weighted.
         reference: r: (groups, K).
         sums: The sum of x - r: (groups, K).
         products: The sum of (x - r) (x - r)^T: (groups, K, K).
     """
 
-    count: int
+    count: float
     reference: NDArray[np.float32]
     sums: NDArray[np.float64]
     products: NDArray[np.float64]
@@ -91,6 +91,10 @@ class InputMoments:
         shifted = patches - reference[:, None]
         products = np.matmul(shifted.transpose(0, 2, 1), shifted).astype(np.float64)
         return cls(patches.shape[1], reference, shifted.sum(axis=1, dtype=np.float64), products)
+
+    def weighted(self, weight: float) -> "InputMoments":
+        """Return the moments of patches that count `weight` times."""
+        return InputMoments(self.count * weight, self.reference, self.sums * weight, self.products * weight)
 
     def __add__(self, other: "InputMoments") -> "InputMoments":
         """Return the moments of both sets of patches, which have the same reference."""

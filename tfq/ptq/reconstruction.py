@@ -8,17 +8,22 @@ errors of all layers before. Layer by layer, in the order of execution, the quan
 
 over the representative dataset. The best real weights are those of a linear regression of w^T x on x',
 
-    w' = w + H^-1 (E[x' x^T] - H) w,    H = E[x' x'^T],
+    w' = w + (H + r D)^-1 (E[x' x^T] - H) w,    H = E[x' x'^T],    D = the mean of H's diagonal,
 
-and q rounds w' as GPTQ does, with H. So a layer also corrects what the layers before it did wrong. If the layer has a
-bias, H and E[x' x^T] are covariances, and the bias corrects the mean error. For 4-bit weights, scales near the present
-one are tried for each output channel.
+where cross-validation over two halves of the samples chooses the strength r of the regularization; it may be infinite.
+Without it, a layer would learn errors that only these samples have. Then q rounds w' as GPTQ does, with H. So a layer
+also corrects what the layers before it did wrong. If the layer has a bias, H and E[x' x^T] are covariances, and the
+bias corrects the mean error. For 4-bit weights, scales near the present one are tried for each output channel.
+
+Samples with outputs of the layer far larger than usual count less, because few of them would decide for all others.
 
 Sources: Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration" (the target of a
 layer with its rounded inputs); Frantar et al. 2022, "GPTQ".
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +49,12 @@ from tfq.ptq.weight_scales import QUANTIZED_LIMITS
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
 from tfq.store import keeps_parts, part
 
-# Added to the diagonal of H in the regression, relative to its mean.
-_RIDGE = 0.01
-# Passes over the samples, unless memory needs more. Layers of one pass do not know the changes of each other.
-_MOST_PASSES = 24
+# What may be added to the diagonal of H in the regression, relative to its mean.
+_RIDGES = (0.01, 0.1, 1.0)
+# A sample counts less if the mean square of a layer's outputs is above this multiple of the median of all samples.
+_MOST_ENERGY = 4.0
+# Passes over the samples, unless memory needs more. Only one layer of a pass corrects errors of the layers before it.
+_MOST_PASSES = 64
 # Scales that are tried for 4-bit weights, relative to the present one.
 _SCALE_FACTORS = (1.0, *np.arange(0.76, 1.0, 0.03), *np.arange(1.03, 1.16, 0.03))
 # Weights that are rounded at the same time, with all their scales.
@@ -77,6 +84,7 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
     check_samples(samples)
     pair, layers = ModelPair(floating, quantized), _Layers(quantized, floating)
     content, errors = quantized, dict[str, tuple[float, float]]()
+    weights = functools.cache(lambda: _weights(floating, layers.of(content), samples))
     inputs = {"floating": artifacts.sha256(floating), "samples": hash_of_samples(samples)} if keeps_parts() else {}
     together = math.ceil(len(layers.of(content)) / _MOST_PASSES)
     batches = [[layer.key for layer, _ in batch] for batch in pairs_in_memory(layers.of(content), together)]
@@ -84,7 +92,8 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
 
         def make(content: bytes = content, keys: Sequence[str] = keys) -> tuple[bytes, dict[str, Any]]:
             batch = [pair for pair in layers.of(content) if pair[0].key in keys]
-            moments = _moments(pair, floating, content, batch, samples)
+            places = [place for place, (layer, _) in enumerate(layers.of(content)) if layer.key in keys]
+            moments = _moments(pair, floating, content, batch, samples, weights()[:, places])
             found = [_reconstruct_layer(*item, sums) for item, sums in zip(batch, moments, strict=True)]
             return layers.packed(), dict(zip(keys, found, strict=True))
 
@@ -154,11 +163,20 @@ class _Moments:
             np.square(outputs).sum(axis=1, dtype=np.float64),
         )
 
-    def add(self, other: "_Moments") -> None:
-        """Add the sums of other positions, which have the same references."""
-        self.inputs += other.inputs
-        for name in ("targets", "cross", "squares"):
-            getattr(self, name).__iadd__(getattr(other, name))
+    def __add__(self, other: "_Moments") -> "_Moments":
+        """Return the sums of both sets of positions, which have the same references."""
+        return _Moments(
+            self.inputs + other.inputs,
+            self.reference,
+            self.targets + other.targets,
+            self.cross + other.cross,
+            self.squares + other.squares,
+        )
+
+    def weighted(self, weight: float) -> "_Moments":
+        """Return the sums of positions that count `weight` times."""
+        values = (self.targets * weight, self.cross * weight, self.squares * weight)
+        return _Moments(self.inputs.weighted(weight), self.reference, *values)
 
     @property
     def mean_targets(self) -> NDArray[np.float64]:
@@ -177,52 +195,81 @@ class _Moments:
         return self.inputs.gram(centered), cross, np.maximum(squares, 0)
 
 
+def _weights(floating: bytes, layers: Sequence[Layer], samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """Return how much each sample counts for each layer: (samples, layers), at most 1; see `_MOST_ENERGY`."""
+
+    def energies(values: list[NDArray]) -> list[float]:
+        return [float(np.square(array, dtype=np.float64).mean()) for array in values]
+
+    found = np.array(list(map_activations(floating, [source.output for _, source in layers], samples, energies)))
+    most = _MOST_ENERGY * np.median(found, axis=0)
+    return np.where((found > most) & (most > 0), most / np.maximum(found, 1e-30), 1.0)
+
+
+# The moments of one layer: those of the samples with even numbers and, from two samples on, those of the others.
+_Halves = tuple[_Moments, ...]
+
+
 def _moments(
     pair: ModelPair,
     floating: bytes,
     content: bytes,
     batch: Sequence[Layer],
     samples: Sequence[Sample],
-) -> list[_Moments]:
-    """Run both models on the samples, and return the moments of each layer."""
+    weights: NDArray[np.float64],
+) -> list[_Halves]:
+    """Run both models on the samples, and return the moments of each layer on both halves of the samples.
+
+    Only the first layer of the batch gets the float model's outputs as its targets. Those of the others are the outputs
+    for their rounded inputs: otherwise all of them would correct the errors that the first one corrects.
+
+    Args:
+        pair: Both models.
+        floating: The float flatbuffer.
+        content: The quantized flatbuffer, with the changes of the passes before.
+        batch: The layers, in the order of execution.
+        samples: The samples.
+        weights: How much each sample counts: (samples, layers).
+    """
 
     def copies(values: list[NDArray]) -> list[NDArray]:
         return [array.copy() for array in values]
 
-    floats = map_activations(floating, [source.data for _, source in batch], samples, copies)
+    floats = map_activations(floating, [batch[0][1].data], samples, copies)
     rounded = map_activations(content, [layer.data for layer, _ in batch], pair.quantize_samples(samples), copies)
-    weights = [
+    kernels = [
         source.weights_by_output().reshape(source.num_inputs if source.is_depthwise else 1, -1, _patch_size(source))
         for _, source in batch
     ]
-    totals: list[_Moments] = []
-    for exact, actual in zip(floats, rounded, strict=True):
-        items = []
-        for place, ((layer, source), kernel) in enumerate(zip(batch, weights, strict=True)):
+    halves: list[list[_Moments]] = [[], []]
+    for number, ((exact,), actual) in enumerate(zip(floats, rounded, strict=True)):
+        items, totals = [], halves[number % 2]
+        for place, ((layer, source), kernel) in enumerate(zip(batch, kernels, strict=True)):
             real = pair.dequantize(layer.data, actual[place]).astype(np.float32)
-            outputs = np.matmul(extract_patches(source, exact[place]), kernel.transpose(0, 2, 1))
-            items.append(_Moments.of(extract_patches(source, real), outputs, totals[place] if totals else None))
-        for total, item in zip(totals, items, strict=False):
-            total.add(item)
-        totals = totals or items
-    return totals
+            patches = extract_patches(source, real)
+            targets = np.matmul(patches if place else extract_patches(source, exact), kernel.transpose(0, 2, 1))
+            item = _Moments.of(patches, targets, halves[0][place] if halves[0] else None)
+            items.append(item.weighted(weights[number][place]))
+        halves[number % 2] = [one + other for one, other in zip(totals, items, strict=True)] if totals else items
+    return [tuple(items) for items in zip(*filter(None, halves), strict=True)]
 
 
 def _patch_size(layer: WeightedOp) -> int:
     return layer.weights_by_output().shape[1]
 
 
-def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, moments: _Moments) -> tuple[float, float]:
+def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, halves: _Halves) -> tuple[float, float]:
     """Change the layer's weights and bias; return its relative errors before and after."""
+    moments = functools.reduce(operator.add, halves)
     rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
     scales, quantized = layer.scales.copy(), before.copy()
     factors = np.array(_SCALE_FACTORS if layer.has_own_scales and layer.bits < 8 else (1.0,))
     per_group = len(rows) // len(moments.reference)
     step = max(1, _TOGETHER // (len(factors) * rows.shape[1]))
-    errors = np.zeros(3)
+    ridge, errors = _chosen_ridge(rows, halves, layer.has_bias), np.zeros(3)
     for group, (gram, cross, squares) in enumerate(zip(*moments.covariances(layer.has_bias), strict=True)):
         channels = slice(group * per_group, (group + 1) * per_group)
-        target = _regressed(rows[channels], gram, cross)
+        target = _regressed(rows[channels], gram, cross, ridge)
         present = _errors(before[channels] * scales[channels, None], gram, cross, squares)
         best = present.copy()
         for start in range(0, per_group, step):
@@ -259,9 +306,25 @@ def _rounded(
     return rounded.reshape(*tried.shape, -1)[best], tried[best], errors[best]
 
 
-def _regressed(rows: NDArray, gram: NDArray, cross: NDArray) -> NDArray[np.float64]:
+def _chosen_ridge(rows: NDArray, halves: _Halves, centered: bool) -> float:
+    """Return the r of the module docstring: the one of a regression on one half with the least error on the other."""
+    if len(halves) < 2:
+        return math.inf
+    ridges = (*_RIDGES, math.inf)
+    errors = np.zeros(len(ridges))
+    for fitted, other in (halves, halves[::-1]):
+        known, unknown = (zip(*moments.covariances(centered), strict=True) for moments in (fitted, other))
+        for group, (gram, cross, _), test in zip(np.split(rows, len(fitted.reference)), known, unknown, strict=True):
+            for place, ridge in enumerate(ridges):
+                errors[place] += _errors(_regressed(group, gram, cross, ridge), *test).sum()
+    return ridges[int(errors.argmin())]
+
+
+def _regressed(rows: NDArray, gram: NDArray, cross: NDArray, ridge: float) -> NDArray[np.float64]:
     """Return w' for each row w; a row with zeros stays as it is."""
-    moved = rows + np.linalg.solve(damped(gram, _RIDGE), cross - gram @ rows.T).T
+    if math.isinf(ridge):
+        return rows
+    moved = rows + np.linalg.solve(damped(gram, ridge), cross - gram @ rows.T).T
     return np.where((rows == 0).any(axis=1, keepdims=True), rows, moved)
 
 
