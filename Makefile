@@ -55,7 +55,7 @@ families: .venv/.installed
 	@$(BIN)/python benchmarks/families.py --out=out/families
 
 smallest: .venv/.installed
-	@$(BIN)/python -m pytest -m families tests/integration/test_families.py
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m families tests/integration/test_families.py
 
 arm: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot

@@ -157,5 +157,5 @@ def test_the_four_smallest_families_pass_and_are_not_measured_twice(tmp_path):
 
 def start(out: Path, names: tuple[str, ...]) -> subprocess.Popen:
     command = [sys.executable, str(BENCHMARKS / "families.py"), f"--families={','.join(names)}", f"--out={out}"]
-    command += ["--size=48", "--train_steps=80", "--tune_steps=32", "--nostock"]
+    command += ["--size=32", "--train_steps=80", "--tune_steps=24", "--nostock"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -90,8 +90,8 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "program",
-    [LOAD + CONVERT + VERIFY, LOAD + COMPRESS, LOAD + CALLBACKS, TRAIN],
-    ids=["verify", "compress", "callbacks", "train"],
+    [LOAD + CONVERT + VERIFY, LOAD + COMPRESS + CALLBACKS, TRAIN],
+    ids=["verify", "compress and callbacks", "train"],
 )
 def test_a_program_that_uses_tfq_gets_no_output(program, run):
     # Advice about the data is a warning of tfq, which is requested output.
