@@ -112,7 +112,7 @@ class _Layers:
 
     def of(self, content: bytes) -> list["Layer"]:
         """Return the layers of `content`, which may be the result of a step that ran in another process."""
-        if content is not self._content:
+        if content != self._content:
             self._content, (self._edited, self._pairs, _) = content, pair_layers(content, self._floating)
         return self._pairs
 
@@ -274,13 +274,13 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, halves: _Halves) -
         best = present.copy()
         for start in range(0, per_group, step):
             inside = slice(start, min(start + step, per_group))
-            part = slice(channels.start + inside.start, channels.start + inside.stop)
+            outputs = slice(channels.start + inside.start, channels.start + inside.stop)
             chosen, tried, found = _rounded(
-                target[inside], scales[part], factors, layer.bits, gram, cross[:, inside], squares[inside]
+                target[inside], scales[outputs], factors, layer.bits, gram, cross[:, inside], squares[inside]
             )
             better = found < best[inside]
-            quantized[part][better] = chosen[better]
-            scales[part] = np.where(better, tried, scales[part])
+            quantized[outputs][better] = chosen[better]
+            scales[outputs] = np.where(better, tried, scales[outputs])
             best[inside] = np.where(better, found, best[inside])
         errors += [present.sum(), best.sum(), squares.sum()]
     _write(layer, source, moments, quantized, scales)
