@@ -187,11 +187,21 @@ def test_samples_of_one_family_are_all_kept():
         assert of_samples(values.astype(np.float32), method="percentile").outlier_samples == ()
 
 
-def test_at_most_one_percent_of_samples_are_outliers():
-    six = np.where(np.arange(500)[:, None] % 83 == 0, FEW_VALUES * 300, FEW_VALUES)
-    assert of_samples(six, method="percentile").outlier_samples == ()
+def test_a_few_percent_of_samples_are_outliers_if_they_are_farther_away():
+    def spread(every, factor):
+        chosen = np.arange(500) % every == 0
+        return np.where(chosen[:, None], FEW_VALUES * factor, FEW_VALUES), tuple(np.flatnonzero(chosen).tolist())
+
+    for every, factor in ((100, 12), (83, 300), (34, 300)):  # 1%, 1.4% and 3% of the samples
+        values, expected = spread(every, factor)
+        assert of_samples(values, method="percentile").outlier_samples == expected
+    assert of_samples(spread(31, 300)[0], method="percentile").outlier_samples == ()  # 3.4%
+
+
+def test_among_fewer_than_a_hundred_samples_there_are_no_outliers():
     few = ONE_FAR_OUT[300:399]
     assert of_samples(few, method="percentile").outlier_samples == ()
+    assert of_samples(ONE_FAR_OUT[300:400], method="percentile").outlier_samples == (17,)
 
 
 def test_what_is_zero_in_nearly_all_samples_keeps_the_others():

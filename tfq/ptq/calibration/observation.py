@@ -23,8 +23,11 @@ from tfq.ptq.calibration.histogram import Bins, Histogram
 
 # Samples recorded for each side of a tensor. The fixed number bounds the memory, and parts can be merged exactly.
 NUM_FARTHEST = 64
-# At most this fraction of the samples counts as outliers.
-MAX_OUTLIER_FRACTION = 0.01
+# Rules for outliers, each (fraction of the samples that may be outliers, distance from the others in widths of their
+# range). More samples may be outliers if they are farther away.
+OUTLIER_RULES = ((0.01, 1.0), (0.03, 2.0))
+# Among fewer samples there are no outliers.
+_LEAST_SAMPLES = 100
 
 
 class FarthestSamples:
@@ -72,7 +75,8 @@ def without_outliers(
     """Return the range of the samples that are not outliers.
 
     Let [-a, b], including zero, be the range that 99% of the samples stay within on each side. A sample is an outlier
-    if it exceeds an end of it by more than the width a + b. There are no outliers if a + b is 0, or among fewer than
+    if it exceeds an end of it by more than the width a + b. It is one as well if it exceeds the range of 97% of the
+    samples by more than twice its width. A rule whose a + b is 0 has no outliers, and there are none among fewer than
     100 samples.
 
     Args:
@@ -83,15 +87,17 @@ def without_outliers(
     Returns:
         (minimum, maximum, indices of the outliers).
     """
-    rank = min(int(MAX_OUTLIER_FRACTION * num_samples), NUM_FARTHEST - 1)
-    typical = [max(side.entries[rank][0], 0.0) for side in (below, above)]
-    width = sum(typical)
-    if not width:
-        return -below.entries[0][0], above.entries[0][0], ()
-    outliers, ends = set(), []
-    for side, end in zip((below, above), typical, strict=True):
-        outliers |= {sample for distance, sample in side.entries if distance > end + width}
-        ends.append(max(distance for distance, _ in side.entries if distance <= end + width))
+    sides = below.entries, above.entries
+    limits = [side[0][0] for side in sides]
+    for fraction, distance in OUTLIER_RULES if num_samples >= _LEAST_SAMPLES else ():
+        rank = min(int(fraction * num_samples), NUM_FARTHEST - 1)
+        typical = [max(side[rank][0], 0.0) for side in sides]
+        if width := sum(typical):
+            limits = [min(limit, end + distance * width) for limit, end in zip(limits, typical, strict=True)]
+    ends, outliers = [], set()
+    for side, limit in zip(sides, limits, strict=True):
+        outliers |= {sample for reached, sample in side if reached > limit}
+        ends.append(max(reached for reached, _ in side if reached <= limit))
     return -ends[0], ends[1], tuple(sorted(outliers))
 
 
