@@ -19,7 +19,7 @@ information (collapsed) are reported with the op, the cause and what other setti
 an error with exit code 1. --noverify skips the verification.
 
 The techniques reconstruction and range_tuning can take minutes. If the command is killed in one of them, the same
-command resumes there; until it ends, the finished parts are kept in --out/.stages.
+command resumes there; until it ends, the file after the last part is kept in --out/.stages.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ from tfq.errors import InputError, TfqError, remembered_warnings, warn
 from tfq.provenance import code_sha256, package_versions
 
 _MAKING = ".making-"
-# The file of a part.
+# The file of the state after a part.
 _CONTENT = "content"
 # An unfinished stage of a process that cannot be seen from here (on another machine, or in another container) counts as
 # abandoned after this time without a change.
@@ -230,18 +230,18 @@ class StageStore:
             ) from error
 
 
-# What `keeping_parts` was called with, and the keys of the parts so far; None outside of it.
+# What `keeping_parts` was called with, and the keys of the last state of each work; None outside of it.
 _PARTS: ContextVar[tuple[Callable[[], StageStore], list[str]] | None] = ContextVar("_PARTS", default=None)
 
 
 @contextlib.contextmanager
 def keeping_parts(open_store: Callable[[], StageStore]) -> Iterator[None]:
-    """Keep the results of `part` inside the block, so that the same work resumes if the process is killed in it.
+    """Keep the state of `in_parts` inside the block, so that the same work resumes if the process is killed in it.
 
-    They are deleted when the block ends without an exception.
+    It is deleted when the block ends without an exception.
 
     Args:
-        open_store: Returns the store that keeps them; called for the first part.
+        open_store: Returns the store that keeps it; called for the first part.
     """
     keys: list[str] = []
     store = functools.cache(open_store)
@@ -251,41 +251,55 @@ def keeping_parts(open_store: Callable[[], StageStore]) -> Iterator[None]:
     finally:
         _PARTS.reset(token)
     if keys:
-        store().forget(keys)
+        store().forget(set(keys))
 
 
-def keeps_parts() -> bool:
-    """Check whether `part` keeps results here, so that its inputs matter."""
-    return _PARTS.get() is not None
-
-
-def part(
-    name: str, inputs: Mapping[str, Any], make: Callable[[], tuple[bytes, dict[str, Any]]]
+def in_parts(
+    name: str,
+    count: int,
+    inputs: Callable[[], Mapping[str, Any]],
+    state: tuple[bytes, dict[str, Any]],
+    advance: Callable[[int, bytes, dict[str, Any]], tuple[bytes, dict[str, Any]]],
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return a part of long work: the stored one inside of `keeping_parts` if its inputs are the same, else a new one.
+    """Do long work part by part, and return the last state. Inside of `keeping_parts`, it begins after the last part.
+
+    A bar shows the progress.
 
     Args:
-        name: The name of the part.
-        inputs: JSON values that determine the result, as in `StageStore.run`.
-        make: Computes the part: a file's content and JSON values.
+        name: The name of the work.
+        count: The number of parts.
+        inputs: Returns JSON values that determine the result, as in `StageStore.run`; called inside of `keeping_parts`.
+        state: The state before the first part: the content of a file, and JSON values.
+        advance: (number of the part, content, JSON values) -> the state after this part.
 
     Raises:
         TfqError: The write fails, for example because the disk is full.
     """
     kept = _PARTS.get()
     if kept is None:
-        return make()
-    open_store, keys = kept
-    store, key = open_store(), stage_key(name, inputs)
-    keys.append(key)
+        for number in progress.counted(range(count), name, "part"):
+            state = advance(number, *state)
+        return state
+    store, others, known = kept[0](), list(kept[1]), dict(inputs())
+    keys = [stage_key(name, {**known, "part": number}) for number in range(count)]
+    first = 0
+    for number in reversed(range(count)):
+        if result := store.find(keys[number]):
+            state, first = ((result.directory / _CONTENT).read_bytes(), result.details), number + 1
+            kept[1][:] = [*others, keys[number]]
+            break
+    for number in progress.counted(range(first, count), name, "part"):
+        content, details = state = advance(number, *state)
 
-    def write(directory: Path) -> dict[str, Any]:
-        content, details = make()
-        artifacts.write_bytes(directory / _CONTENT, content)
-        return details
+        def write(directory: Path, content: bytes = content, details: dict[str, Any] = details) -> dict[str, Any]:
+            artifacts.write_bytes(directory / _CONTENT, content)
+            return details
 
-    result = store.find(key) or store.make(name, key, write)
-    return (result.directory / _CONTENT).read_bytes(), result.details
+        store.make(name, keys[number], write)
+        kept[1][:] = [*others, keys[number]]
+        if number:
+            store.forget([keys[number - 1]])
+    return state
 
 
 def stage_key(name: str, inputs: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from messages import refused, warned
 from tfq import artifacts
 from tfq import store as store_module
 from tfq.errors import InputError, TfqError, TfqWarning
-from tfq.store import StageStore, keeping_parts, keeps_parts, part
+from tfq.store import StageStore, in_parts, keeping_parts
 
 
 def stage(store, inputs=None, text="content", calls=None):
@@ -146,46 +146,59 @@ def test_only_temporary_files_of_ended_processes_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
-def parts(count, calls, fails_at=None):
-    """Return the parts 0 to `count` - 1, each of which depends on the one before."""
-    results, content = [], b""
-    for number in range(count):
+def worked(count, calls, fails_at=None, seed=0):
+    """Do work whose state after each part depends on the one before."""
 
-        def make(number=number, content=content):
-            if number == fails_at:
-                raise KeyboardInterrupt
-            calls.append(number)
-            return content + bytes([number]), {"number": number}
+    def advance(number, content, details):
+        if number == fails_at:
+            raise KeyboardInterrupt
+        calls.append(number)
+        return content + bytes([number]), {"numbers": [*details["numbers"], number]}
 
-        content, details = part("part", {"content": content.hex(), "number": number}, make)
-        results.append((content, details))
-    return results
+    return in_parts("work", count, lambda: {"seed": seed}, (b"start", {"numbers": []}), advance)
 
 
-def test_parts_resume_after_an_interrupt_and_are_deleted_at_the_end(tmp_path):
+def test_work_resumes_after_an_interrupt_and_keeps_one_state_until_its_end(tmp_path):
     calls = []
-    expected = parts(4, [])
-    with pytest.raises(KeyboardInterrupt), keeping_parts(lambda: StageStore(tmp_path)):
-        parts(4, calls, fails_at=2)
-    assert calls == [0, 1] and len(list((tmp_path / ".stages").iterdir())) == 2
+    expected = worked(4, [])
+    assert expected == (b"start\x00\x01\x02\x03", {"numbers": [0, 1, 2, 3]})
+    for fails_at in (2, 3):
+        with pytest.raises(KeyboardInterrupt), keeping_parts(lambda: StageStore(tmp_path)):
+            worked(4, calls, fails_at)
+        assert calls == list(range(fails_at)) and len(list((tmp_path / ".stages").iterdir())) == 1
     with keeping_parts(lambda: StageStore(tmp_path)):
-        assert keeps_parts() and parts(4, calls) == expected
+        assert worked(4, calls) == expected
     assert calls == [0, 1, 2, 3] and not list(tmp_path.iterdir())
 
 
-def test_a_part_with_other_inputs_is_made_again(tmp_path):
-    with keeping_parts(lambda: StageStore(tmp_path)):
-        results = [part("part", {"seed": seed}, lambda seed=seed: (bytes([seed]), {}))[0] for seed in (1, 2, 1)]
-    assert results == [b"\x01", b"\x02", b"\x01"]
-
-
-def test_without_a_store_parts_are_only_made():
+def test_work_that_was_complete_is_not_done_again(tmp_path):
     calls = []
-    parts(2, calls)
-    assert not keeps_parts() and parts(2, calls) and calls == [0, 1, 0, 1]
+    with pytest.raises(ZeroDivisionError), keeping_parts(lambda: StageStore(tmp_path)):
+        worked(3, calls)
+        raise ZeroDivisionError
+    with keeping_parts(lambda: StageStore(tmp_path)):
+        assert worked(3, calls) == worked(3, [])
+    assert calls == [0, 1, 2] and not list(tmp_path.iterdir())
 
 
-def test_work_without_parts_writes_nothing(tmp_path):
+def test_two_works_in_one_block_keep_their_states(tmp_path):
+    calls = []
+    with pytest.raises(KeyboardInterrupt), keeping_parts(lambda: StageStore(tmp_path)):
+        worked(2, calls, seed=1)
+        worked(3, calls, fails_at=1, seed=2)
+    calls.clear()
+    with keeping_parts(lambda: StageStore(tmp_path)):
+        worked(2, calls, seed=1)
+        worked(3, calls, seed=2)
+    assert calls == [1, 2] and not list(tmp_path.iterdir())
+
+
+def test_without_a_store_work_is_only_done():
+    calls = []
+    assert worked(2, calls) == worked(2, calls) and calls == [0, 1, 0, 1]
+
+
+def test_a_block_without_work_writes_nothing(tmp_path):
     with keeping_parts(lambda: StageStore(tmp_path)):
         pass
     assert not list(tmp_path.iterdir())

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import artifacts, quant_math, tflite
-from tfq.progress import counted, stage
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.gptq import hash_of_samples
 from tfq.ptq.layer_pairs import as_input, check_samples
-from tfq.store import keeps_parts, part
+from tfq.store import in_parts
 
 # Factors of a range that are tried, and passes over all tensors.
 _FACTORS, _PASSES = (0.8, 0.9, 1.1, 1.25), 2
@@ -98,27 +98,33 @@ def tune_ranges(
         return divergence(_outputs(content, samples), expected, are_classes)
 
     content = quantize(ranges)
-    first = best = measured(content)
-    chosen = dict.fromkeys(tensors, 1.0)
-    inputs = {"floating": artifacts.sha256(floating), "samples": hash_of_samples(samples)} if keeps_parts() else {}
-    present = dict(ranges)
-    for number, key in enumerate(counted([*tensors] * _PASSES, "range tuning", "tensor")):
+    first = measured(content)
 
-        def make(
-            present: _Ranges = present, content: bytes = content, best: float = best, key: tuple[int, int] = key
-        ) -> tuple[bytes, dict[str, Any]]:
-            (low, high), kept = present[key], 1.0
-            for factor in _FACTORS:
-                changed = quantize({**present, key: (low * factor, high * factor)})
-                if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
-                    content, best, kept = changed, found, factor
-            return content, {"divergence": best, "factor": kept}
+    def advance(number: int, content: bytes, state: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        place = number % len(tensors)
+        present = {**ranges, **dict(zip(tensors, map(tuple, state["ranges"]), strict=True))}
+        (low, high), best, kept = present[tensors[place]], state["divergence"], 1.0
+        for factor in _FACTORS:
+            changed = quantize({**present, tensors[place]: (low * factor, high * factor)})
+            if changed != content and (found := measured(changed)) < best * (1 - _LEAST_GAIN):
+                content, best, kept = changed, found, factor
+        ends, factors = list(state["ranges"]), list(state["factors"])
+        ends[place], factors[place] = [low * kept, high * kept], factors[place] * kept
+        return content, {"divergence": best, "ranges": ends, "factors": factors}
 
-        before = {"content": artifacts.sha256(content), "number": number, "range": present[key]} if inputs else {}
-        content, found = part("range tuning", {**inputs, **before}, make)
-        (low, high), best, factor = present[key], found["divergence"], found["factor"]
-        if factor != 1.0:
-            present, chosen[key] = {**present, key: (low * factor, high * factor)}, chosen[key] * factor
+    def inputs() -> dict[str, Any]:
+        models = {"quantized": artifacts.sha256(content), "floating": artifacts.sha256(floating)}
+        chosen = [(*key, *ranges[key]) for key in tensors]
+        return {**models, "samples": hash_of_samples(samples), "ranges": chosen}
+
+    state: dict[str, Any] = {
+        "divergence": first,
+        "ranges": [list(ranges[key]) for key in tensors],
+        "factors": [1.0] * len(tensors),
+    }
+    _, state = in_parts("range tuning", len(tensors) * _PASSES, inputs, (content, state), advance)
+    present = {**ranges, **{key: (low, high) for key, (low, high) in zip(tensors, state["ranges"], strict=True)}}
+    chosen, best = dict(zip(tensors, state["factors"], strict=True)), state["divergence"]
     factors = {key: factor for key, factor in chosen.items() if present[key] != ranges[key]}
     names = {key: graph.tensors[key[1]].name for key in factors}
     return RangeTuning(ranges=present, factors=factors, names=names, before=first, after=best, num_samples=len(samples))

@@ -8,7 +8,7 @@ errors of all layers before. Layer by layer, in the order of execution, the quan
 
 over the representative dataset. The best real weights are those of a linear regression of w^T x on x',
 
-    w' = w + (H + r D)^-1 (E[x' x^T] - H) w,    H = E[x' x'^T],    D = the mean of H's diagonal,
+    w' = w + (H + r D)^-1 (E[x' x^T] - H) w,    H = E[x' x'^T],    D = I times the mean of H's diagonal,
 
 where cross-validation over two halves of the samples chooses the strength r of the regularization; it may be infinite.
 Without it, a layer would learn errors that only these samples have. Then q rounds w' as GPTQ does, with H. So a layer
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import artifacts, tflite
-from tfq.progress import counted, stage
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.gptq import (
     InputMoments,
@@ -47,7 +47,7 @@ from tfq.ptq.gptq import (
 from tfq.ptq.layer_pairs import ModelPair, check_samples
 from tfq.ptq.weight_scales import QUANTIZED_LIMITS
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches
-from tfq.store import keeps_parts, part
+from tfq.store import in_parts
 
 # What may be added to the diagonal of H in the regression, relative to its mean.
 _RIDGES = (0.01, 0.1, 1.0)
@@ -83,24 +83,25 @@ def reconstruct(quantized: bytes, floating: bytes, samples: Sequence[Sample]) ->
     """
     check_samples(samples)
     pair, layers = ModelPair(floating, quantized), _Layers(quantized, floating)
-    content, errors = quantized, dict[str, tuple[float, float]]()
-    weights = functools.cache(lambda: _weights(floating, layers.of(content), samples))
-    inputs = {"floating": artifacts.sha256(floating), "samples": hash_of_samples(samples)} if keeps_parts() else {}
-    together = math.ceil(len(layers.of(content)) / _MOST_PASSES)
-    batches = [[layer.key for layer, _ in batch] for batch in pairs_in_memory(layers.of(content), together)]
-    for keys in counted(batches, "reconstruction", "pass"):
+    weights = functools.cache(lambda: _weights(floating, layers.of(quantized), samples))
+    together = math.ceil(len(layers.of(quantized)) / _MOST_PASSES)
+    batches = [{layer.key for layer, _ in batch} for batch in pairs_in_memory(layers.of(quantized), together)]
 
-        def make(content: bytes = content, keys: Sequence[str] = keys) -> tuple[bytes, dict[str, Any]]:
-            batch = [pair for pair in layers.of(content) if pair[0].key in keys]
-            places = [place for place, (layer, _) in enumerate(layers.of(content)) if layer.key in keys]
-            moments = _moments(pair, floating, content, batch, samples, weights()[:, places])
-            found = [_reconstruct_layer(*item, sums) for item, sums in zip(batch, moments, strict=True)]
-            return layers.packed(), dict(zip(keys, found, strict=True))
+    def advance(number: int, content: bytes, errors: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        sample_weights, present = weights(), layers.of(content)
+        places = [place for place, (layer, _) in enumerate(present) if layer.key in batches[number]]
+        batch = [present[place] for place in places]
+        moments = _moments(pair, floating, content, batch, samples, sample_weights[:, places])
+        found = {item[0].key: _reconstruct_layer(*item, sums) for item, sums in zip(batch, moments, strict=True)}
+        return layers.packed(), {**errors, **found}
 
-        present = {"content": artifacts.sha256(content), "layers": keys} if inputs else {}
-        content, found = part("reconstruction", {**inputs, **present}, make)
-        errors.update({key: (before, after) for key, (before, after) in found.items()})
-    return Rounding(model=content, layers=errors, skipped=layers.skipped)
+    def inputs() -> dict[str, Any]:
+        models = {"quantized": artifacts.sha256(quantized), "floating": artifacts.sha256(floating)}
+        return {**models, "samples": hash_of_samples(samples)}
+
+    content, errors = in_parts("reconstruction", len(batches), inputs, (quantized, {}), advance)
+    known = {key: (before, after) for key, (before, after) in errors.items()}
+    return Rounding(model=content, layers=known, skipped=layers.skipped)
 
 
 class _Layers:
