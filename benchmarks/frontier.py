@@ -20,11 +20,13 @@ biases and metadata. The choice is by an integer program ("ILP") or the greedy s
 which are measured on the calibration examples. --hard changes the model in each draw: three channels between layers are
 made 64 times as large, which the next layer reverses.
 
-The rows of ResNet8 take about an hour of CPU time, those of MobileNetV3Small several hours because of range_tuning.
+The rows of ResNet8 take about an hour of CPU time. range_tuning dominates for models with more layers: --methods leaves
+it out.
 """
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import statistics
@@ -196,17 +198,12 @@ class Frontier:
     def methods(self) -> dict[str, Callable[[Draw], bytes]]:
         """Return {method: function of a draw that returns a file}."""
 
-        def by_tfq(settings: Mapping[str, Any]) -> Callable[[Draw], bytes]:
-            return lambda draw: draw.by_tfq(settings)
-
-        def mixed(solver: Solver) -> Callable[[Draw], bytes]:
-            return lambda draw: draw.mixed(solver)
-
+        settings = TFQ | HARD if self.is_hard else TFQ
         return {
             "int8, TensorFlow": Draw.by_tensorflow,
             "int8, litert-quantizer": lambda draw: by_litert_quantizer(draw.floating, draw.images, "static_wi8_ai8"),
-            **{name: by_tfq(settings) for name, settings in (TFQ | HARD if self.is_hard else TFQ).items()},
-            **{name: mixed(solver) for name, solver in SOLVERS.items()},
+            **{name: functools.partial(Draw.by_tfq, settings=value) for name, value in settings.items()},
+            **{name: functools.partial(Draw.mixed, solver=solver) for name, solver in SOLVERS.items()},
         }
 
     def scores(self, name: str, method: Callable[[Draw], bytes], seed: int) -> dict[str, Any]:

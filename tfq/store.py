@@ -230,18 +230,18 @@ class StageStore:
             ) from error
 
 
-# What `keeping_parts` was called with, and the keys of the last state of each work; None outside of it.
+# What `keeping_parts` was called with, and the key of the last state of each call of `in_parts`; None outside.
 _PARTS: ContextVar[tuple[Callable[[], StageStore], list[str]] | None] = ContextVar("_PARTS", default=None)
 
 
 @contextlib.contextmanager
 def keeping_parts(open_store: Callable[[], StageStore]) -> Iterator[None]:
-    """Keep the state of `in_parts` inside the block, so that the same work resumes if the process is killed in it.
+    """Keep the last state of each `in_parts` inside the block, so that the work resumes if the process is killed.
 
-    It is deleted when the block ends without an exception.
+    These states are deleted when the block ends without an exception.
 
     Args:
-        open_store: Returns the store that keeps it; called for the first part.
+        open_store: Returns the store that keeps them; called once, for the first work.
     """
     keys: list[str] = []
     store = functools.cache(open_store)
@@ -261,9 +261,9 @@ def in_parts(
     state: tuple[bytes, dict[str, Any]],
     advance: Callable[[int, bytes, dict[str, Any]], tuple[bytes, dict[str, Any]]],
 ) -> tuple[bytes, dict[str, Any]]:
-    """Do long work part by part, and return the last state. Inside of `keeping_parts`, it begins after the last part.
+    """Do long work part by part, and return the last state.
 
-    A bar shows the progress.
+    Inside of `keeping_parts`, it begins after the last part that a killed process completed. A bar shows the progress.
 
     Args:
         name: The name of the work.

@@ -151,7 +151,7 @@ def test_no_samples_are_refused():
         ptq.tune_ranges(FLOATING, {}, [], [], lambda ranges: FLOATING)
 
 
-def test_an_interrupted_tuning_goes_on_with_the_tensor_that_was_interrupted(plain, monkeypatch, tmp_path):
+def test_an_interrupted_tuning_resumes_at_the_tensor_that_was_interrupted(plain, monkeypatch, tmp_path):
     monkeypatch.setattr(range_tuning, "_FACTORS", (0.8,))
     config, quantizations = tfq.ConversionConfig(), []
     model, ranges = _prepared(FLOATING, config), plain.ranges.values

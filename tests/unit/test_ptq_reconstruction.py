@@ -233,7 +233,7 @@ def killed(work):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def test_after_a_kill_it_goes_on_with_the_pass_that_was_killed(tmp_path, monkeypatch):
+def test_after_a_kill_it_resumes_at_the_pass_that_was_killed(tmp_path, monkeypatch):
     expected = ptq.reconstruct(INT4, FLOATING, SAMPLES)
     real, reconstructed = reconstruction._reconstruct_layer, []
 

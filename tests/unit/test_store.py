@@ -181,7 +181,7 @@ def test_work_that_was_complete_is_not_done_again(tmp_path):
     assert calls == [0, 1, 2] and not list(tmp_path.iterdir())
 
 
-def test_two_works_in_one_block_keep_their_states(tmp_path):
+def test_two_pieces_of_work_in_one_block_keep_their_states(tmp_path):
     calls = []
     with pytest.raises(KeyboardInterrupt), keeping_parts(lambda: StageStore(tmp_path)):
         worked(2, calls, seed=1)

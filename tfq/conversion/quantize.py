@@ -170,8 +170,8 @@ def quantize_after_training(
     )
     _warn_of_outliers(ranges)
     outliers = {sample // batch_size for sample in ranges.outlier_samples}
-    # They are clipped, so the quantized model cannot compute what the float model does for them. Few of them, with
-    # values a hundred times those of others, would decide what is best for all.
+    # They are clipped, so the quantized model cannot compute what the float model does for them. A few of
+    # them, with values a hundred times those of others, would decide what is best for all.
     usual = [samples[number] for number in _without_outliers(range(len(samples)), outliers)]
     fixed = with_same_scales(model, {**(known or {}), **raw.ranges, **byte_ranges(model, samples, config)})
     calibrated, values = model, {**ranges.values, **fixed}
