@@ -191,6 +191,11 @@ class StructuredPruningConfig(Config):
     channel_multiple: int = setting(
         8, "keep a multiple of this number of channels in layers that have at least as many", minimum=1
     )
+    branches: tuple[str, ...] = setting(
+        (),
+        "name patterns of residual sums (Add layers with two inputs) that lose their branch before filters are selected; "
+        "the sum becomes its other input, and target_cost counts what this saves",
+    )
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
     targets: tuple[str, ...] = setting(
         (),

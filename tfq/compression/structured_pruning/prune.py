@@ -2,7 +2,8 @@
 """Structured pruning: select whole channels by importance, and remove them from the model.
 
 A criterion ranks the filters, by default the norm of their weights.
-Channels that the graph couples (residual sums, depthwise convolutions, gates) are removed together.
+Channels that the graph couples (residual sums, depthwise convolutions, gates) are removed together. Before, whole
+branches can be removed.
 """
 
 import contextlib
@@ -20,7 +21,9 @@ from tfq.compression.criteria import Examples, PruningCriterion
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import in_float32
 from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model, run_fit
+from tfq.compression.layer_inputs import is_matrix_product
 from tfq.compression.structured_pruning import rebuild
+from tfq.compression.structured_pruning.branches import readers_of, without_branches
 from tfq.compression.structured_pruning.channels import Channels, Counts, Graph, Group, groups_of
 from tfq.compression.structured_pruning.costs import ChannelCost, site_macs
 from tfq.compression.structured_pruning.rebuild import refit
@@ -46,6 +49,7 @@ def select_channels(
     target_cost: float,
     channel_multiple: int,
     cost: str = "macs",
+    before: int | None = None,
 ) -> tuple[set[int], int, int]:
     """Select the sets of channels to remove, by a greedy search over all groups.
 
@@ -68,12 +72,13 @@ def select_channels(
             reduced until the cost no longer falls.
         channel_multiple: The number of remaining channels of a layer must be a multiple of this.
         cost: The name of a `ChannelCost`.
+        before: The cost that `target_cost` is a fraction of; None is that of `graph`.
 
     Returns:
         (roots of the sets of channels to remove, cost before, cost after).
     """
     state = _Selection(channels, graph, groups, channel_multiple, registry.get(ChannelCost, cost))
-    before = state.cost
+    before = state.cost if before is None else before
     for index, group in enumerate(groups):
         if group.fraction is not None:
             state.resize(index, group.target_size(channel_multiple))
@@ -158,6 +163,7 @@ class StructuredPruningResult(NotebookRecord):
         model: The small model, a tf_keras model that is not compiled.
         removed: Layer -> (number of filters that remain, number of filters before).
         skipped: Layer -> why it kept all filters.
+        branches: Residual sum -> the layers of its branch, which was removed.
         macs_before: Multiply-adds of convolutions and Dense layers for one example, before pruning.
         macs_after: The same after pruning.
         cost: The name of the cost that was limited.
@@ -169,8 +175,8 @@ class StructuredPruningResult(NotebookRecord):
         parameters_after: Number of parameters after pruning.
         uncounted: Layers with other multiply-adds, which `macs_before` and `macs_after` do not include.
         max_difference: The largest difference between a tensor of the small model, before refitting and training, and
-            the same tensor of the original model with the removed filters at zero, as a fraction of the tensor's
-            largest value.
+            the same tensor of the original model with the removed filters at zero and without the removed branches, as
+            a fraction of the tensor's largest value.
         refit: Refit layer -> relative error of its output before and after the refit; see `rebuild.refit`.
     """
 
@@ -189,6 +195,7 @@ class StructuredPruningResult(NotebookRecord):
     uncounted: tuple[str, ...]
     max_difference: float
     refit: dict[str, tuple[float, float]] = field(default_factory=dict)
+    branches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the model as JSON values.
@@ -198,6 +205,7 @@ class StructuredPruningResult(NotebookRecord):
         return {
             "removed": {name: {"kept": kept, "of": of} for name, (kept, of) in self.removed.items()},
             "skipped": dict(self.skipped),
+            "branches": {name: list(layers) for name, layers in self.branches.items()},
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             "cost": self.cost,
@@ -220,6 +228,7 @@ class StructuredPruningResult(NotebookRecord):
         if self.cost_basis:
             ratio = f"{self.cost_after / self.cost_before:.1%}"
             lines.append(f"  {self.cost_unit} {self.cost_before:,} -> {self.cost_after:,} ({ratio}): {self.cost_basis}")
+        lines += [f"  {name}: without {', '.join(layers)}" for name, layers in self.branches.items()]
         lines += [f"  {name}: {kept} of {of} filters kept" for name, (kept, of) in self.removed.items()]
         lines += [f"  {name}: refit, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()]
         lines += [f"  {name}: all filters kept: {reason}" for name, reason in self.skipped.items()]
@@ -238,8 +247,8 @@ def prune_structured(
 ) -> StructuredPruningResult:
     """Remove the least important filters of `model`, until `config.target_cost` of its cost remains.
 
-    The small model has the layer names and the `trainable` flags of `model`, which does not change. Before training, it
-    is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
+    Before, the branches of `config.branches` are removed. The small model has the layer names and the `trainable` flags
+    of `model`, which does not change. Before training, it is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
     names the layers whose multiply-adds are not counted.
 
     Examples:
@@ -273,25 +282,33 @@ def prune_structured(
     _check_target_cost(config.target_cost)
     _require_finite(model)
     original, _ = cloned(model)
-    trace = trace_channels(original, config.norm)
+    complete_trace, branches = trace_channels(original, config.norm), dict[str, tuple[str, ...]]()
+    if config.branches:
+        remaining, branches = without_branches(original, config.branches)
+        trace = trace_channels(remaining, config.norm)
+    else:
+        remaining, trace = original, complete_trace
     targets = parse_targets(config.targets, "structured_pruning", "fraction", 1)
-    scores = _scores(original, trace, config, data)
+    scores = _scores(remaining, trace, config, data)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets, scores)
-    if not groups:
+    if not groups and not branches:
         raise _nothing_to_prune(model, skipped)
     _warn_of_magnitudes(groups, config)
     cost = registry.get(ChannelCost, config.cost, field="compression.structured_pruning.cost")
-    removed_roots, before, after = _selected(trace, groups, config, cost, skipped)
-    kept = rebuild.kept_channels(original, trace.channels, trace.sites, removed_roots)
-    small = rebuild.without_channels(original, kept)
-    difference = _max_difference(original, small, trace, kept)
+    removed_roots, before, after = _selected(complete_trace, trace, groups, config, cost, skipped)
+    kept = rebuild.kept_channels(remaining, trace.channels, trace.sites, removed_roots)
+    small = rebuild.without_channels(remaining, kept)
+    difference = _max_difference(remaining, small, trace, kept)
     if trace.uncounted:
         names = ", ".join(trace.uncounted)
         warn(f"structured_pruning: the multiply-adds of {names} are not counted")
     refit_errors: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
-        refit_errors = refit(original, small, kept, data, config.refit_examples)
-    keep_class(model, small, {id(layer): small.get_layer(layer.name) for layer in model.layers}, "structured_pruning")
+        changed = readers_of(original, branches, is_matrix_product)
+        refit_errors = refit(original, small, kept, data, config.refit_examples, changed)
+    layers = {layer.name: layer for layer in small.layers}
+    pairs = {id(layer): layers[layer.name] for layer in model.layers if layer.name in layers}
+    keep_class(model, small, pairs, "structured_pruning")
     if fit is not None:
         small = _fine_tune(small, fit, teacher or model, config.distillation)
     removed, complete = _filters_by_layer(trace, kept)
@@ -301,7 +318,8 @@ def prune_structured(
         model=small,
         removed=removed,
         skipped=skipped,
-        macs_before=_macs(trace),
+        branches=branches,
+        macs_before=_macs(complete_trace),
         macs_after=_macs(trace, removed_roots),
         cost=config.cost,
         cost_before=before,
@@ -344,11 +362,25 @@ def _warn_of_magnitudes(groups: Sequence[Group], config: StructuredPruningConfig
 
 
 def _selected(
-    trace: Trace, groups: list[Group], config: StructuredPruningConfig, cost: ChannelCost, skipped: dict[str, str]
+    complete: Trace,
+    trace: Trace,
+    groups: list[Group],
+    config: StructuredPruningConfig,
+    cost: ChannelCost,
+    skipped: dict[str, str],
 ) -> tuple[set[int], int, int]:
-    """Return `select_channels` for a config, or refuse a cost that is not known or cannot be reached."""
+    """Return `select_channels` for a config, or refuse a cost that is not known or cannot be reached.
+
+    Args:
+        complete: The model with all branches, of whose cost the config's target is a fraction.
+        trace: The model without the removed branches.
+        groups: The groups that may lose channels.
+        config: The settings.
+        cost: The cost to limit.
+        skipped: Layer -> why it keeps all filters.
+    """
     if cost.basis:
-        _check_sizes(trace.graph, cost)
+        _check_sizes(complete.graph, cost)
     result = select_channels(
         trace.channels,
         trace.graph,
@@ -356,6 +388,7 @@ def _selected(
         target_cost=config.target_cost,
         channel_multiple=config.channel_multiple,
         cost=cost.name,
+        before=int(cost.measure(complete.graph)(Counts.of(complete.channels, complete.graph, []))),
     )
     _, before, after = result
     if after > config.target_cost * before:

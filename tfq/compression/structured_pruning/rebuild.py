@@ -10,7 +10,7 @@ where W0 are the weights after the removal. Source: He, Zhang and Sun 2017, "Cha
 Neural Networks", section 3.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -184,10 +184,12 @@ def _random_inputs(model: Any) -> Any:
     return [one(tensor) for tensor in model.inputs]
 
 
-def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[str, tuple[float, float]]:
+def refit(
+    original: Any, small: Any, kept: Kept, data: Any, examples: int, changed: Container[str] = ()
+) -> dict[str, tuple[float, float]]:
     """Refit the weights of the small model in place, by least squares over examples.
 
-    Convolutions and Dense layers that have lost inputs are refit in the order of the graph. A layer reads the outputs
+    Convolutions and Dense layers whose inputs are others than before are refit in the order of the graph. A layer reads the outputs
     of the layers that were refit before, so that it also corrects their errors. Other layers keep their weights.
 
     Args:
@@ -196,6 +198,7 @@ def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> di
         kept: Indices of the kept channels.
         data: Inputs, in any form that `tfq.data.as_split` accepts.
         examples: Number of examples to use.
+        changed: Names of layers whose inputs have changed in another way than by lost channels.
 
     Returns:
         Layer -> (error before, error after). An error is the root mean square of the difference before the activation,
@@ -211,10 +214,11 @@ def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> di
     results = {}
     for layer in small.layers:
         old = original.get_layer(layer.name)
-        if layer.name not in kept or not is_matrix_product(layer) or len(layer.inbound_nodes) != 1:
+        if not is_matrix_product(layer) or len(layer.inbound_nodes) != 1:
             continue
-        if len(kept[layer.name][IN]) == old.kernel.shape[-2]:
+        if layer.name not in changed and layer.kernel.shape[-2] == old.kernel.shape[-2]:
             continue
+        outputs = kept[layer.name][OUT] if layer.name in kept else np.arange(old.kernel.shape[-1])
         unknowns = int(np.prod(layer.kernel.shape[:-1])) + 1
         if unknowns > _MAX_UNKNOWNS:
             warn(
@@ -222,7 +226,7 @@ def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> di
                 f"most {_MAX_UNKNOWNS:,})"
             )
         else:
-            results[layer.name] = _refit_layer(layer, old, kept[layer.name][OUT], small, original, batches)
+            results[layer.name] = _refit_layer(layer, old, outputs, small, original, batches)
     return results
 
 
