@@ -35,6 +35,8 @@ from tfq.ptq.weighted_ops import WeightedOp, extract_patches, left_out, weighted
 
 # Added to the diagonal of H, relative to its mean: an input that is always zero makes H singular.
 _DAMPING = 0.01
+# Columns whose errors reach the columns after them in one product.
+_COLUMNS = 64
 # Passes of coordinate descent.
 _SWEEPS = 4
 # How far weights may be from a grid, in steps: the error of float32.
@@ -416,11 +418,14 @@ def round_weights(
     factor = np.linalg.cholesky(np.linalg.inv(ordered)).T
     left = weights[:, order].astype(np.float64)
     fixed = left == 0
-    quantized = np.zeros_like(left)
-    for place in range(left.shape[1]):
-        quantized[:, place] = np.where(fixed[:, place], 0, np.clip(np.rint(left[:, place]), lowest, highest))
-        error = (left[:, place] - quantized[:, place]) / factor[place, place]
-        left[:, place + 1 :] -= error[:, None] * factor[place, place + 1 :]
+    quantized, errors = np.zeros_like(left), np.zeros_like(left)
+    for start in range(0, left.shape[1], _COLUMNS):
+        stop = min(start + _COLUMNS, left.shape[1])
+        for place in range(start, stop):
+            quantized[:, place] = np.where(fixed[:, place], 0, np.clip(np.rint(left[:, place]), lowest, highest))
+            errors[:, place] = (left[:, place] - quantized[:, place]) / factor[place, place]
+            left[:, place + 1 : stop] -= errors[:, place, None] * factor[place, place + 1 : stop]
+        left[:, stop:] -= errors[:, start:stop] @ factor[start:stop, stop:]
     left = weights[:, order].astype(np.float64) - quantized
     for _ in range(sweeps):
         moved = False
@@ -429,11 +434,12 @@ def round_weights(
             steps = np.rint(slope[:, place] / ordered[place, place])
             steps = np.clip(quantized[:, place] + steps, lowest, highest) - quantized[:, place]
             steps[fixed[:, place]] = 0
-            if steps.any():
+            rows = np.flatnonzero(steps)
+            if rows.size:
                 moved = True
-                quantized[:, place] += steps
-                left[:, place] -= steps
-                slope -= steps[:, None] * ordered[place]
+                quantized[rows, place] += steps[rows]
+                left[rows, place] -= steps[rows]
+                slope[rows] -= steps[rows, None] * ordered[place]
         if not moved:
             break
     result = np.empty_like(quantized)
