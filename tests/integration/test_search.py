@@ -20,8 +20,8 @@ from tfq.conversion import convert_with_record
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
-from tfq.search.criterion import BY_LABELS
-from tfq.search.mixed_precision import LevelMeasurement, available_levels
+from tfq.search.criterion import BY_LABELS, outputs_of
+from tfq.search.mixed_precision import LevelMeasurement, available_levels, output_distortion
 from tfq.search.search import _judged
 from tfq.store import StageStore
 
@@ -222,6 +222,43 @@ def test_levels_are_assigned_for_several_sizes_and_every_file_is_measured(levels
     assert result.to_dict()["front"] == list(result.front) and "Pareto" in result.to_text()
     settings = result.chosen.candidate.conversion(FEW_SAMPLES, ())
     assert tfq.convert(FLOATING, SPLITS[0], settings) == result.content
+
+
+def test_refined_levels_distort_the_outputs_no_more_than_those_of_both_solvers(levels_search, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfq.search.search.TECHNIQUES", FEW_TECHNIQUES)
+    monkeypatch.setattr("tfq.search.search._TIMED_SECS", 0.0)
+    shutil.copytree(levels_search[2], tmp_path, dirs_exist_ok=True)
+    config = dataclasses.replace(levels_config(), refinements=1, sensitivity_examples=64)
+    result = find_int8(FLOATING, *SPLITS, config, conversion=FEW_SAMPLES, store=StageStore(tmp_path))
+    by_name = {item.name: item for item in result.candidates}
+    examples = SPLITS[0].take(64)
+    expected = outputs_of(FLOATING, examples)
+
+    def distortion(name):
+        settings = by_name[name].candidate.conversion(FEW_SAMPLES, ())
+        return output_distortion(outputs_of(tfq.convert(FLOATING, SPLITS[0], settings), examples), expected)
+
+    assert result.points
+    for point in result.points:
+        assert distortion(point.by_solver["refined"]) <= min(map(distortion, point.by_solver.values()))
+        assert by_name[point.by_solver["refined"]].model_bytes <= point.max_bytes
+
+
+def test_effects_around_an_assignment_are_changes_from_its_file(tmp_path):
+    base = tfq.convert(FLOATING, SPLITS[0], FEW_SAMPLES)
+    measurement = LevelMeasurement(
+        floating=FLOATING, base=base, train=SPLITS[0], examples=SPLITS[0].take(40), conversion=FEW_SAMPLES,
+        costs=lambda content: {}, store=StageStore(tmp_path), basis={},
+    )  # fmt: skip
+    plain = measurement.table(["conv1"], ("int8", "int4"))
+    around = measurement.table(["conv1"], ("int8", "int4"), around={"conv1": "int4"})
+    (narrow,) = (item for item in plain.effects if item.level == "int4")
+    back, same = around.effects
+    assert (back.level, same.level) == ("int8", "int4") and same.distortion == same.costs["bytes"] == 0
+    assert back.distortion == pytest.approx(-narrow.distortion) and back.costs["bytes"] == -narrow.costs["bytes"] > 0
+    assert around.base_distortion == pytest.approx(plain.base_distortion + narrow.distortion)
+    assert around.costs({"conv1": "int8"}) == plain.costs({"conv1": "int8"})
+    assert measurement.distortion(base) == plain.base_distortion
 
 
 def test_the_table_of_levels_has_the_costs_of_real_files(levels_search):

@@ -334,7 +334,7 @@ def test_only_candidates_in_other_formats_may_lack_their_costs(tmp_path, monkeyp
 def test_a_file_that_was_not_timed_is_not_within_a_bound_on_the_latency(monkeypatch):
     search = object.__new__(_Search)
     effects = [LevelEffect(layer="a", level="int8", distortion=0.0, costs={"bytes": 0.0, "latency_ratio": 0.0})]
-    search._levels = LevelTable(
+    table = LevelTable(
         base_level="int8", base_distortion=0.0, base_costs={"bytes": 100.0, "latency_ratio": 1.0},
         effects=tuple(effects), impossible={},
     )  # fmt: skip
@@ -342,7 +342,7 @@ def test_a_file_that_was_not_timed_is_not_within_a_bound_on_the_latency(monkeypa
     for ratio, fits in ((1.2, True), (None, False), (1.6, False)):
         item = SimpleNamespace(costs={}, model_bytes=100, latency_ratio=ratio)
         monkeypatch.setattr(_Search, "_try_levels", lambda self, levels, base, name, item=item: item)
-        assert (search._fitting(best_assignment, bounds, base, "at most 200 bytes") is item) == fits
+        assert (search._fitting(table, best_assignment, bounds, base, "at most 200 bytes") is item) == fits
 
 
 def test_costs_are_measured_only_if_they_are_bounded(monkeypatch):

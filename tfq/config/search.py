@@ -75,6 +75,12 @@ class SearchConfig(Config):
         "conversion.quantizer and conversion.target support",
         choices=LEVELS,
     )
+    refinements: int = setting(
+        0,
+        "how often the levels of each size are improved: the effects of all levels are measured again around the best "
+        "assignment so far, which takes as long as the first time; the improvement ends when an assignment is not better",
+        minimum=0,
+    )
     sensitivity_examples: int = setting(128, "training examples used to measure the sensitivity of layers", minimum=1)
     full: bool = setting(
         False,

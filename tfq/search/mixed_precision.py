@@ -216,21 +216,29 @@ class LevelMeasurement:
     basis: Mapping[str, Any]
 
     def table(
-        self, layers: Sequence[str], levels: Sequence[str], progress: Callable[[str], object] = lambda line: None
+        self,
+        layers: Sequence[str],
+        levels: Sequence[str],
+        progress: Callable[[str], object] = lambda line: None,
+        *,
+        around: Mapping[str, str] | None = None,
     ) -> LevelTable:
-        """Measure every layer at every level except the base.
+        """Measure every layer at every level, while the other layers have those of `around`.
 
         Args:
             layers: The names of the layers.
             levels: The names of the levels, of `LEVELS`.
             progress: Called with one line of text after each layer.
+            around: {layer: level}. The effects are changes from this assignment; None is the base level for all layers.
 
         Raises:
             TfqError: The outputs of the base or of the float model are not finite, or a cost of the base cannot be
                 measured.
         """
         expected = outputs_of(self.floating, self.examples)
-        base = self._measured("base", self.conversion, expected, lambda: self.base)
+        present = {layer: level for layer, level in (around or {}).items() if level != BASE_LEVEL}
+        center = with_levels(self.conversion, present)
+        base = self._measured("base", center, expected, None if present else lambda: self.base)
         if "impossible" in base:
             raise TfqError(
                 f"search.pareto_points: levels cannot be compared with the base, which is every layer in {BASE_LEVEL}: "
@@ -240,15 +248,13 @@ class LevelMeasurement:
             )
         effects, impossible = [], {}
         for number, layer in enumerate(layers, 1):
-            effects.append(
-                LevelEffect(layer=layer, level=BASE_LEVEL, distortion=0.0, costs=dict.fromkeys(base["costs"], 0.0))
-            )
-            for level in levels:
-                if level == BASE_LEVEL:
+            for level in dict.fromkeys((BASE_LEVEL, *levels)):
+                if level == present.get(layer, BASE_LEVEL):
+                    unchanged = dict.fromkeys(base["costs"], 0.0)
+                    effects.append(LevelEffect(layer=layer, level=level, distortion=0.0, costs=unchanged))
                     continue
-                found = self._measured(
-                    f"{layer} in {level}", with_levels(self.conversion, {layer: level}), expected, None
-                )
+                changed = with_levels(self.conversion, {**present, layer: level})
+                found = self._measured(f"{layer} in {level}", changed, expected, None)
                 if "impossible" in found:
                     impossible[f"{layer} in {level}"] = found["impossible"]
                     continue
@@ -264,6 +270,10 @@ class LevelMeasurement:
             effects=tuple(effects),
             impossible=impossible,
         )
+
+    def distortion(self, content: bytes) -> float:
+        """Return the distortion of a file on the examples."""
+        return output_distortion(outputs_of(content, self.examples), outputs_of(self.floating, self.examples))
 
     def _measured(
         self,

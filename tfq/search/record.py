@@ -125,7 +125,7 @@ class ParetoPoint:
         max_bytes: The size that the candidates had to stay within.
         best: The name of the best candidate that does.
         by_solver: {"ilp" or "greedy": the name of its candidate}; a solver without a result is missing. The names are
-            equal if both assigned the same levels.
+            equal if both assigned the same levels. "refined" is the better of both after `search.refinements`.
     """
 
     max_bytes: int

@@ -394,7 +394,9 @@ class _Search:
     def assign_levels(self) -> None:
         """Give the layers of the best candidate their own levels, for each size of `search.pareto_points`."""
         base = self._best([item for item in self.results if item.candidate.kind in ("calibration", "techniques")])
-        self._levels = table = self._level_table(base)
+        measurement = self._level_measurement(base)
+        layers, levels = self._ranked(), available_levels(self._conversion, self._config.levels)
+        self._levels = table = measurement.table(layers, levels, self._progress)
         if table.impossible:
             pairs = ", ".join(table.impossible)
             self._progress(f"not possible: {pairs}: {next(iter(table.impossible.values()))}")
@@ -411,23 +413,51 @@ class _Search:
         least = tried.model_bytes if tried else table.costs(smallest)["bytes"]
         most = max(least, min(most, bounds.get("bytes", math.inf)))
         for limit in np.unique(np.geomspace(most, least, self._config.pareto_points).round().astype(int)).tolist():
-            by_solver = {}
+            by_solver, within = {}, {**bounds, "bytes": limit}
             for name, solver in SOLVERS.items():
-                item = self._fitting(solver, {**bounds, "bytes": limit}, base, f"at most {limit:,} bytes, {name}")
+                item = self._fitting(table, solver, within, base, f"at most {limit:,} bytes, {name}")
                 # The table may predict more than the smallest file has.
                 if item is None and tried and tried.model_bytes <= limit and _costs_hold(tried):
                     item = tried
                 if item is not None:
-                    by_solver[name] = item.name
+                    by_solver[name] = item
+            if self._config.refinements and by_solver:
+                by_solver["refined"] = self._refined(list(by_solver.values()), measurement, within, base)
             fitting = [item for item in self.results if item.model_bytes <= limit and _costs_hold(item)]
             if fitting:
-                self._points.append(ParetoPoint(max_bytes=limit, best=self._best(fitting).name, by_solver=by_solver))
+                names = {name: item.name for name, item in by_solver.items()}
+                self._points.append(ParetoPoint(max_bytes=limit, best=self._best(fitting).name, by_solver=names))
+
+    def _refined(
+        self,
+        starts: Sequence[CandidateResult],
+        measurement: LevelMeasurement,
+        bounds: Mapping[str, float],
+        base: CandidateResult,
+    ) -> CandidateResult:
+        """Return the best of `starts`, improved by effects of levels that are measured around it.
+
+        The files are compared by their distortion on the examples that the effects are measured on.
+        """
+
+        def distortion(item: CandidateResult) -> float:
+            return measurement.distortion(self._contents[item.name])
+
+        layers, levels = self._ranked(), available_levels(self._conversion, self._config.levels)
+        best = min(starts, key=distortion)
+        for number in range(self._config.refinements):
+            table = measurement.table(layers, levels, self._progress, around=dict(best.candidate.levels))
+            name = f"at most {bounds['bytes']:,} bytes, refined {number + 1} times"
+            changed = self._fitting(table, best_assignment, bounds, base, name)
+            if changed is None or distortion(changed) >= distortion(best):
+                break
+            best = changed
+        return best
 
     def _fitting(
-        self, solver: Solver, bounds: Mapping[str, float], base: CandidateResult, name: str
+        self, table: LevelTable, solver: Solver, bounds: Mapping[str, float], base: CandidateResult, name: str
     ) -> CandidateResult | None:
         """Return the candidate of a solver whose file is within the bounds; None if there is none."""
-        assert self._levels is not None
         tried: list[CandidateResult] = []
 
         def measure(levels: Mapping[str, str]) -> dict[str, float] | None:
@@ -439,7 +469,7 @@ class _Search:
             latency = math.inf if item.latency_ratio is None else item.latency_ratio
             return {**item.costs, "bytes": item.model_bytes, "latency_ratio": latency}
 
-        place = fit_assignment(self._levels, solver, bounds, measure)
+        place = fit_assignment(table, solver, bounds, measure)
         return None if place is None else tried[place]
 
     def _try_levels(self, levels: Mapping[str, str], base: CandidateResult, name: str) -> CandidateResult | None:
@@ -451,9 +481,9 @@ class _Search:
         known = (item for item in self.results if dataclasses.replace(item.candidate, name=name) == candidate)
         return next(known, None) or self.try_candidate(candidate)
 
-    def _level_table(self, base: CandidateResult) -> LevelTable:
+    def _level_measurement(self, base: CandidateResult) -> LevelMeasurement:
         conversion = base.candidate.conversion(self._conversion, ())
-        measurement = LevelMeasurement(
+        return LevelMeasurement(
             floating=self._floating,
             base=self._contents[base.name],
             train=self._train,
@@ -467,8 +497,6 @@ class _Search:
                 "costs": costs_key(self._config.budget),
             },
         )
-        levels = available_levels(self._conversion, self._config.levels)
-        return measurement.table(self._ranked(), levels, self._progress)
 
     def _level_costs(self, content: bytes) -> dict[str, float]:
         budget = self._config.budget
