@@ -17,9 +17,10 @@ SQNR of their outputs against those of the float model.
 4-bit weights ("w4a8") have int8 activations. "mixed 60%" chooses int8 or 4 bits for each layer, so that the file loses
 40% of the bytes that int8 weights have: with 4 bits everywhere the file itself is larger than half, because of scales,
 biases and metadata. The choice is by an integer program ("ILP") or the greedy search, both from the same sensitivities,
-which are measured on the calibration examples. "better of both" has, in each draw, the file whose outputs differ less
-from those of the float model on these examples; `tfq search` also tries both. --hard changes the model in each draw: three channels between layers are
-made 64 times as large, which the next layer reverses.
+which are measured on the calibration examples. "refined" measures them again around the assignment, up to four times.
+"best" has, in each draw, the file of these whose outputs differ least from those of the float model on the calibration
+examples; `tfq search --pareto_points` compares them too. --hard changes the model in each draw: three channels between
+layers are made 64 times as large, which the next layer reverses.
 
 The rows of ResNet8 take about an hour of CPU time. range_tuning dominates for models with more layers: --methods leaves
 it out.
@@ -323,8 +324,8 @@ def main() -> None:
         draws[name] = [frontier.scores(name, methods[name], seed) for seed in range(arguments.draws)]
         print(row(name, draws[name]), flush=True)
     if all(name in draws for name in SOLVERS):
-        pairs = zip(*(draws[name] for name in SOLVERS), strict=True)
-        print(row("mixed 60%, better of both", [min(pair, key=lambda item: item["calibrated"]) for pair in pairs]))
+        same_draw = zip(*(draws[name] for name in SOLVERS), strict=True)
+        print(row("mixed 60%, best", [min(files, key=lambda item: item["calibrated"]) for files in same_draw]))
 
 
 if __name__ == "__main__":

@@ -193,8 +193,8 @@ class StructuredPruningConfig(Config):
     )
     branches: tuple[str, ...] = setting(
         (),
-        "name patterns of residual sums (Add layers with two inputs) that lose their branch before filters are selected; "
-        "the sum becomes its other input, and target_cost counts what this saves",
+        "name patterns of residual sums (Add layers with two inputs) that lose their branch before filters are "
+        "selected; the sum becomes its other input, and target_cost counts what this saves",
     )
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
     targets: tuple[str, ...] = setting(

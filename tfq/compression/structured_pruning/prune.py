@@ -248,8 +248,8 @@ def prune_structured(
     """Remove the least important filters of `model`, until `config.target_cost` of its cost remains.
 
     Before, the branches of `config.branches` are removed. The small model has the layer names and the `trainable` flags
-    of `model`, which does not change. Before training, it is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
-    names the layers whose multiply-adds are not counted.
+    of `model`, which does not change. Before training, it is compared layer by layer, on random inputs, with a copy of
+    `model` whose removed filters are zero. A TfqWarning names the layers whose multiply-adds are not counted.
 
     Examples:
         >>> result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_cost=0.5), data=x)
