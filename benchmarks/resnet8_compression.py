@@ -48,6 +48,12 @@ CPUS = ("qemu:cortex-a53", "qemu:cortex-a76")
 PARITY_EXAMPLES = 256
 
 
+# Compressed variants learn from the trained `float`. If the channels at the ends of the three residual stages are
+# unchanged, they also do so there.
+DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
+OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activation_4", "activation_6"))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compress.
@@ -65,12 +71,13 @@ class Variant:
     structured_pruning: Mapping[str, Any] = field(default_factory=dict)
     max_gzip: float = math.inf
     max_instructions: float = math.inf
+    distillation: tfq.DistillationConfig = DISTILLATION
 
 
 VARIANTS = {
     "float": Variant(0.0),
-    "pruned50": Variant(0.003, sparsity=0.5, pruned_by=0.25),
-    "pruned80": Variant(0.015, sparsity=0.8, pruned_by=0.3, max_gzip=0.45),
+    "pruned50": Variant(0.003, sparsity=0.5, pruned_by=0.25, distillation=OF_STAGES),
+    "pruned80": Variant(0.015, sparsity=0.8, pruned_by=0.3, max_gzip=0.45, distillation=OF_STAGES),
     # The targets are the best of six shapes after three epochs each, by the distillation loss from `float` on the
     # training data: the first stage of ResNet8 has the most multiply-adds and contributes least.
     "filters50": Variant(
@@ -88,12 +95,9 @@ VARIANTS = {
             "targets": ("conv2d_3=0.5",),
         },
         max_instructions=0.5,
+        distillation=OF_STAGES,
     ),
 }
-# Compressed variants learn from the trained `float`. If the channels are unchanged, they also do so at the ends of the
-# three residual stages.
-DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
-OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activation_4", "activation_6"))
 
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
@@ -120,7 +124,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
                     final_sparsity=variant.sparsity,
                     allocation="lamp",
                     end_step=int(steps * variant.pruned_by),
-                    distillation=OF_STAGES,
+                    distillation=variant.distillation,
                 )
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.structured_pruning:
@@ -139,7 +143,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             fits[1](first, [])
             save_model(first, out / f"float_{seed}.h5")
             return first, notes
-        qat = tfq.QATConfig(distillation=OF_STAGES if variant.sparsity else DISTILLATION)
+        qat = tfq.QATConfig(distillation=variant.distillation)
         return qat_model(first, fits[1], qat, calibration=splits["train"], teacher=teacher), notes
 
 

@@ -21,7 +21,7 @@ ALL = QATConfig(range_estimator="lsq", int4_layers=("*",))
 
 
 def steps_of(model):
-    return [variables["max_var"].numpy() / 7 for _, _, variables in int4_weights(model)]
+    return [variables["max_var"].numpy() / 7 for *_, variables in int4_weights(model)]
 
 
 def test_the_gradient_of_a_step_is_that_of_learned_step_sizes():

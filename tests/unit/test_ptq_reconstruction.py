@@ -86,7 +86,7 @@ def test_a_layer_regresses_the_float_outputs_on_its_rounded_inputs():
 def test_the_error_of_a_layer_is_the_mean_squared_error_of_its_outputs():
     rng = np.random.default_rng(2)
     rounded, outputs, weights = rng.normal(size=(50, 4)), rng.normal(size=(50, 2)), rng.normal(size=(2, 4))
-    moments = reconstruction._Moments.of(*(array[None].astype(np.float32) for array in (rounded, outputs)), None)
+    moments = reconstruction.LayerMoments.of(*(array[None].astype(np.float32) for array in (rounded, outputs)), None)
     for centered in (False, True):
         found = reconstruction._errors(weights, *(item[0] for item in moments.covariances(centered)))
         differences = outputs - rounded @ weights.T
@@ -121,8 +121,8 @@ def halves_of(rounded, exact, weights):
     """Return the moments of the even and the odd rows, with the outputs of the exact inputs as targets."""
     parts = [(rounded[start::2], exact[start::2] @ weights.T) for start in (0, 1)]
     first, second = ([array[None].astype(np.float32) for array in part] for part in parts)
-    moments = reconstruction._Moments.of(*first, None)
-    return moments, reconstruction._Moments.of(*second, moments)
+    moments = reconstruction.LayerMoments.of(*first, None)
+    return moments, reconstruction.LayerMoments.of(*second, moments)
 
 
 @pytest.mark.parametrize(("count", "is_systematic"), [(2000, True), (24, False)])
@@ -150,7 +150,7 @@ def test_cross_validation_chooses_a_regression_that_is_good_on_other_examples(co
 def test_one_sample_alone_corrects_nothing():
     rng = np.random.default_rng(4)
     values = rng.normal(size=(1, 5, 3)).astype(np.float32)
-    moments = reconstruction._Moments.of(values, values[:, :, :2], None)
+    moments = reconstruction.LayerMoments.of(values, values[:, :, :2], None)
     assert reconstruction._chosen_ridge(rng.normal(size=(2, 3)), (moments,), False) == math.inf
 
 
@@ -175,7 +175,7 @@ def test_a_sample_with_huge_outputs_counts_as_much_as_four_usual_ones():
 def test_a_weight_counts_a_sample_as_often():
     rng = np.random.default_rng(5)
     inputs, outputs = (rng.normal(size=(1, 4, size)).astype(np.float32) for size in (3, 2))
-    moments = reconstruction._Moments.of(inputs, outputs, None)
+    moments = reconstruction.LayerMoments.of(inputs, outputs, None)
     for one, other in zip(moments.weighted(2).covariances(True), (moments + moments).covariances(True), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     np.testing.assert_allclose((moments.weighted(1e-6) + moments).mean_targets, moments.mean_targets, rtol=1e-12)

@@ -26,7 +26,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +128,7 @@ Layer = tuple[WeightedOp, WeightedOp]
 
 
 @dataclass(eq=False)
-class _Moments:
+class LayerMoments:
     """Sums over all positions and samples: x' are the rounded inputs of a layer, y its float outputs without bias.
 
     As in `InputMoments`, both are taken relative to references near their means.
@@ -148,7 +148,9 @@ class _Moments:
     squares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rounded: NDArray[np.float32], outputs: NDArray[np.float32], first: "_Moments | None") -> "_Moments":
+    def of(
+        cls, rounded: NDArray[np.float32], outputs: NDArray[np.float32], first: "LayerMoments | None"
+    ) -> "LayerMoments":
         """Return the moments of patches (groups, positions, K) and outputs (groups, positions, outputs per group).
 
         They have the references of `first`, or their own means.
@@ -164,9 +166,9 @@ class _Moments:
             np.square(outputs).sum(axis=1, dtype=np.float64),
         )
 
-    def __add__(self, other: "_Moments") -> "_Moments":
+    def __add__(self, other: "LayerMoments") -> "LayerMoments":
         """Return the sums of both sets of positions, which have the same references."""
-        return _Moments(
+        return LayerMoments(
             self.inputs + other.inputs,
             self.reference,
             self.targets + other.targets,
@@ -174,10 +176,10 @@ class _Moments:
             self.squares + other.squares,
         )
 
-    def weighted(self, weight: float) -> "_Moments":
+    def weighted(self, weight: float) -> "LayerMoments":
         """Return the sums of positions that count `weight` times."""
         values = (self.targets * weight, self.cross * weight, self.squares * weight)
-        return _Moments(self.inputs.weighted(weight), self.reference, *values)
+        return LayerMoments(self.inputs.weighted(weight), self.reference, *values)
 
     @property
     def mean_targets(self) -> NDArray[np.float64]:
@@ -208,7 +210,7 @@ def _weights(floating: bytes, layers: Sequence[Layer], samples: Sequence[Sample]
 
 
 # The moments of one layer: those of the samples with even numbers and, from two samples on, those of the others.
-_Halves = tuple[_Moments, ...]
+Halves = tuple[LayerMoments, ...]
 
 
 def _moments(
@@ -218,7 +220,7 @@ def _moments(
     batch: Sequence[Layer],
     samples: Sequence[Sample],
     weights: NDArray[np.float64],
-) -> list[_Halves]:
+) -> list[Halves]:
     """Run both models on the samples, and return the moments of each layer on both halves of the samples.
 
     Only the first layer of the batch gets the float model's outputs as its targets. Those of the others are the outputs
@@ -242,14 +244,14 @@ def _moments(
         source.weights_by_output().reshape(source.num_inputs if source.is_depthwise else 1, -1, _patch_size(source))
         for _, source in batch
     ]
-    halves: list[list[_Moments]] = [[], []]
+    halves: list[list[LayerMoments]] = [[], []]
     for number, ((exact,), actual) in enumerate(zip(floats, rounded, strict=True)):
         items, totals = [], halves[number % 2]
         for place, ((layer, source), kernel) in enumerate(zip(batch, kernels, strict=True)):
             real = pair.dequantize(layer.data, actual[place]).astype(np.float32)
             patches = extract_patches(source, real)
             targets = np.matmul(patches if place else extract_patches(source, exact), kernel.transpose(0, 2, 1))
-            item = _Moments.of(patches, targets, halves[0][place] if halves[0] else None)
+            item = LayerMoments.of(patches, targets, halves[0][place] if halves[0] else None)
             items.append(item.weighted(weights[number][place]))
         halves[number % 2] = [one + other for one, other in zip(totals, items, strict=True)] if totals else items
     return [tuple(items) for items in zip(*filter(None, halves), strict=True)]
@@ -259,16 +261,63 @@ def _patch_size(layer: WeightedOp) -> int:
     return layer.weights_by_output().shape[1]
 
 
-def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, halves: _Halves) -> tuple[float, float]:
+def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, halves: Halves) -> tuple[float, float]:
     """Change the layer's weights and bias; return its relative errors before and after."""
+    chosen = choose_weights(
+        source.weights_by_output().astype(np.float64),
+        layer.weights_by_output().astype(np.float64),
+        layer.scales,
+        halves,
+        limits=QUANTIZED_LIMITS[layer.bits],
+        centered=layer.has_bias,
+        tries_scales=layer.has_own_scales and layer.bits < 8,
+    )
+    _write(layer, source, functools.reduce(operator.add, halves), chosen.quantized, chosen.scales)
+    return chosen.errors
+
+
+class ChosenWeights(NamedTuple):
+    """Quantized weights and their scales.
+
+    Attributes:
+        quantized: Integers: (outputs, K).
+        scales: (outputs,).
+        errors: The relative errors of the layer before and after; see `reconstruct`.
+    """
+
+    quantized: NDArray[np.float64]
+    scales: NDArray[np.float64]
+    errors: tuple[float, float]
+
+
+def choose_weights(
+    rows: NDArray[np.float64],
+    quantized: NDArray[np.float64],
+    scales: NDArray[np.float64],
+    halves: Halves,
+    *,
+    limits: tuple[int, int],
+    centered: bool,
+    tries_scales: bool,
+) -> ChosenWeights:
+    """Choose the quantized weights of a layer, as in the module docstring.
+
+    Args:
+        rows: The real weights: (outputs, K); with groups of channels, the outputs of one group after the other.
+        quantized: The present quantized weights, which stay where nothing better is found.
+        scales: The present scales: (outputs,).
+        halves: The moments of the layer.
+        limits: The smallest and the largest quantized value.
+        centered: Whether something behind the weights, such as a bias, corrects the mean error.
+        tries_scales: Whether scales near the present ones are tried.
+    """
     moments = functools.reduce(operator.add, halves)
-    rows, before = source.weights_by_output().astype(np.float64), layer.weights_by_output().astype(np.float64)
-    scales, quantized = layer.scales.copy(), before.copy()
-    factors = np.array(_SCALE_FACTORS if layer.has_own_scales and layer.bits < 8 else (1.0,))
+    scales, quantized, before = scales.copy(), quantized.copy(), quantized
+    factors = np.array(_SCALE_FACTORS if tries_scales else (1.0,))
     per_group = len(rows) // len(moments.reference)
     step = max(1, _TOGETHER // (len(factors) * rows.shape[1]))
-    ridge, errors = _chosen_ridge(rows, halves, layer.has_bias), np.zeros(3)
-    for group, (gram, cross, squares) in enumerate(zip(*moments.covariances(layer.has_bias), strict=True)):
+    ridge, errors = _chosen_ridge(rows, halves, centered), np.zeros(3)
+    for group, (gram, cross, squares) in enumerate(zip(*moments.covariances(centered), strict=True)):
         channels = slice(group * per_group, (group + 1) * per_group)
         target = _regressed(rows[channels], gram, cross, ridge)
         present = _errors(before[channels] * scales[channels, None], gram, cross, squares)
@@ -277,22 +326,22 @@ def _reconstruct_layer(layer: WeightedOp, source: WeightedOp, halves: _Halves) -
             inside = slice(start, min(start + step, per_group))
             outputs = slice(channels.start + inside.start, channels.start + inside.stop)
             chosen, tried, found = _rounded(
-                target[inside], scales[outputs], factors, layer.bits, gram, cross[:, inside], squares[inside]
+                target[inside], scales[outputs], factors, limits, gram, cross[:, inside], squares[inside]
             )
             better = found < best[inside]
             quantized[outputs][better] = chosen[better]
             scales[outputs] = np.where(better, tried, scales[outputs])
             best[inside] = np.where(better, found, best[inside])
         errors += [present.sum(), best.sum(), squares.sum()]
-    _write(layer, source, moments, quantized, scales)
-    return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
+    before_and_after = float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
+    return ChosenWeights(quantized, scales, before_and_after)
 
 
 def _rounded(
     target: NDArray,
     scales: NDArray,
     factors: NDArray,
-    bits: int,
+    limits: tuple[int, int],
     gram: NDArray,
     cross: NDArray,
     squares: NDArray,
@@ -300,14 +349,14 @@ def _rounded(
     """Round each row of `target` at its scale times the factor with the least error; return values, scales, errors."""
     tried = factors[:, None] * scales
     values = (target / tried[:, :, None]).reshape(-1, target.shape[1])
-    rounded = round_weights(values, gram, *QUANTIZED_LIMITS[bits])
+    rounded = round_weights(values, gram, *limits)
     weights = rounded * tried.reshape(-1, 1)
     errors = _errors(weights, gram, np.tile(cross, len(factors)), np.tile(squares, len(factors))).reshape(tried.shape)
     best = errors.argmin(axis=0), np.arange(len(target))
     return rounded.reshape(*tried.shape, -1)[best], tried[best], errors[best]
 
 
-def _chosen_ridge(rows: NDArray, halves: _Halves, centered: bool) -> float:
+def _chosen_ridge(rows: NDArray, halves: Halves, centered: bool) -> float:
     """Return the r of the module docstring: the one of a regression on one half with the least error on the other."""
     if len(halves) < 2:
         return math.inf
@@ -338,7 +387,7 @@ def _errors(weights: NDArray, gram: NDArray, cross: NDArray, squares: NDArray) -
     )
 
 
-def _write(layer: WeightedOp, source: WeightedOp, moments: _Moments, quantized: NDArray, scales: NDArray) -> None:
+def _write(layer: WeightedOp, source: WeightedOp, moments: LayerMoments, quantized: NDArray, scales: NDArray) -> None:
     data_scale = layer.data_scale
     layer.set_weights_by_output(quantized)
     if layer.has_own_scales:

@@ -60,6 +60,7 @@ TECHNIQUES = (
     ("cross_layer_equalization", "bias_correction"),
     ("gptq", "bias_correction"),
     ("cross_layer_equalization", "gptq", "bias_correction"),
+    ("gptq", "reconstruction"),
 )
 
 

@@ -18,6 +18,7 @@ from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.compression.qat.grids import round_to_flatbuffer
 from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, ema_ranges, lsq_ranges, measure_weights
+from tfq.compression.qat.weight_start import reconstruct_weights
 from tfq.compression.qat.weight_steps import initialize_steps, lsq_steps
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, warn
@@ -402,14 +403,17 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
         annotated = quantized(model, config)
         _warn_of_skipped(annotated.skipped, config)
         start = annotated.model
+    clusters = measure_clusters(start) if config.preserve_clusters else {}
     if not batches and calibration is not None and config.num_calibration_samples:
         batches = calibrate_ranges(start, calibration, config.num_calibration_samples)
+        if not resume.is_quantization_aware(model):
+            reconstruct_weights(start, model, calibration, config.num_calibration_samples, leave_out=clusters)
         widened = widen_ranges(start)
     return _Start(
         model=start,
         batches=batches,
         zeros=_sparsities(start) if config.preserve_sparsity else {},
-        clusters=measure_clusters(start) if config.preserve_clusters else {},
+        clusters=clusters,
         widened=widened,
     )
 

@@ -25,21 +25,17 @@ from tfq.ptq.weight_scales import least_error_scales
 HIGHEST = 7
 
 
-def int4_weights(model: Any) -> list[tuple[Any, Any, dict[str, Any]]]:
-    """Return (weight, quantizer, range variables) of each weight of a QAT model that is trained with 4 bits."""
-    return [
-        (weight, quantizer, variables)
-        for _, weight, quantizer, variables in tfmot_symbols.weight_ranges(model)
-        if getattr(quantizer, "num_bits", 8) == 4
-    ]
+def int4_weights(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
+    """Return `tfmot_symbols.weight_ranges` of the weights of a QAT model that are trained with 4 bits."""
+    return [place for place in tfmot_symbols.weight_ranges(model) if getattr(place[2], "num_bits", 8) == 4]
 
 
 def initialize_steps(model: Any) -> None:
     """Set the ranges of 4-bit weights to -7 and 7 times the steps with the least squared error."""
-    for weight, quantizer, variables in int4_weights(model):
+    for _, weight, quantizer, variables in int4_weights(model):
         rows = np.asarray(quantizer.rows(weight)).T.astype(np.float64)
         # Magnitudes have the errors of symmetric values, of which the file format has one more on the negative side.
-        _assign_steps(variables, least_error_scales(np.abs(rows), 4))
+        assign_steps(variables, least_error_scales(np.abs(rows), 4))
 
 
 @contextlib.contextmanager
@@ -58,17 +54,17 @@ def lsq_steps(model: Any, trained: Any) -> Iterator[None]:
     places = int4_weights(model)
     learned = []
     try:
-        for number, (_, quantizer, variables) in enumerate(places):
+        for number, (_, _, quantizer, variables) in enumerate(places):
             initial = np.asarray(variables["max_var"].numpy(), np.float32) / HIGHEST
             factor = tf.Variable(np.zeros_like(initial), name=f"learned_step_{number}", trainable=True)
             setattr(trained, f"_learned_step_{number}", factor)
             quantizer.learned = _lsq_quantizer(factor, initial)
             learned.append((factor, initial))
         yield
-        for (_, _, variables), (factor, initial) in zip(places, learned, strict=True):
-            _assign_steps(variables, initial * np.exp(factor.numpy()))
+        for (*_, variables), (factor, initial) in zip(places, learned, strict=True):
+            assign_steps(variables, initial * np.exp(factor.numpy()))
     finally:
-        for number, (_, quantizer, _) in enumerate(places[: len(learned)]):
+        for number, (_, _, quantizer, _) in enumerate(places[: len(learned)]):
             quantizer.learned = None
             delattr(trained, f"_learned_step_{number}")
 
@@ -99,6 +95,12 @@ def lsq_quantize(rows: Any, step: Any) -> Any:
     return steps * step
 
 
-def _assign_steps(variables: dict[str, Any], steps: NDArray) -> None:
+def steps_of(variables: dict[str, Any]) -> NDArray[np.float64]:
+    """Return the steps of the channels of a 4-bit weight, from its range variables: (channels,)."""
+    return np.asarray(variables["max_var"].numpy(), np.float64).reshape(-1) / HIGHEST
+
+
+def assign_steps(variables: dict[str, Any], steps: NDArray) -> None:
+    """Set the ranges of a 4-bit weight to -7 and 7 times its steps: (channels,)."""
     steps = np.asarray(steps, np.float32).reshape(np.shape(variables["max_var"]))
     tfmot_symbols.assign_ends(variables, -HIGHEST * steps, HIGHEST * steps)
