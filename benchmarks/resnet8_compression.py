@@ -129,7 +129,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.structured_pruning:
                 shape = StructuredPruningConfig(
-                    enabled=True, channel_multiple=4, distillation=DISTILLATION, **variant.structured_pruning
+                    enabled=True, channel_multiple=4, distillation=variant.distillation, **variant.structured_pruning
                 )
                 cut = prune_structured(model, fits[0], shape, data=splits["train"], teacher=teacher)
                 notes[0]["structured_pruning"] = cut.to_dict()
