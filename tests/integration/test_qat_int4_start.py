@@ -93,7 +93,7 @@ def test_clustered_layers_keep_their_weights(preserves):
     model = network()
     layer = model.get_layer("second")
     values, bias = layer.get_weights()
-    levels = np.array([-0.12, -0.05, 0.02, 0.07, 0.12], np.float32)
+    levels = np.array([-127, -47, 24, 65, 127], np.float32) * 1e-3  # values that int8 represents exactly
     layer.set_weights([levels[np.abs(values[..., None] - levels).argmin(axis=-1)], bias])
     start = started(model, preserve_clusters=preserves)
     assert (kernel(start, "second") == kernel(model, "second")).all() == preserves
