@@ -308,7 +308,7 @@ def choose_weights(
         scales: The present scales: (outputs,).
         halves: The moments of the layer.
         limits: The smallest and the largest quantized value.
-        centered: Whether something behind the weights, such as a bias, corrects the mean error.
+        centered: Whether something after the weights, such as a bias, corrects the mean error.
         tries_scales: Whether scales near the present ones are tried.
     """
     moments = functools.reduce(operator.add, halves)

@@ -32,7 +32,7 @@ def reconstruct_weights(
     """Choose the 4-bit weights and steps of a QAT model's convolutions and Dense layers, in place.
 
     The weights that are trained become those of the float model, moved to their quantized values as far as necessary.
-    The mean error of a layer is corrected in its bias, or in the moving mean of the BatchNormalization behind it.
+    The mean error of a layer is corrected in its bias, or in the moving mean of the BatchNormalization after it.
     Weights of exactly zero stay zero. Depthwise convolutions keep their weights.
 
     Args:
@@ -52,8 +52,8 @@ def reconstruct_weights(
         return
     original, _ = cloned(original)
     batches = list(batches_of(original, calibration, examples, "qat: calibration"))
-    for layer, *place in progress.counted(chosen, "choosing 4-bit weights", "layer"):
-        _choose(model, original, layer, *place, batches)
+    for layer, kernel, quantizer, variables in progress.counted(chosen, "choosing 4-bit weights", "layer"):
+        _choose(model, original, layer, kernel, quantizer, variables, batches)
 
 
 def _choose(

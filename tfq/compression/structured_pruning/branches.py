@@ -19,18 +19,22 @@ _FIELD = "compression.structured_pruning.branches"
 
 
 def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str, tuple[str, ...]]]:
-    """Return a copy of a model without the branches of some residual sums, and {sum: layers that are gone}.
+    """Return a model without the branches of some residual sums, and {sum: layers that are gone}.
 
-    The branch is the input of the sum with more layers of its own, which the other input does not need.
+    Without patterns it is the model itself, otherwise a copy.
+
+    The branch is the input of the sum with more layers that the other input does not need.
 
     Args:
         model: A functional or sequential tf_keras model. Its layers must not be called in any other graph.
         patterns: Name patterns of the sums: Add layers with two inputs.
 
     Raises:
-        InputError: A pattern matches no residual sum, both inputs of a sum have as many layers of their own, or the
+        InputError: A pattern matches no residual sum, both inputs of a sum have as many of these layers, or the
             inputs do not have the same shape.
     """
+    if not patterns:
+        return model, {}
     sums = {layer.name: layer for layer in model.layers if _is_sum(layer)}
     reasons = {layer.name: None if layer.name in sums else "it adds no two tensors" for layer in model.layers}
     for pattern in patterns:
@@ -88,7 +92,7 @@ def _shortcut(layer: Any) -> int:
         raise _ambiguous(layer, f"its inputs have the shapes {tensors[0].shape} and {tensors[1].shape}")
     one, other = (_ancestors(tensor) for tensor in tensors)
     if len(one - other) == len(other - one):
-        raise _ambiguous(layer, f"both of its inputs have as many layers of their own ({len(one - other)})")
+        raise _ambiguous(layer, f"each of its inputs has {len(one - other)} layers that the other does not need")
     return int(len(one - other) > len(other - one))
 
 

@@ -9,7 +9,7 @@ branches can be removed.
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,12 +282,9 @@ def prune_structured(
     _check_target_cost(config.target_cost)
     _require_finite(model)
     original, _ = cloned(model)
-    complete_trace, branches = trace_channels(original, config.norm), dict[str, tuple[str, ...]]()
-    if config.branches:
-        remaining, branches = without_branches(original, config.branches)
-        trace = trace_channels(remaining, config.norm)
-    else:
-        remaining, trace = original, complete_trace
+    remaining, branches = without_branches(original, config.branches)
+    complete_trace = trace_channels(original, config.norm)
+    trace = trace_channels(remaining, config.norm) if branches else complete_trace
     targets = parse_targets(config.targets, "structured_pruning", "fraction", 1)
     scores = _scores(remaining, trace, config, data)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets, scores)
@@ -302,10 +299,7 @@ def prune_structured(
     if trace.uncounted:
         names = ", ".join(trace.uncounted)
         warn(f"structured_pruning: the multiply-adds of {names} are not counted")
-    refit_errors: dict[str, tuple[float, float]] = {}
-    if data is not None and config.refit_examples:
-        changed = readers_of(original, branches, is_matrix_product)
-        refit_errors = refit(original, small, kept, data, config.refit_examples, changed)
+    refit_errors = _refit(original, small, kept, branches, data, config.refit_examples)
     layers = {layer.name: layer for layer in small.layers}
     pairs = {id(layer): layers[layer.name] for layer in model.layers if layer.name in layers}
     keep_class(model, small, pairs, "structured_pruning")
@@ -332,6 +326,15 @@ def prune_structured(
         max_difference=difference,
         refit=refit_errors,
     )
+
+
+def _refit(
+    original: Any, small: Any, kept: rebuild.Kept, branches: Iterable[str], data: Data, examples: int
+) -> dict[str, tuple[float, float]]:
+    """Return `rebuild.refit`, also of the layers that read sums without their branch; nothing without data."""
+    if data is None or not examples:
+        return {}
+    return refit(original, small, kept, data, examples, readers_of(original, branches, is_matrix_product))
 
 
 def _scores(original: Any, trace: Trace, config: StructuredPruningConfig, data: Data) -> Mapping[int, float]:
