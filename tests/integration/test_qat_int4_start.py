@@ -10,11 +10,10 @@ from tfq.compression.training import deterministic
 from tfq.config import QATConfig
 from tfq.keras_bridge import import_tf_keras
 
-INT4 = QATConfig(int4_layers=("*",))
 RNG = np.random.default_rng(0)
 
 
-def correlated_images(count=96):
+def correlated_images(count=200):
     """Return smooth images: neighboring pixels have similar values, so that inputs are redundant."""
     noise = RNG.normal(size=(count, 12, 12, 3))
     for axis in (1, 2):
@@ -44,7 +43,7 @@ def started(model, monkeypatch=None, **settings):
     """Return the model that training starts from; with `monkeypatch`, its weights are rounded to nearest."""
     if monkeypatch:
         monkeypatch.setattr("tfq.compression.qat.qat.reconstruct_weights", lambda *arguments, **settings: None)
-    return untrained_qat_model(model, IMAGES, QATConfig(int4_layers=("*",), num_calibration_samples=96, **settings))
+    return untrained_qat_model(model, IMAGES, QATConfig(int4_layers=("*",), num_calibration_samples=200, **settings))
 
 
 def outputs(model, *names):
@@ -111,3 +110,22 @@ def test_depthwise_convolutions_keep_their_weights():
     weight = next(weight.numpy() for weight in wrapper.weights if "depthwise_kernel" in weight.name)
     np.testing.assert_array_equal(weight, model.get_layer("depthwise").get_weights()[0])
     assert (kernel(start, "pointwise") != kernel(model, "pointwise")).any()
+
+
+def test_examples_with_far_larger_values_do_not_decide(monkeypatch):
+    model = network()
+    (expected,) = outputs(model)
+    usual = started(model)
+    monkeypatch.setattr("test_qat_int4_start.IMAGES", np.concatenate([IMAGES[:198], 1000 * IMAGES[198:]]))
+    few = started(model)
+    monkeypatch.undo()
+    errors = [np.square(outputs(start)[0] - expected).mean() for start in (usual, few)]
+    assert errors[1] < 2 * errors[0]
+
+
+def test_several_layers_of_one_pass_are_chosen_too(monkeypatch):
+    model = network()
+    (expected,) = outputs(model)
+    monkeypatch.setattr("tfq.compression.qat.weight_start._MOST_PASSES", 1)
+    together = np.square(outputs(started(model))[0] - expected).mean()
+    assert together < 0.5 * np.square(outputs(started(model, monkeypatch))[0] - expected).mean()

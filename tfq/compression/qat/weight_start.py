@@ -7,8 +7,9 @@ by layer on calibration data, as in `tfq.ptq.reconstruction`: the outputs of a l
 to those of the float model.
 """
 
-from collections.abc import Collection
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tfq import progress
 from tfq.compression._tfmot.tfmot_symbols import wrapped
 from tfq.compression.graph import cloned
-from tfq.compression.layer_inputs import inputs_of, is_matrix_product, rows_of
+from tfq.compression.layer_inputs import is_matrix_product, rows_of
 from tfq.compression.qat.weight_steps import HIGHEST, assign_steps, int4_weights, steps_of
 from tfq.compression.training import batches_of
 from tfq.keras_bridge import import_tf_keras
@@ -24,6 +25,25 @@ from tfq.ptq.reconstruction import Halves, LayerMoments, choose_weights
 
 # How far the trained weights are from their quantized values at most, in steps: half of what changes the latter.
 _FROM_QUANTIZED = 0.25
+# Passes of both models over the examples. Only one layer of a pass corrects errors of the layers before it.
+_MOST_PASSES = 16
+# Examples do not count for a layer if the mean square of its inputs is above this multiple of the median.
+_MOST_ENERGY = 16.0
+
+
+class _Place(NamedTuple):
+    """A layer of the QAT model whose weights are chosen, the same layer of the float model, and its 4-bit kernel."""
+
+    layer: Any
+    old: Any
+    kernel: Any
+    quantizer: Any
+    variables: dict[str, Any]
+
+    @property
+    def rows(self) -> NDArray[np.float64]:
+        """The weights: (outputs, K)."""
+        return np.asarray(self.quantizer.rows(self.kernel)).T.astype(np.float64)
 
 
 def reconstruct_weights(
@@ -42,34 +62,29 @@ def reconstruct_weights(
         examples: How many of them to use.
         leave_out: Names of layers of `original` that keep their weights.
     """
+    original, _ = cloned(original)
     layers = {layer.name: layer for layer in model.layers if is_matrix_product(wrapped(layer))}
-    chosen = [
-        (layers[name], weight, quantizer, variables)
+    places = [
+        _Place(layers[name], original.get_layer(wrapped(layers[name]).name), weight, quantizer, variables)
         for name, weight, quantizer, variables in int4_weights(model)
         if name in layers and wrapped(layers[name]).name not in leave_out
     ]
-    if not chosen:
+    if not places:
         return
-    original, _ = cloned(original)
     batches = list(batches_of(original, calibration, examples, "qat: calibration"))
-    for layer, kernel, quantizer, variables in progress.counted(chosen, "choosing 4-bit weights", "layer"):
-        _choose(model, original, layer, kernel, quantizer, variables, batches)
+    usual = _usual_examples(original, places, batches)
+    together = math.ceil(len(places) / _MOST_PASSES)
+    passes = [slice(start, start + together) for start in range(0, len(places), together)]
+    for group in progress.counted(passes, "choosing 4-bit weights", "pass"):
+        moments = _moments(model, original, places[group], batches, usual[group])
+        for place, halves in zip(places[group], moments, strict=True):
+            _choose(place, halves)
 
 
-def _choose(
-    model: Any,
-    original: Any,
-    layer: Any,
-    kernel: Any,
-    quantizer: Any,
-    variables: dict[str, Any],
-    batches: list[list[NDArray]],
-) -> None:
-    inner, old = wrapped(layer), original.get_layer(wrapped(layer).name)
-    normalization = _normalization_behind(layer)
-    rows = np.asarray(quantizer.rows(kernel)).T.astype(np.float64)
-    steps = steps_of(variables)
-    halves = _moments(model, original, layer, old, rows, batches)
+def _choose(place: _Place, halves: Halves) -> None:
+    """Change the weights, steps and bias of a layer."""
+    rows, steps = place.rows, steps_of(place.variables)
+    inner, normalization = wrapped(place.layer), _normalization_after(place.layer)
     found = choose_weights(
         rows,
         np.clip(np.rint(rows / steps[:, None]), -HIGHEST, HIGHEST),
@@ -80,8 +95,8 @@ def _choose(
         tries_scales=True,
     )
     ends = ((found.quantized + side * _FROM_QUANTIZED) * found.scales[:, None] for side in (-1, 1))
-    kernel.assign(np.clip(rows, *ends).T.reshape(kernel.shape))
-    assign_steps(variables, found.scales)
+    place.kernel.assign(np.clip(rows, *ends).T.reshape(place.kernel.shape))
+    assign_steps(place.variables, found.scales)
     moments = sum(halves[1:], start=halves[0])
     missing = moments.mean_targets[0] - (found.quantized * found.scales[:, None]) @ moments.inputs.mean[0]
     if inner.use_bias:
@@ -90,30 +105,76 @@ def _choose(
         normalization.moving_mean.assign_sub(missing.astype(np.float32))
 
 
-def _moments(model: Any, original: Any, layer: Any, old: Any, rows: NDArray, batches: list[list[NDArray]]) -> Halves:
-    """Return the moments of the layer's inputs in the QAT model and of its outputs in the float model.
+def _inputs_of(model: Any, layers: Sequence[Any]) -> Callable[[list[NDArray]], list[NDArray]]:
+    """Return a function from a batch of the model's inputs to the inputs of layers."""
+    submodel = import_tf_keras().Model(model.inputs, [layer.input for layer in layers])
 
-    Examples with even and with odd numbers are the two halves.
+    def inputs(batch: list[NDArray]) -> list[NDArray]:
+        results = submodel(batch if len(batch) > 1 else batch[0], training=False)
+        return [np.asarray(item) for item in (results if isinstance(results, list) else [results])]
+
+    return inputs
+
+
+def _usual_examples(original: Any, places: Sequence[_Place], batches: list[list[NDArray]]) -> list[NDArray[np.bool_]]:
+    """Return which examples count, for each layer: (examples,); see `_MOST_ENERGY`."""
+    inputs = _inputs_of(original, [place.old for place in places])
+    energies = np.concatenate(
+        [
+            np.stack([np.square(item.reshape(len(item), -1), dtype=np.float64).mean(axis=1) for item in inputs(batch)])
+            for batch in batches
+        ],
+        axis=1,
+    )
+    return list(energies <= _MOST_ENERGY * np.median(energies, axis=1, keepdims=True))
+
+
+def _moments(
+    model: Any,
+    original: Any,
+    places: Sequence[_Place],
+    batches: list[list[NDArray]],
+    usual: Sequence[NDArray[np.bool_]],
+) -> list[Halves]:
+    """Return the moments of the layers' inputs in the QAT model and of their outputs in the float model.
+
+    As in `tfq.ptq.reconstruction`, only the first layer gets the outputs of the float model. Those of the others are
+    the outputs for their inputs in the QAT model. Examples with even and with odd numbers are the two halves.
     """
-    exact, rounded = inputs_of(original, old), inputs_of(model, layer)
-    halves: list[LayerMoments] = []
+    exact = _inputs_of(original, [places[0].old])
+    rounded = _inputs_of(model, [place.layer for place in places])
+    all_rows = [place.rows for place in places]
+    found: list[list[LayerMoments]] = [[] for _ in places]
+    first = 0
     for batch in batches:
-        arrays = rounded(batch), exact(batch)
-        for place in range(min(2, len(arrays[0]))):
-            patches, expected = (rows_of(old, array[place::2])[:, : rows.shape[1]] for array in arrays)
-            moments = LayerMoments.of(
-                patches[None].astype(np.float32),
-                (expected @ rows.T)[None].astype(np.float32),
-                halves[0] if halves else None,
-            )
-            if place < len(halves):
-                halves[place] += moments
-            else:
-                halves.append(moments)
-    return tuple(halves)
+        (expected,), actual = exact(batch), rounded(batch)
+        for number, (place, rows, halves) in enumerate(zip(places, all_rows, found, strict=True)):
+            counts = usual[number][first : first + len(expected)]
+            targets = actual[number] if number else expected
+            pairs = (array[counts] for array in (actual[number], targets))
+            _add_halves(halves, place.old, rows, *pairs)
+        first += len(expected)
+    return [tuple(halves) for halves in found]
 
 
-def _normalization_behind(layer: Any) -> Any | None:
+def _add_halves(
+    halves: list[LayerMoments], layer: Any, rows: NDArray[np.float64], actual: NDArray, targets: NDArray
+) -> None:
+    """Add the moments of some examples, given the layer's inputs in the QAT model and those that targets are from."""
+    for place in range(min(2, len(actual))):
+        patches, expected = (rows_of(layer, array[place::2])[:, : rows.shape[1]] for array in (actual, targets))
+        moments = LayerMoments.of(
+            patches[None].astype(np.float32),
+            (expected @ rows.T)[None].astype(np.float32),
+            halves[0] if halves else None,
+        )
+        if place < len(halves):
+            halves[place] += moments
+        else:
+            halves.append(moments)
+
+
+def _normalization_after(layer: Any) -> Any | None:
     """Return the BatchNormalization that alone reads a layer, or None."""
     nodes = layer.outbound_nodes
     only = wrapped(nodes[0].layer) if len(nodes) == 1 else None
