@@ -83,6 +83,9 @@ def test_a_caller_that_stops_early_leaves_no_children():
     results = map_in_children(model, inputs, numbered(10_000), lambda values: 0, num_workers=2)
     next(results)
     server = forks._server[0].pid
+    deadline = time.monotonic() + 30
+    while len(children_of(server)) < 2 and time.monotonic() < deadline:  # the second one may start later
+        time.sleep(0.01)
     assert len(children_of(server)) == 2
     results.close()
     deadline = time.monotonic() + 5

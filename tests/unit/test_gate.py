@@ -364,6 +364,15 @@ def test_a_damaged_record_is_refused(baseline, missing):
         comparison.gate_records(baseline, damaged)
 
 
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}])
+def test_a_metric_that_is_no_number_is_a_clear_error(baseline, value):
+    damaged = copy.deepcopy(baseline)
+    damaged["evaluation"]["metrics"]["top1"]["value"] = value
+    for records in ((damaged, baseline), (baseline, damaged)):
+        with refused(InputError, field="comparison.baseline"):
+            comparison.gate_records(*records)
+
+
 def places_of(value, path=()):
     """Yield the path of each value inside a record."""
     yield path

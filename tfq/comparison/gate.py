@@ -96,7 +96,7 @@ def gate_records(
         )
     except TfqError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
             f"a record is damaged ({type(error).__name__}: {error}). Write both again with this version of tfq",
             field="comparison.baseline",

@@ -105,8 +105,8 @@ def metric_changes(new: Measured, old: Measured, *, same_examples: bool) -> tupl
         changes.append(
             MetricChange(
                 **_identity(output, name, facts),
-                old=other["value"],
-                new=facts["value"],
+                old=float(other["value"]),
+                new=float(facts["value"]),
                 old_interval=ends[1],
                 new_interval=ends[0],
                 difference=difference,
@@ -138,8 +138,8 @@ def changes_from_reference(evaluation: Mapping[str, Any]) -> tuple[MetricChange,
         changes.append(
             MetricChange(
                 **_identity(output, name, facts),
-                old=facts["reference"],
-                new=facts["value"],
+                old=float(facts["reference"]),
+                new=float(facts["value"]),
                 old_interval=None,
                 new_interval=_interval(facts.get("interval")),
                 difference=difference,

@@ -290,15 +290,12 @@ def prune_structured(
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets, scores)
     if not groups and not branches:
         raise _nothing_to_prune(model, skipped)
-    _warn_of_magnitudes(groups, config)
+    _warn_of_limits(trace, groups, config)
     cost = registry.get(ChannelCost, config.cost, field="compression.structured_pruning.cost")
     removed_roots, before, after = _selected(complete_trace, trace, groups, config, cost, skipped)
     kept = rebuild.kept_channels(remaining, trace.channels, trace.sites, removed_roots)
     small = rebuild.without_channels(remaining, kept)
     difference = _max_difference(remaining, small, trace, kept)
-    if trace.uncounted:
-        names = ", ".join(trace.uncounted)
-        warn(f"structured_pruning: the multiply-adds of {names} are not counted")
     refit_errors = _refit(original, small, kept, branches, data, config.refit_examples)
     layers = {layer.name: layer for layer in small.layers}
     pairs = {id(layer): layers[layer.name] for layer in model.layers if layer.name in layers}
@@ -354,7 +351,10 @@ def _scores(original: Any, trace: Trace, config: StructuredPruningConfig, data: 
     return scores
 
 
-def _warn_of_magnitudes(groups: Sequence[Group], config: StructuredPruningConfig) -> None:
+def _warn_of_limits(trace: Trace, groups: Sequence[Group], config: StructuredPruningConfig) -> None:
+    """Warn of layers whose multiply-adds are not counted, and of filters that the criterion cannot rank."""
+    if trace.uncounted:
+        warn(f"structured_pruning: the multiply-adds of {', '.join(trace.uncounted)} are not counted")
     names = [name for group in groups if group.by_magnitude for name in group.layers]
     if names:
         warn(
