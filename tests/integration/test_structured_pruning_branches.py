@@ -29,7 +29,7 @@ def two_blocks(branches=(True, True)):
         y = layers.Conv2D(8, 3, padding="same", activation="relu", name="inner0")(x)
         y = layers.BatchNormalization(name="norm0")(layers.Conv2D(8, 1, name="outer0")(y))
         x = layers.Add(name="sum0")([x, y])
-    x = layers.ReLU(name="relu0")(x)
+        x = layers.ReLU(name="relu0")(x)  # without the branch, it changes nothing after the stem's
     shortcut = layers.Conv2D(12, 1, strides=2, name="projection")(x)
     if branches[1]:
         y = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="inner1")(x)
@@ -53,7 +53,7 @@ def test_the_model_computes_what_its_other_layers_do(name, left):
     np.testing.assert_allclose(outputs(result.model), outputs(expected), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(outputs(model), before)
     assert result.removed == {}
-    branches = {"sum0": ("inner0", "outer0", "norm0"), "sum1": ("inner1", "outer1")}
+    branches = {"sum0": ("inner0", "outer0", "norm0", "relu0"), "sum1": ("inner1", "outer1")}
     assert result.branches == {sum_: layers for sum_, layers in branches.items() if name in (sum_, "sum*")}
     macs = tuple(sum(count_macs(item).values()) for item in (model, expected))
     assert (result.macs_before, result.macs_after) == macs
@@ -98,6 +98,26 @@ def test_a_layer_of_the_branch_that_something_else_needs_stays():
     result = prune_structured(keras.Model(source, x), config=config(branches=("sum",), target_cost=0.99))
     assert result.branches == {"sum": ("own",)}
     assert [layer.name for layer in result.model.layers if "shared" in layer.name] == ["shared"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_removed"),
+    [("relu", "relu", True), ("softplus", "relu", True), ("relu", "tanh", False), ("linear", "relu", False),
+     ("tanh", "tanh", False)],
+)  # fmt: skip
+def test_only_an_activation_that_changes_nothing_is_removed_with_the_branch(before, after, is_removed):
+    keras = import_tf_keras()
+    layers = keras.layers
+    source = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation=before, name="stem")(source)
+    x = layers.Add(name="sum")([x, layers.Conv2D(8, 1, name="own")(x)])
+    x = layers.Activation(after, name="after")(x)
+    model = keras.Model(source, layers.Conv2D(4, 3, name="next")(x))
+    result = prune_structured(model, config=config(branches=("sum",), target_cost=0.99))
+    assert result.branches == {"sum": ("own", "after") if is_removed else ("own",)}
+    by_name = {layer.name: layer for layer in model.layers}
+    values = by_name["next"](by_name["after"](by_name["stem"](IMAGES)))
+    np.testing.assert_allclose(outputs(result.model), values, rtol=1e-5, atol=1e-6)
 
 
 def equal_inputs():

@@ -4,11 +4,16 @@
 A residual sum adds two tensors: what a branch of layers computes, and the input of the branch, unchanged or after a
 projection. Without the branch, the sum is the other tensor. Kernels compute several channels at once, so that a layer
 with fewer channels may cost as much as before; a removed branch costs nothing.
+
+If the sum is followed by an activation that the other tensor already has, as in ResNet, this activation is removed too:
+a second ReLU changes nothing, but in a quantized model it is an op that may take as long as a convolution.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from tfq.compression.graph import cloned, reconnected
 from tfq.errors import InputError
@@ -46,10 +51,13 @@ def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str
             layers="residual sum (an Add layer with two inputs)",
         )
     shortcuts = {name: _shortcut(layer) for name, layer in sums.items() if fits(name, patterns)}
+    repeated = {name: after for name, place in shortcuts.items() if (after := _repeated(sums[name], place))}
 
     def replaced(layer: Any) -> list[Any]:
         if isinstance(layer, import_tf_keras().layers.InputLayer):
             return []
+        if layer.name in repeated.values():
+            return [lambda tensor: tensor]
         place = shortcuts.get(layer.name)
         return [layer] if place is None else [lambda tensors: tensors[place]]
 
@@ -60,7 +68,8 @@ def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str
     removed: dict[str, tuple[str, ...]] = {}
     for name in shortcuts:  # in the order of the graph: a layer belongs to the first sum that it led to
         counted = set(itertools.chain(*removed.values()))
-        removed[name] = tuple(item for item in gone if item in before[name] and item not in counted)
+        own = before[name] | {repeated.get(name)}
+        removed[name] = tuple(item for item in gone if item in own and item not in counted)
     return small, removed
 
 
@@ -94,6 +103,22 @@ def _shortcut(layer: Any) -> int:
     if len(one - other) == len(other - one):
         raise _ambiguous(layer, f"each of its inputs has {len(one - other)} layers that the other does not need")
     return int(len(one - other) > len(other - one))
+
+
+def _repeated(layer: Any, place: int) -> str | None:
+    """Return the activation after a sum that does not change input `place` of the sum, or None."""
+    import tensorflow as tf
+
+    tensor, nodes = layer.inbound_nodes[0].keras_inputs[place], layer.outbound_nodes
+    after = nodes[0].layer if len(nodes) == 1 else None
+    if type(after).__name__ not in ("Activation", "ReLU") or len(after.inbound_nodes) != 1:
+        return None
+    maker = tensor.node.layer
+    activation = getattr(maker, "activation", None) or (maker if type(maker).__name__ == "ReLU" else None)
+    if activation is None:
+        return None
+    values = activation(tf.constant(np.random.default_rng(0).normal(0, 4, (64, tensor.shape[-1])), tf.float32))
+    return after.name if np.array_equal(after(values), values) else None
 
 
 def _ambiguous(layer: Any, reason: str) -> InputError:
