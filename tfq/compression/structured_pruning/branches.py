@@ -111,7 +111,7 @@ def _repeated(layer: Any, place: int) -> str | None:
 
     tensor, nodes = layer.inbound_nodes[0].keras_inputs[place], layer.outbound_nodes
     after = nodes[0].layer if len(nodes) == 1 else None
-    if type(after).__name__ not in ("Activation", "ReLU") or len(after.inbound_nodes) != 1:
+    if after is None or type(after).__name__ not in ("Activation", "ReLU") or len(after.inbound_nodes) != 1:
         return None
     maker = tensor.node.layer
     activation = getattr(maker, "activation", None) or (maker if type(maker).__name__ == "ReLU" else None)
