@@ -421,7 +421,7 @@ def test_the_steps_of_a_compression_are_listed_by_layer():
         "structured_pruning": {
             "removed": {"conv": {"kept": 8, "of": 32}}, "skipped": {"lstm": "not followed"},
             "macs_before": 1000, "macs_after": 400, "parameters_before": 90, "parameters_after": 40,
-            "refit": {"head": {"before": 0.5, "after": 0.125}},
+            "refit": {"head": {"before": 0.5, "after": 0.125}}, "branches": {"sum": ["inner", "outer"]},
         },
         "pruning_plan": {"pruned": ["conv"], "skipped": {"relu": "ReLU has no weights"}},
     }  # fmt: skip
@@ -437,7 +437,7 @@ def test_the_steps_of_a_compression_are_listed_by_layer():
     )
     assert ("channels of conv", "32", "8") in filters.rows
     assert ("error of head, by refitting", "50.00%", "12.50%") in filters.rows
-    assert filters.notes == ("lstm: not followed",)
+    assert filters.notes == ("sum: without inner, outer", "lstm: not followed")
     assert pruned.rows[0] == ("pruned", "1", "conv")
 
 

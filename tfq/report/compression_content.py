@@ -350,14 +350,15 @@ def _structured_pruning(pruned: Record) -> Table | None:
         (f"error of {plain(name)}, by refitting", percent(layer.get("before")), percent(layer.get("after")))
         for name, layer in part(pruned, "refit").items()
     ]
-    skipped = {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}
+    notes = {plain(name): f"without {', '.join(map(plain, layers))}" for name, layers in part(pruned, "branches").items()}
+    notes |= {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}
     return Table(
         key="structured_pruning",
         columns=("what", "before", "after"),
         rows=tuple(rows),
         numeric=(False, True, True),
         caption="Structured pruning",
-        notes=tuple(f"{name}: {reason}" for name, reason in skipped.items()),
+        notes=tuple(f"{name}: {text}" for name, text in notes.items()),
     )
 
 
