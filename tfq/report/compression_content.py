@@ -350,7 +350,8 @@ def _structured_pruning(pruned: Record) -> Table | None:
         (f"error of {plain(name)}, by refitting", percent(layer.get("before")), percent(layer.get("after")))
         for name, layer in part(pruned, "refit").items()
     ]
-    notes = {plain(name): f"without {', '.join(map(plain, layers))}" for name, layers in part(pruned, "branches").items()}
+    branches = part(pruned, "branches").items()
+    notes = {plain(name): f"without {', '.join(map(plain, layers or []))}" for name, layers in branches}
     notes |= {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}
     return Table(
         key="structured_pruning",
