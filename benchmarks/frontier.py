@@ -149,11 +149,11 @@ class Draw:
                 basis=self.basis,
             )
             bound = len(base) - int((1 - FRACTION) * weight_bytes(base))
-            expected, levels, least = outputs_of(self.floating, data), None, math.inf
+            levels, least = None, math.inf
             for _ in range(rounds + 1):
                 table = measurement.table(layers_of(self.floating), (BASE_LEVEL, "int4"), around=levels)
                 changed = assigned(table, solver, bound, lambda levels: len(content(levels, fast)))
-                distortion = output_distortion(outputs_of(content(changed, fast), data), expected)
+                distortion = measurement.distortion(content(changed, fast))
                 print(f"distortion {distortion:.4g}", file=sys.stderr)
                 if distortion >= least:
                     break

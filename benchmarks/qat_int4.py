@@ -67,7 +67,7 @@ def measured(name: str, start: Any, splits: dict[str, Any], phase: Phase, seed: 
         fit(trained, [])
         content = tfq.convert(trained, config=tfq.ConversionConfig(scheme="float32"))
     else:
-        content = tfq.convert(tfq.qat(start, fit, config, calibration=splits["train"], teacher=None))
+        content = tfq.convert(tfq.qat(start, fit, config, calibration=splits["train"]))
     write_bytes(path, content)
     accuracy = tfq.evaluate(content, splits["test"], tfq.EvaluationConfig(num_runs=0)).accuracy
     return {**record, "accuracy": accuracy, "bytes": len(content), "scheme": tfq.audit(content).scheme}

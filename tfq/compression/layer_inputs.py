@@ -23,10 +23,17 @@ def is_matrix_product(layer: Any) -> bool:
 
 def inputs_of(model: Any, layer: Any) -> Callable[[Sequence[NDArray]], NDArray]:
     """Return a function that computes the layer's input for a batch of model inputs."""
-    submodel = import_tf_keras().Model(model.inputs, layer.input)
+    inputs = inputs_of_layers(model, [layer])
+    return lambda batch: inputs(batch)[0]
 
-    def inputs(batch: Sequence[NDArray]) -> NDArray:
-        return np.asarray(submodel(list(batch) if len(batch) > 1 else batch[0], training=False))
+
+def inputs_of_layers(model: Any, layers: Sequence[Any]) -> Callable[[Sequence[NDArray]], list[NDArray]]:
+    """Return a function that computes the input of each layer for a batch of model inputs."""
+    submodel = import_tf_keras().Model(model.inputs, [layer.input for layer in layers])
+
+    def inputs(batch: Sequence[NDArray]) -> list[NDArray]:
+        results = submodel(list(batch) if len(batch) > 1 else batch[0], training=False)
+        return [np.asarray(item) for item in (results if isinstance(results, (list, tuple)) else [results])]
 
     return inputs
 

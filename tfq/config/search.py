@@ -77,8 +77,8 @@ class SearchConfig(Config):
     )
     refinements: int = setting(
         0,
-        "how often at most the levels of each size are improved: the effects of all levels are measured again around "
-        "the best assignment so far, which takes as long as the first time",
+        "how many times at most the levels of each size are improved: the effects of all levels are measured again "
+        "around the best assignment so far, which takes as long as the first time",
         minimum=0,
     )
     sensitivity_examples: int = setting(128, "training examples used to measure the sensitivity of layers", minimum=1)

@@ -446,13 +446,14 @@ class _Search:
 
         layers, levels = self._ranked(), available_levels(self._conversion, self._config.levels)
         best = min(starts, key=distortion)
+        least = distortion(best)
         for number in range(self._config.refinements):
             table = measurement.table(layers, levels, self._progress, around=dict(best.candidate.levels))
             name = f"at most {bounds['bytes']:,} bytes, refined {number + 1} times"
             changed = self._fitting(table, best_assignment, bounds, base, name)
-            if changed is None or distortion(changed) >= distortion(best):
+            if changed is None or (found := distortion(changed)) >= least:
                 break
-            best = changed
+            best, least = changed, found
         return best
 
     def _fitting(

@@ -8,7 +8,7 @@ to those of the float model.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from tfq import progress
 from tfq.compression._tfmot.tfmot_symbols import wrapped
 from tfq.compression.graph import cloned
-from tfq.compression.layer_inputs import is_matrix_product, rows_of
+from tfq.compression.layer_inputs import inputs_of_layers, is_matrix_product, rows_of
 from tfq.compression.qat.weight_steps import HIGHEST, assign_steps, int4_weights, steps_of
 from tfq.compression.training import batches_of
 from tfq.keras_bridge import import_tf_keras
 from tfq.ptq.reconstruction import Halves, LayerMoments, choose_weights
 
-# How far the trained weights are from their quantized values at most, in steps: half of what changes the latter.
+# How far the trained weights are from their quantized values at most, in steps. From half a step on, they would
+# round to other values.
 _FROM_QUANTIZED = 0.25
 # Passes of both models over the examples. Only one layer of a pass corrects errors of the layers before it.
 _MOST_PASSES = 16
@@ -105,20 +106,9 @@ def _choose(place: _Place, halves: Halves) -> None:
         normalization.moving_mean.assign_sub(missing.astype(np.float32))
 
 
-def _inputs_of(model: Any, layers: Sequence[Any]) -> Callable[[list[NDArray]], list[NDArray]]:
-    """Return a function from a batch of the model's inputs to the inputs of layers."""
-    submodel = import_tf_keras().Model(model.inputs, [layer.input for layer in layers])
-
-    def inputs(batch: list[NDArray]) -> list[NDArray]:
-        results = submodel(batch if len(batch) > 1 else batch[0], training=False)
-        return [np.asarray(item) for item in (results if isinstance(results, list) else [results])]
-
-    return inputs
-
-
 def _usual_examples(original: Any, places: Sequence[_Place], batches: list[list[NDArray]]) -> list[NDArray[np.bool_]]:
     """Return which examples count, for each layer: (examples,); see `_MOST_ENERGY`."""
-    inputs = _inputs_of(original, [place.old for place in places])
+    inputs = inputs_of_layers(original, [place.old for place in places])
     energies = np.concatenate(
         [
             np.stack([np.square(item.reshape(len(item), -1), dtype=np.float64).mean(axis=1) for item in inputs(batch)])
@@ -141,8 +131,8 @@ def _moments(
     As in `tfq.ptq.reconstruction`, only the first layer gets the outputs of the float model. Those of the others are
     the outputs for their inputs in the QAT model. Examples with even and with odd numbers are the two halves.
     """
-    exact = _inputs_of(original, [places[0].old])
-    rounded = _inputs_of(model, [place.layer for place in places])
+    exact = inputs_of_layers(original, [places[0].old])
+    rounded = inputs_of_layers(model, [place.layer for place in places])
     all_rows = [place.rows for place in places]
     found: list[list[LayerMoments]] = [[] for _ in places]
     first = 0

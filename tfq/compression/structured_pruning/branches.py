@@ -28,7 +28,7 @@ def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str
 
     Without patterns it is the model itself, otherwise a copy.
 
-    The branch is the input of the sum with more layers that the other input does not need.
+    The branch is the input of the sum that depends on more layers of which the other input is independent.
 
     Args:
         model: A functional or sequential tf_keras model. Its layers must not be called in any other graph.
@@ -41,7 +41,7 @@ def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str
     if not patterns:
         return model, {}
     sums = {layer.name: layer for layer in model.layers if _is_sum(layer)}
-    reasons = {layer.name: None if layer.name in sums else "it adds no two tensors" for layer in model.layers}
+    reasons = {layer.name: None if layer.name in sums else "it does not add two tensors" for layer in model.layers}
     for pattern in patterns:
         check_fits(
             f"structured_pruning: the pattern {pattern!r} in branches",

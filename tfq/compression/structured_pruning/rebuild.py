@@ -189,8 +189,8 @@ def refit(
 ) -> dict[str, tuple[float, float]]:
     """Refit the weights of the small model in place, by least squares over examples.
 
-    Convolutions and Dense layers whose inputs are others than before are refit in the order of the graph. A layer reads
-    the outputs of the layers that were refit before, so that it also corrects their errors. Other layers keep their
+    Convolutions and Dense layers whose inputs have changed are refit in the order of the graph. A layer reads the
+    outputs of the layers that were refit before, so that it also corrects their errors. Other layers keep their
     weights.
 
     Args:
