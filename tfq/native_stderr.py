@@ -3,12 +3,13 @@
 
 TensorFlow's converter and quantizer write to file descriptor 2, past `sys.stderr` and past every log level.
 `captured_stderr` redirects the descriptor during one call. Afterwards it removes the lines that are known noise and
-writes the rest to the real stderr.
+writes the rest to the real stderr. `stdout_to_stderr` keeps a library's lines out of stdout, which may be a record.
 
 Set the environment variable TF_CPP_MIN_LOG_LEVEL=0 (TensorFlow's own switch) to see all lines.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ _NOISE = re.compile(
     rb"|To enable the following instructions: "
     rb"|fully_quantize: \d+, inference_type: "
     rb"|INFO: (?:Created TensorFlow Lite |Initialized TensorFlow Lite |Applying \d+ TensorFlow Lite )"
+    rb"|HighsMip\w+::"  # the solver behind scipy.optimize.milp, with options that ask for no lines
     rb")[^\r\n]*\n?"
 )
 # What MLIR writes about a failure, as in "loc("conv"): error: ...", "<unknown>:0: note: ...".
@@ -82,6 +84,28 @@ class CapturedStderr:
         return content
 
 
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirect file descriptor 1 to 2 during one call of a library that writes to stdout.
+
+    Python's own `sys.stdout` is redirected too. Nothing happens if one of the descriptors is closed.
+    """
+    try:
+        real = os.dup(1)
+    except OSError:
+        yield
+        return
+    try:
+        _flush_stdout()
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        _flush_stdout()
+        os.dup2(real, 1)
+        os.close(real)
+
+
 def is_captured() -> bool:
     """Return whether file descriptor 2 is redirected now."""
     return bool(_active)
@@ -125,6 +149,13 @@ def _flush() -> None:
     """Write what Python buffers for stderr to the descriptor that it was written for."""
     with contextlib.suppress(Exception):  # sys.stderr may be None, closed or the user's own object
         sys.stderr.flush()
+
+
+def _flush_stdout() -> None:
+    """Write what Python and the C library buffer for stdout to the descriptor that it was written for."""
+    with contextlib.suppress(Exception):  # as in `_flush`
+        sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
 
 
 def _write(content: bytes) -> None:

@@ -1,17 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Name patterns that select layers, and PATTERN=NUMBER settings."""
+"""Name patterns that select layers, and PATTERN=NUMBER settings.
+
+A pattern that begins with `!` excludes the layers that it matches. The last pattern that matches a layer decides, and a
+list that begins with an exclusion selects all other layers: `!conv2d,!dense` is `*,!conv2d,!dense`.
+"""
 
 import fnmatch
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfq.errors import InputError, did_you_mean
 
+_EXCLUSION = "!"
+
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Check whether a layer's name matches one of `patterns` (`*`, `?`, `[...]`; case-sensitive)."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    """Check whether `patterns` select a layer's name (`*`, `?`, `[...]`, `!` before an exclusion; case-sensitive)."""
+    return fits_op(name, (), patterns)
+
+
+def explicit(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns, after a `*` if the first one is an exclusion."""
+    patterns = tuple(patterns)
+    return ("*", *patterns) if patterns and is_exclusion(patterns[0]) else patterns
+
+
+def is_exclusion(pattern: str) -> bool:
+    """Check whether a pattern begins with `!`."""
+    return pattern.startswith(_EXCLUSION)
+
+
+def included(pattern: str) -> str:
+    """Return the pattern without the `!` of an exclusion."""
+    return pattern.removeprefix(_EXCLUSION)
+
+
+def like(pattern: str, *others: str) -> tuple[str, ...]:
+    """Return `others` as exclusions if `pattern` is one."""
+    return tuple(f"{_EXCLUSION}{other}" for other in others) if is_exclusion(pattern) else others
 
 
 def op_address(subgraph: int, op: int) -> str:
@@ -20,8 +47,8 @@ def op_address(subgraph: int, op: int) -> str:
 
 
 def parse_address(pattern: str) -> tuple[int, int] | None:
-    """Return (subgraph, op) of a pattern that addresses an op by its number, or None for any other pattern."""
-    match = re.fullmatch(r"op:(?:(\d{1,9}):)?(\d{1,9})", pattern)
+    """Return (subgraph, op) of a pattern that selects or excludes an op by its number, or None for any other."""
+    match = re.fullmatch(r"op:(?:(\d{1,9}):)?(\d{1,9})", included(pattern))
     return None if match is None else (int(match[1] or 0), int(match[2]))
 
 
@@ -30,19 +57,23 @@ _SOURCE = "float:"
 
 def in_source(pattern: str) -> str:
     """Return `pattern` for use on a converted file: an address `op:12` of the source file becomes `float:op:12`."""
-    return pattern if parse_address(pattern) is None else f"{_SOURCE}{pattern}"
+    return pattern if parse_address(pattern) is None else like(pattern, f"{_SOURCE}{included(pattern)}")[0]
 
 
 def of_source(pattern: str) -> str | None:
     """Return the address `op:12` in the source file for a pattern from `in_source`, or None for any other pattern."""
-    address = pattern.removeprefix(_SOURCE)
-    return address if address != pattern and parse_address(address) else None
+    address = included(pattern).removeprefix(_SOURCE)
+    return address if address != included(pattern) and parse_address(address) else None
 
 
 def fits_op(layer: str, outputs: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Check whether one of `patterns` matches the layer of an op, or is the exact name of one of its output tensors."""
-    patterns, outputs = tuple(patterns), frozenset(outputs)
-    return fits(layer, patterns) or any(pattern in outputs for pattern in patterns)
+    """Check whether `patterns` select an op: by its layer, or by the exact name of one of its output tensors."""
+    outputs = frozenset(outputs)
+    for pattern in reversed(explicit(patterns)):
+        name = included(pattern)
+        if name in outputs or fnmatch.fnmatchcase(layer, name):
+            return not is_exclusion(pattern)
+    return False
 
 
 def check_fits(
@@ -66,6 +97,13 @@ def check_fits(
         layers: The kind of layer that the pattern selects, as in "matches no layer".
         tensors: Names of op outputs, which are accepted as well.
     """
+    if is_exclusion(pattern):
+        raise InputError(
+            f"{what} begins with {_EXCLUSION!r}, but only a list of layers has exclusions: name the layers",
+            field=field,
+            expected="a pattern that selects layers",
+            got=pattern,
+        )
     if pattern in tensors:
         return
     able = [name for name, reason in reasons.items() if reason is None]
@@ -74,6 +112,43 @@ def check_fits(
     unable = next((name for name in reasons if fits(name, (pattern,))), None)
     why = f"matches no {layers}" if unable is None else f"matches only {unable!r} ({reasons[unable]})"
     raise InputError(f"{what} {why}: {did_you_mean(pattern, able)}", field=field, expected=tuple(able), got=pattern)
+
+
+def check_selection(
+    setting: str,
+    patterns: Sequence[str],
+    reasons: Mapping[str, str | None],
+    *,
+    field: str,
+    layers: str = "layer",
+    tensors: Collection[str] = (),
+) -> None:
+    """Raise InputError unless each of `patterns` matches a layer, as in `check_fits`, and some layer is selected.
+
+    An exclusion may also match a layer that cannot be selected.
+
+    Args:
+        setting: The setting for errors, such as "prune: layers".
+        patterns: The patterns.
+        reasons: As in `check_fits`.
+        field: The config path of the patterns.
+        layers: As in `check_fits`.
+        tensors: As in `check_fits`.
+    """
+    for pattern in patterns:
+        what, known = (
+            f"{setting}: the pattern {pattern!r}",
+            dict.fromkeys(reasons) if is_exclusion(pattern) else reasons,
+        )
+        check_fits(what, included(pattern), known, field=field, layers=layers, tensors=tensors)
+    able = [name for name, reason in reasons.items() if reason is None]
+    if any(map(is_exclusion, patterns)) and not any(fits(name, patterns) for name in (*able, *tensors)):
+        raise InputError(
+            f"{setting}: {','.join(patterns)!r} excludes every {layers}: the last pattern that matches a layer decides",
+            field=field,
+            expected=tuple(able),
+            got=tuple(patterns),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,8 +149,9 @@ def test_four_bit_weights_predict_as_float_in_half_the_space(techniques):
     assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if techniques else 0.9)
 
 
-def test_only_the_layers_that_are_named_get_four_bits():
-    result = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("conv2",)))
+@pytest.mark.parametrize("patterns", [("conv2",), ("conv*", "!conv1")])
+def test_only_the_layers_that_are_named_get_four_bits(patterns):
+    result = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=patterns))
     graph = tflite.read(result).main_subgraph
     narrow = [op.keras_layer for op in graph.ops if "int4" in {graph.tensors[index].dtype for index in op.inputs}]
     assert narrow == ["conv2"]

@@ -86,6 +86,18 @@ def test_numbers_choose_weights_of_4_bits_and_methods_of_calibration(floating):
     assert [key[1] for key, item in result.ranges.tensors.items() if item.method == "min_max"] == list(op.outputs)
 
 
+def test_an_op_is_excluded_by_its_number_and_the_audit_agrees(floating):
+    op = convolutions(floating)[1]
+    config = tfq.ConversionConfig(int4_layers=(f"!op:{op.index}",))
+    content = converted(floating, int4_layers=config.int4_layers).content
+    assert weight_types(content) == ["int4", "int8", "int4", "int4"]
+    report = tfq.audit(content, tfq.AuditConfig().for_conversion(config))
+    assert report.ok and "unused_allow_int4" not in {finding.kind for finding in report.findings}
+    first, second = (op.index for op in convolutions(content)[:2])
+    assert tfq.audit(content, tfq.AuditConfig(require="full_int8", allow_int4=("*", f"!op:{second}"))).ok
+    assert not tfq.audit(content, tfq.AuditConfig(require="full_int8", allow_int4=("*", f"!op:{first}"))).ok
+
+
 def test_numbers_choose_16_bits_with_litert(floating):
     op = convolutions(floating)[3]
     content = converted(floating, quantizer="litert", int16_layers=(f"op:{op.index}",)).content

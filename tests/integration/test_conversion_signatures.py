@@ -146,6 +146,17 @@ def test_a_pattern_may_fit_a_layer_of_one_subgraph_alone(floating):
         converted(floating, float_layers=("nothing",))
 
 
+def test_an_exclusion_in_one_subgraph_selects_the_others_completely(floating):
+    config = tfq.ConversionConfig(float_layers=("!op:1:0",))
+    result = converted(floating, float_layers=config.float_layers)
+    assert tfq.audit(result.content, tfq.AuditConfig().for_conversion(config)).ok
+    first, second = (
+        [graph.tensors[op.outputs[0]].dtype for op in graph.ops if op.name == "CONV_2D"]
+        for graph in tflite.read(result.content).subgraphs
+    )
+    assert (set(first), second[0]) == ({"float32"}, "int8")
+
+
 def test_schemes_without_ranges_convert_every_subgraph(floating):
     content = converted(floating, None, scheme="dynamic_range").content
     assert sqnr_db(outputs(floating, "logits", IMAGES), outputs(content, "logits", IMAGES)) > 20

@@ -18,6 +18,7 @@ NOISE = [
     "W0000 00:00:1795962116.986170   13512 tf_tfl_flatbuffer_helpers.cc:364] Ignored output_format.",
     "E0000 00:00:1795962115.768395   13512 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error",
     "INFO: Created TensorFlow Lite XNNPACK delegate for CPU.",
+    "HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();",
 ]
 OTHERS = [
     "epoch 3 of 10",
@@ -240,3 +241,31 @@ def test_a_fork_while_another_thread_captures_does_not_hang_the_child():
     done = run(code, capture_output=True)
     assert "child\n" in done.stderr
     assert done.stderr.endswith("parent\n")
+
+
+def test_what_libc_prints_during_the_call_leaves_stdout():
+    code = """
+import ctypes
+from tfq.native_stderr import stdout_to_stderr
+printf = ctypes.CDLL(None).printf
+printf(b"before\\n")
+with stdout_to_stderr():
+    print("python")
+    printf(b"solver\\n")
+printf(b"after\\n")
+"""
+    # To a pipe, libc writes only at the end, or if it is flushed.
+    result = run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "before\nafter\n", "python\nsolver\n")
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_closed_stdout_or_stderr_is_ignored(descriptor):
+    code = f"""
+import os
+from tfq.native_stderr import stdout_to_stderr
+os.close({descriptor})
+with stdout_to_stderr():
+    pass
+"""
+    assert run(code).returncode == 0

@@ -9,7 +9,7 @@ import numpy as np
 from tfq import tflite
 from tfq.analysis.weight_grids import on_grid
 from tfq.config import FLOAT_BITS
-from tfq.patterns import check_fits, fits_op
+from tfq.patterns import check_selection, fits_op
 from tfq.ptq.calibration import Observations
 from tfq.ptq.calibration.methods import min_mse_range
 from tfq.ptq.weighted_ops import weighted_ops
@@ -101,11 +101,8 @@ def with_few_bits(
     parsed, edited = tflite.read(floating), tflite.unpack(floating)
     graph = parsed.main_subgraph
     layers, field = graph.layers_by_output, "analysis.bit_widths.keep"
-    for pattern in keep:
-        names = {graph.tensors[index].name for index in layers}
-        check_fits(
-            f"{field}: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field=field, tensors=names
-        )
+    names = {graph.tensors[index].name for index in layers}
+    check_selection(field, keep, dict.fromkeys(layers.values()), field=field, tensors=names)
     if weight_bits < FLOAT_BITS:
         for layer in weighted_ops(edited, parsed):
             if not fits_op(layer.layer, (layer.output_name,), keep):

@@ -40,7 +40,7 @@ from tfq.auditing.targets import Target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
-from tfq.patterns import of_source, op_address, parse_address
+from tfq.patterns import explicit, included, is_exclusion, of_source, op_address, parse_address
 from tfq.text_table import alternatives, shown
 from tfq.tflite.index_values import unquantized_integers
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
@@ -471,30 +471,28 @@ class _Patterns:
 
     def __init__(self, flag: str, patterns: tuple[str, ...], addressed: Mapping[str, frozenset[str]]) -> None:
         self.flag = flag
-        self._exact = {pattern: addressed.get(of_source(pattern) or "", frozenset()) for pattern in patterns}
-        self._patterns = {pattern: re.compile(fnmatch.translate(pattern)).match for pattern in patterns}
-        self._cache: dict[str, bool] = {}
-        self.unused = dict.fromkeys(patterns)
+        self._patterns = explicit(patterns)
+        self._addressed = [addressed.get(of_source(pattern) or "", frozenset()) for pattern in self._patterns]
+        self._compiled = [re.compile(fnmatch.translate(included(pattern))).match for pattern in self._patterns]
+        self._cache: dict[str, frozenset[int]] = {}
+        self.unused = dict.fromkeys(pattern for pattern in patterns if not is_exclusion(pattern))
 
     def match(self, names: list[str], address: str) -> bool:
-        """Check whether a pattern matches one of `names`, or is the `address` of the op with these names."""
-        subgraph = parse_address(address) or (0, 0)
-        exact = [
-            pattern
-            for pattern, own in self._exact.items()
-            if pattern == address
-            or (not own.isdisjoint(names) and (parse_address(of_source(pattern) or "") or (0, 0))[0] == subgraph[0])
-        ]
-        for pattern in exact:
-            self.unused.pop(pattern, None)
-        return bool(exact) or any(self._match(name) for name in names)
+        """Check whether the patterns select an op by one of its `names` or by its `address`; the last match decides."""
+        subgraph = (parse_address(address) or (0, 0))[0]
+        hits = set().union(*map(self._matching, names))
+        for place, (pattern, own) in enumerate(zip(self._patterns, self._addressed, strict=True)):
+            is_own = not own.isdisjoint(names) and (parse_address(of_source(pattern) or "") or (0, 0))[0] == subgraph
+            if is_own or included(pattern) == address:
+                hits.add(place)
+        for place in hits:
+            self.unused.pop(self._patterns[place], None)
+        return bool(hits) and not is_exclusion(self._patterns[max(hits)])
 
-    def _match(self, name: str) -> bool:
+    def _matching(self, name: str) -> frozenset[int]:
+        """Return the places of the patterns that match a name."""
         if name not in self._cache:
-            hits = [pattern for pattern, match in self._patterns.items() if match(name)]
-            for pattern in hits:
-                self.unused.pop(pattern, None)
-            self._cache[name] = bool(hits)
+            self._cache[name] = frozenset(place for place, match in enumerate(self._compiled) if match(name))
         return self._cache[name]
 
 

@@ -29,7 +29,7 @@ from tfq.data import AnySplit
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import deterministic, import_tf_keras
 from tfq.keras_bridge.strategies import num_replicas, sum_over_replicas
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_selection, fits
 
 # Lower limit of probabilities and of sums of squares, which keeps logarithms and quotients finite.
 _EPSILON = 1e-30
@@ -376,13 +376,7 @@ def _layer_pairs(model: Any, teacher: Any, patterns: Sequence[str], step: str) -
         reasons[layer.name] = _reason_not_comparable(student_layer, layer)
         if student_layer is not None and reasons[layer.name] is None and fits(layer.name, patterns):
             pairs[layer.name] = (student_layer.output, layer.output)
-    for pattern in patterns:
-        check_fits(
-            f"{step}: the pattern {pattern!r} in distillation.layers",
-            pattern,
-            reasons,
-            field=f"compression.{step}.distillation.layers",
-        )
+    check_selection(f"{step}: distillation.layers", patterns, reasons, field=f"compression.{step}.distillation.layers")
     return list(pairs.values())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
 from tfq.config.conversion import IO_TYPES, SCHEMES, ConversionConfig, check_io_types
-from tfq.patterns import in_source
+from tfq.patterns import explicit, in_source
 
 # Value of `require` -> conversion scheme. full_int8 means that every op of an int8 model is int8.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
@@ -62,9 +62,13 @@ class AuditConfig(Config):
         return dataclasses.replace(
             self,
             require=self.require or conversion.target or scheme,
-            allow_float=(*self.allow_float, *map(in_source, conversion.float_layers)),
-            allow_int16=(*self.allow_int16, *map(in_source, conversion.int16_layers)),
-            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers), *trained_int4),
+            allow_float=(*explicit(self.allow_float), *map(in_source, explicit(conversion.float_layers))),
+            allow_int16=(*explicit(self.allow_int16), *map(in_source, explicit(conversion.int16_layers))),
+            allow_int4=(
+                *explicit(self.allow_int4),
+                *map(in_source, explicit(conversion.int4_layers)),
+                *explicit(trained_int4),
+            ),
             inference_input_type=conversion.inference_input_type or self.inference_input_type,
             inference_output_type=conversion.inference_output_type or self.inference_output_type,
         )

@@ -237,7 +237,9 @@ class QATConfig(Config):
     preserve_sparsity: bool = setting(True, "keep the zeros of a pruned model at zero")
     preserve_clusters: bool = setting(True, "keep each weight of a clustered model in its cluster")
     layers: tuple[str, ...] = setting(
-        ("*",), "name patterns of the layers to train with fake quantization; the converter quantizes the others"
+        ("*",),
+        "name patterns of the layers to train with fake quantization; '!head' excludes a layer; the converter "
+        "quantizes the others",
     )
     num_calibration_samples: int = setting(
         200, "training examples that determine the initial activation ranges; 0 uses the first batch", minimum=0
@@ -245,7 +247,8 @@ class QATConfig(Config):
     int4_layers: tuple[str, ...] = setting(
         (),
         "name patterns of convolutions, depthwise convolutions and dense layers whose weights are trained with 4 bits "
-        "and learned steps (learned step size quantization); '*' is all; the file is smaller, but not faster",
+        "and learned steps (learned step size quantization); '*' is all, '!head' all but one; the file is smaller, but "
+        "not faster",
     )
     range_estimator: str = setting(
         "ema",

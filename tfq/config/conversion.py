@@ -104,7 +104,7 @@ class ConversionConfig(Config):
         (),
         "name patterns of layers that stay float in an int8 model, such as the most sensitive ones; op:12 is op "
         "number 12 of the float .tflite (op:1:12 in its subgraph 1); the exact name of an op's output tensor also "
-        "works",
+        "works; '!head' excludes a layer",
     )
     int16_layers: tuple[str, ...] = setting(
         (),

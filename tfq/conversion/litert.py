@@ -19,7 +19,7 @@ from tfq.config import ConversionConfig
 from tfq.errors import InputError, install_hint
 from tfq.isolation import QUANTIZER_ADVICE, isolated
 from tfq.native_stderr import captured_stderr
-from tfq.patterns import check_fits, fits_op
+from tfq.patterns import check_selection, fits_op
 from tfq.progress import stage
 
 # Settings that only litert-quantizer supports.
@@ -48,14 +48,8 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
         if op.outputs
     ]
     tensors = {output for _, outputs in named for output in outputs}
-    for pattern in patterns:
-        check_fits(
-            f"{setting}: the pattern {pattern!r}",
-            pattern,
-            dict.fromkeys(name for name, _ in named),
-            field=f"conversion.{setting}",
-            tensors=tensors,
-        )
+    layers = dict.fromkeys(name for name, _ in named)
+    check_selection(setting, patterns, layers, field=f"conversion.{setting}", tensors=tensors)
     chosen = [outputs for name, outputs in named if fits_op(name, outputs, patterns)]
     return [output for outputs in chosen for output in outputs]
 

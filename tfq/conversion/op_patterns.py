@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError
-from tfq.patterns import op_address, parse_address
+from tfq.patterns import included, like, op_address, parse_address
 
 _FIELDS = ("float_layers", "int16_layers", "per_tensor_layers", "int4_layers")
 
@@ -37,8 +37,9 @@ def with_ops_by_name(model: bytes, config: ConversionConfig) -> tuple[bytes, Con
             if parse_address(pattern) is None:
                 results.append(pattern)
             else:
-                resolved[pattern] = _outputs(parsed, pattern, f"conversion.{field}")
-                results += resolved[pattern]
+                address = included(pattern)
+                resolved[address] = _outputs(parsed, address, f"conversion.{field}")
+                results += like(pattern, *resolved[address])
         return tuple(results)
 
     settings = {field: getattr(config, field) for field in _FIELDS}

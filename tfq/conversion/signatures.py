@@ -17,7 +17,7 @@ from tfq.conversion.quantize import Conversion
 from tfq.conversion.verified import verified
 from tfq.errors import InputError
 from tfq.evaluation.verification import Problem, Verification
-from tfq.patterns import fits_op, op_address, parse_address
+from tfq.patterns import explicit, fits_op, included, like, op_address, parse_address
 from tfq.ptq.calibration import Ranges
 
 # (float flatbuffer of one subgraph, its dataset, config) -> its conversion.
@@ -129,7 +129,8 @@ def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) ->
     """
 
     def own(patterns: Iterable[str]) -> tuple[str, ...]:
-        return tuple(_in_separate_file(item, subgraph) for item in patterns if subgraph in _matching(model, item))
+        named = explicit(patterns)
+        return tuple(_in_separate_file(item, subgraph) for item in named if subgraph in _matching(model, item))
 
     methods = [text.rpartition("=") for text in config.calibration.tensors]
     tensors = [f"{item}={method}" for pattern, _, method in methods for item in own([pattern.strip()])]
@@ -156,7 +157,7 @@ def _own_shapes(model: tflite.Model, subgraph: int, input_shapes: Sequence[str])
 
 def _in_separate_file(pattern: str, subgraph: int) -> str:
     address = parse_address(pattern)
-    return op_address(0, address[1]) if address and address[0] == subgraph else pattern
+    return like(pattern, op_address(0, address[1]))[0] if address and address[0] == subgraph else pattern
 
 
 def _matching(model: tflite.Model, pattern: str) -> set[int]:
@@ -169,7 +170,7 @@ def _matching(model: tflite.Model, pattern: str) -> set[int]:
         graph = model.subgraphs[subgraph]
         named = [(graph.tensors[index].name, graph.tensors[index].name) for index in graph.inputs]
         named += [(layer, graph.tensors[index].name) for index, layer in graph.layers_by_output.items()]
-        if any(fits_op(layer, (tensor,), (pattern,)) for layer, tensor in named):
+        if any(fits_op(layer, (tensor,), (included(pattern),)) for layer, tensor in named):
             results.add(subgraph)
     return results or {model.main_subgraph.index}
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tfq import quant_math, tflite
 from tfq.config import FEW_BIT_SCHEMES, ConversionConfig
 from tfq.errors import InputError, warn
-from tfq.patterns import check_fits, fits_op
+from tfq.patterns import check_selection, fits_op
 from tfq.ptq.weight_scales import quantize_to_few_bits
 from tfq.tflite.op_types import BIAS, CHANNEL_AXES, WEIGHT, roles
 from tfq.tflite.records import Model, Op, Subgraph, Tensor
@@ -135,10 +135,7 @@ def _check_patterns(model: Model, config: ConversionConfig) -> None:
             if role == WEIGHT and op.name not in _LEFT_FLOAT:
                 layers[graph.layer_of(op)] = None
                 outputs.update(graph.tensors[index].name for index in op.outputs)
-    for pattern in config.int4_layers:
-        check_fits(
-            f"int4_layers: the pattern {pattern!r}", pattern, layers, field="conversion.int4_layers", tensors=outputs
-        )
+    check_selection("int4_layers", config.int4_layers, layers, field="conversion.int4_layers", tensors=outputs)
 
 
 def _bits(graph: Subgraph, op: Op, config: ConversionConfig) -> int:

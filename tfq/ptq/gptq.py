@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import artifacts, tflite
-from tfq.patterns import check_fits, fits_op
+from tfq.patterns import check_selection, fits_op
 from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.layer_pairs import ModelPair, check_samples
@@ -165,14 +165,7 @@ def quantize_to_int4(
     edited, candidates, skipped = pair_layers(quantized, floating)
     outputs = {id(layer): layer.output_name for layer, _ in candidates}
     names: dict[str, str | None] = {**left_out(tflite.read(quantized)), **{item.layer: None for item, _ in candidates}}
-    for pattern in layers:
-        check_fits(
-            f"int4_layers: the pattern {pattern!r}",
-            pattern,
-            names,
-            field="conversion.int4_layers",
-            tensors=outputs.values(),
-        )
+    check_selection("int4_layers", layers, names, field="conversion.int4_layers", tensors=frozenset(outputs.values()))
     chosen = [pair for pair in candidates if fits_op(pair[0].layer, (outputs[id(pair[0])],), layers)]
     matching = {id(layer) for layer, _ in chosen}
     skipped |= {layer.key: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}

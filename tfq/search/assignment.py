@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tfq.errors import InputError, RequirementError, install_hint, warn
+from tfq.native_stderr import captured_stderr, stdout_to_stderr
 
 # Numbers for the solver, whose tolerances are absolute: the objective is scaled to this, costs to at most this.
 _SCALE = 1e6
@@ -147,13 +148,14 @@ def best_assignment(table: LevelTable, bounds: Mapping[str, float], minimize: st
         row = np.array([item.costs[name] for item in effects], np.float64)
         unit = max(1.0, np.abs(row).max(initial=0) / _SCALE)
         constraints.append(LinearConstraint(row / unit, -np.inf, (bound - table.base_costs[name]) / unit))
-    solved = milp(
-        objective * (_SCALE / largest) if largest else objective,
-        integrality=np.ones(len(effects)),
-        bounds=(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0, "time_limit": _TIME_LIMIT},
-    )
+    with captured_stderr(), stdout_to_stderr():  # HiGHS writes lines to stdout, whatever its options
+        solved = milp(
+            objective * (_SCALE / largest) if largest else objective,
+            integrality=np.ones(len(effects)),
+            bounds=(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0, "time_limit": _TIME_LIMIT},
+        )
     if solved.x is None:
         fail = _infeasible if solved.status == _INFEASIBLE else _unsolved
         raise fail(table, bounds, str(solved.message))

@@ -28,7 +28,7 @@ from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import check_own_training
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.keras_bridge.wrapped import without_wrappers
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_selection, fits
 from tfq.tflite import constant_values
 from tfq.typing import Fit, KerasModel, Teacher
 
@@ -107,8 +107,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
             got=model.name,
             limit="nothing-to-compress",
         )
-    for pattern in config.layers:
-        check_fits(f"cluster: the pattern {pattern!r} in layers", pattern, reasons, field="compression.cluster.layers")
+    check_selection("cluster: layers", config.layers, reasons, field="compression.cluster.layers")
     chosen = tuple(name for name, reason in reasons.items() if reason is None and fits(name, config.layers))
     return ClusteringPlan(
         clustered=chosen,

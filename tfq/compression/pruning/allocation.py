@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tfq import patterns
 from tfq.config import PruneConfig
 from tfq.errors import InputError
-from tfq.patterns import Target, check_fits, fits
+from tfq.patterns import Target, check_fits, check_selection, fits
 
 # The upper limit that `PruneConfig.final_sparsity` has as well.
 MAX_SPARSITY = 0.99
@@ -174,8 +174,7 @@ def target_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
             got=(),
         )
     prunable = [name for name, reason in reasons.items() if reason is None]
-    for pattern in config.layers:
-        check_fits(f"prune: the pattern {pattern!r} in layers", pattern, reasons, field="compression.prune.layers")
+    check_selection("prune: layers", config.layers, reasons, field="compression.prune.layers")
     selected = [name for name in prunable if fits(name, config.layers)]
     sparsities = dict.fromkeys(selected, config.final_sparsity)
     for target in parse_targets(config.targets):

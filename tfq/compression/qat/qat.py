@@ -27,7 +27,7 @@ from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, 
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.keras_bridge.strategies import in_strategy
 from tfq.keras_bridge.wrapped import QUANTIZED, without_wrappers
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_selection, fits
 from tfq.progress import stage
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -122,9 +122,8 @@ def selected_placements(model: Any, config: QATConfig) -> dict[str, placement.Pl
     """Return, for each layer, its fake quantization, or why it has none, with the selection by `config.layers`."""
     placements = placement.placements(model)
     reasons = {name: place if isinstance(place, str) else None for name, place in placements.items()}
-    for pattern in config.layers:
-        if pattern != "*":
-            check_fits(f"qat: the pattern {pattern!r} in layers", pattern, reasons, field="compression.qat.layers")
+    named = [pattern for pattern in config.layers if pattern != "*"]
+    check_selection("qat: layers", named, reasons, field="compression.qat.layers")
     chosen = {
         name: place if isinstance(place, str) or fits(name, config.layers) else "no pattern in layers matches its name"
         for name, place in placements.items()
@@ -158,10 +157,7 @@ def _with_int4_weights(
             continue
         reasons[layer.name] = None
         possible[layer.name] = dataclasses.replace(place, config={**(place.config or {}), "int4": True})
-    for pattern in config.int4_layers:
-        check_fits(
-            f"qat: the pattern {pattern!r} in int4_layers", pattern, reasons, field="compression.qat.int4_layers"
-        )
+    check_selection("qat: int4_layers", config.int4_layers, reasons, field="compression.qat.int4_layers")
     return {name: place for name, place in possible.items() if fits(name, config.int4_layers)}
 
 

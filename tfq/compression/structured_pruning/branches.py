@@ -18,7 +18,7 @@ import numpy as np
 from tfq.compression.graph import cloned, reconnected
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_selection, fits
 
 _FIELD = "compression.structured_pruning.branches"
 
@@ -42,14 +42,13 @@ def without_branches(model: Any, patterns: Sequence[str]) -> tuple[Any, dict[str
         return model, {}
     sums = {layer.name: layer for layer in model.layers if _is_sum(layer)}
     reasons = {layer.name: None if layer.name in sums else "it does not add two tensors" for layer in model.layers}
-    for pattern in patterns:
-        check_fits(
-            f"structured_pruning: the pattern {pattern!r} in branches",
-            pattern,
-            reasons,
-            field=_FIELD,
-            layers="residual sum (an Add layer with two inputs)",
-        )
+    check_selection(
+        "structured_pruning: branches",
+        patterns,
+        reasons,
+        field=_FIELD,
+        layers="residual sum (an Add layer with two inputs)",
+    )
     shortcuts = {name: _shortcut(layer) for name, layer in sums.items() if fits(name, patterns)}
     repeated = {name: after for name, place in shortcuts.items() if (after := _repeated(sums[name], place))}
 

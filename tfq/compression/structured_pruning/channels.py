@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.patterns import Target, check_fits, fits
+from tfq.patterns import Target, check_fits, check_selection, fits
 
 
 class Channels:
@@ -241,14 +241,13 @@ def groups_of(
     makers = [site for site in sites if site.makes_channels]
     names = [site.layer for site in makers]
     reasons = {site.layer: None if site.makes_channels else "it has no filters that can be removed" for site in sites}
-    for pattern in patterns:
-        check_fits(
-            f"structured_pruning: the pattern {pattern!r} in layers",
-            pattern,
-            reasons,
-            field="compression.structured_pruning.layers",
-            layers="layer that has filters",
-        )
+    check_selection(
+        "structured_pruning: layers",
+        patterns,
+        reasons,
+        field="compression.structured_pruning.layers",
+        layers="layer that has filters",
+    )
     selected = {name for name in names if fits(name, patterns)}
     producers: defaultdict[int, set[str]] = defaultdict(set)
     widths: defaultdict[int, int] = defaultdict(int)
