@@ -14,7 +14,8 @@ Kullback-Leibler divergence from the float model's probabilities in thousandths 
 accuracy to the float model with its 95% interval over the examples, for the mean of the draws. Other models get the
 SQNR of their outputs against those of the float model.
 
-4-bit weights ("w4a8") have int8 activations. "mixed 60%" chooses int8 or 4 bits for each layer, so that the file loses
+4-bit weights ("w4a8") have int8 activations. "first and last int8" leaves 8 bits to the weights of the first and the
+last layer, as AdaRound, BRECQ and LSQ do. "mixed 60%" chooses int8 or 4 bits for each layer, so that the file loses
 40% of the bytes that int8 weights have: with 4 bits everywhere the file itself is larger than half, because of scales,
 biases and metadata. The choice is by an integer program ("ILP") or the greedy search, both from the same sensitivities,
 which are measured on the calibration examples. "refined" measures them again around the assignment, up to four times.
@@ -79,6 +80,11 @@ HARD: dict[str, dict[str, Any]] = {
     "int8, cross_layer_equalization, reconstruction": {"techniques": ("cross_layer_equalization", *ALL)},
     "w4a8, cross_layer_equalization, reconstruction": {"techniques": ("cross_layer_equalization", *ALL), **INT4},
 }
+# Techniques of the same methods, in which the first and the last layer have 8-bit weights.
+INNER: dict[str, tuple[str, ...]] = {
+    "w4a8, first and last int8, gptq": GPTQ,
+    "w4a8, first and last int8, gptq, reconstruction": ALL,
+}
 SOLVERS: dict[str, tuple[Solver, int]] = {
     "mixed 60%, greedy": (greedy_assignment, 0),
     "mixed 60%, ILP": (best_assignment, 0),
@@ -121,6 +127,11 @@ class Draw:
 
     def by_tfq(self, settings: Mapping[str, Any]) -> bytes:
         return tfq.convert(self.floating, self.images, self.config(**settings))
+
+    def inner_int4(self, techniques: tuple[str, ...]) -> bytes:
+        """Return the file with 4-bit weights in all layers but the first and the last."""
+        first, *_, last = layers_of(self.floating)
+        return self.by_tfq({"techniques": techniques, "int4_layers": (f"!{first}", f"!{last}")})
 
     def mixed(self, solver: Solver, rounds: int) -> bytes:
         """Return the file whose weights have `FRACTION` of the bytes of int8 weights.
@@ -221,6 +232,7 @@ class Frontier:
             "int8, TensorFlow": Draw.by_tensorflow,
             "int8, litert-quantizer": lambda draw: by_litert_quantizer(draw.floating, draw.images, "static_wi8_ai8"),
             **{name: functools.partial(Draw.by_tfq, settings=value) for name, value in settings.items()},
+            **{name: functools.partial(Draw.inner_int4, techniques=value) for name, value in INNER.items()},
             **{
                 name: functools.partial(Draw.mixed, solver=solver, rounds=rounds)
                 for name, (solver, rounds) in SOLVERS.items()
