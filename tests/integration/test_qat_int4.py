@@ -4,6 +4,7 @@
 import json
 
 import numpy as np
+import pytest
 from messages import refused
 from small_models import fit_briefly, fit_for, noise, small_model
 
@@ -95,12 +96,13 @@ def test_an_export_in_training_and_a_conversion_name_the_trained_layers(tmp_path
     assert convert_with_record(model, noise(model)).trained_int4 == ()
 
 
-def test_only_trained_layers_become_int4_although_others_fit_four_bits_and_the_audit_agrees():
+@pytest.mark.parametrize("patterns", [("two",), ("!one", "!three")])
+def test_only_trained_layers_become_int4_although_others_fit_four_bits_and_the_audit_agrees(patterns):
     keras = import_tf_keras()
     layers = [keras.layers.Dense(8, input_shape=(1,), name="one"), keras.layers.Dense(8, name="two")]
     model = keras.Sequential([*layers, keras.layers.Dense(3, name="three")])
     data = noise(model)
-    config = QATConfig(int4_layers=("two",))
+    config = QATConfig(int4_layers=patterns)
     content = tfq.convert(tfq.compression.untrained_qat_model(model, data, config), data)
     graph = tflite.read(content).main_subgraph
     types = {op.keras_layer: graph.tensors[op.inputs[1]].dtype for op in graph.ops if op.name == "FULLY_CONNECTED"}
