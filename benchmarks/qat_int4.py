@@ -3,16 +3,17 @@
 """Measure quantization-aware training with weights of 4 bits, against equally fine-tuned float and 8 bits.
 
     python benchmarks/qat_int4.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/qat_int4 \\
-        [--seeds=0,1,2] [--start_epochs=5] [--epochs=3] [--variants=float,int8,int4,int4_distilled]
+        [--seeds=0,1,2] [--start_epochs=5] [--epochs=3] [--variants=float,int8,int4,int4_distilled,int4_inner]
 
 For each seed, the float model is fine-tuned for --start_epochs. Every variant, `float` too, starts from this model, and
 is trained for --epochs with the same data, steps and augmentation (flips). `int8` and `int4` are trained with fake
 quantization and learned activation ranges, `int4` also with learned steps of all weights, and converted.
 `int4_distilled` also learns from the outputs of the model that all start from. `int4_inner` does so with 8-bit weights
 in the first and the last layer, as LSQ and PACT have them. Each keeps its last epoch, whose learning rate ends at zero.
-The accuracy is that of the flatbuffer on the test split. The result of each variant and seed is a JSON file in --out; a killed run resumes if started with the same flags.
-The exit code is 1 if every variant of int4 is more than half a point below float. An epoch over 45,000 images takes about 30 s of CPU
-time (ResNet8, one core of a quiet machine), and two to three times that with fake quantization.
+The accuracy is that of the flatbuffer on the test split. The result of each variant and seed is a JSON file in --out; a
+killed run resumes if started with the same flags. The exit code is 1 if every variant of int4 is more than half a point
+below float. An epoch over 45,000 images takes about 30 s of CPU time (ResNet8, one core of a quiet machine), and two to
+three times that with fake quantization.
 """
 
 import argparse

@@ -142,7 +142,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             fits[1](first, [])
             save_model(first, out / f"float_{seed}.h5")
             return first, notes
-        qat = tfq.QATConfig(distillation=variant.distillation)
+        qat = tfq.QATConfig(range_estimator="lsq", distillation=variant.distillation)
         return qat_model(first, fits[1], qat, calibration=splits["train"], teacher=teacher), notes
 
 

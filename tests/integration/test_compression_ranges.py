@@ -48,6 +48,21 @@ def test_ranges_are_the_float_models_over_all_batches():
     np.testing.assert_allclose(got["quantize_layer"], [(x.min(), x.max())], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("estimator", "covered"), [("lsq", 0.9999), ("ema", 1.0)])
+def test_learned_ranges_start_at_a_percentile_and_averages_at_the_extremes(estimator, covered):
+    keras, model = import_tf_keras(), small_model()
+    x = images(120)
+    x[:, 0, 0, 0] *= 4  # one of the 72 values of each image has a wider range
+    quantized = untrained_qat_model(model, x, QATConfig(range_estimator=estimator))
+    got = ranges_of(quantized)
+    for layer in ("relu", "sum"):
+        values = np.asarray(keras.Model(model.inputs, model.get_layer(layer).output)(x))
+        expected = min(0.0, float(np.quantile(values, 1 - covered))), max(0.0, float(np.quantile(values, covered)))
+        np.testing.assert_allclose(got[f"quant_{layer}"][-1], expected, rtol=0.03, atol=1e-5)
+        assert (expected[1] < 0.95 * values.max()) == (estimator == "lsq"), "the two starts differ"
+    np.testing.assert_allclose(got["quantize_layer"], [(x.min(), x.max())], rtol=1e-6)
+
+
 def test_kernels_have_the_range_of_each_of_their_channels():
     model = small_model()
     quantized = untrained_qat_model(model, images())

@@ -337,6 +337,19 @@ def choose_weights(
     return ChosenWeights(quantized, scales, before_and_after)
 
 
+def regressed_weights(rows: NDArray[np.float64], halves: Halves, *, centered: bool) -> NDArray[np.float64]:
+    """Return the w' of the module docstring, the best real weights of a layer: (outputs, K).
+
+    Args:
+        rows: The real weights, as in `choose_weights`.
+        halves: The moments of the layer.
+        centered: As in `choose_weights`.
+    """
+    moments, ridge = functools.reduce(operator.add, halves), _chosen_ridge(rows, halves, centered)
+    groups = zip(np.split(rows, len(moments.reference)), *moments.covariances(centered)[:2], strict=True)
+    return np.concatenate([_regressed(group, gram, cross, ridge) for group, gram, cross in groups])
+
+
 def _rounded(
     target: NDArray,
     scales: NDArray,

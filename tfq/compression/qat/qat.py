@@ -20,7 +20,7 @@ from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, ema_ranges, lsq_ranges, measure_weights
 from tfq.compression.qat.weight_start import reconstruct_weights
 from tfq.compression.qat.weight_steps import initialize_steps, lsq_steps
-from tfq.config import QATConfig
+from tfq.config import CalibrationConfig, QATConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
@@ -401,7 +401,9 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
         start = annotated.model
     clusters = measure_clusters(start) if config.preserve_clusters else {}
     if not batches and calibration is not None and config.num_calibration_samples:
-        batches = calibrate_ranges(start, calibration, config.num_calibration_samples)
+        # Moving averages forget the start soon. Learned ranges stay near it at a low learning rate.
+        percentile = CalibrationConfig().percentile if config.range_estimator == "lsq" else 100.0
+        batches = calibrate_ranges(start, calibration, config.num_calibration_samples, percentile=percentile)
         if not resume.is_quantization_aware(model):
             reconstruct_weights(start, model, calibration, config.num_calibration_samples, leave_out=clusters)
         widened = widen_ranges(start)

@@ -20,6 +20,7 @@ clipping, Choi et al. 2018, "PACT".
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from tfq.compression.training import batches_of
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
 from tfq.keras_bridge.strategies import extremes_over_replicas, num_replicas, sum_over_replicas
+from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import FarthestSamples, without_outliers
 
 # A call of a layer, (id of the layer, node index), which identifies its output tensor.
@@ -122,13 +124,7 @@ def lsq_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
     places = tfmot_symbols.activation_quantizers(model)
     shared = shared_ranges(model)
     in_groups = {id(pair["min_var"]) for group in shared for pair in group}
-    singles = [
-        [pair]
-        for place in places
-        if place.is_moving_average
-        for pair in place.ranges
-        if id(pair["min_var"]) not in in_groups
-    ]
+    singles = [[pair] for place in _averaged(model) for pair in place.ranges if id(pair["min_var"]) not in in_groups]
     ends: dict[int, tuple[Any, float, float]] = {}
     groups: list[tuple[list[Pair], Any, float, float]] = []
     for group in (*shared, *singles):
@@ -193,10 +189,10 @@ def _lsq_quantize(inputs: Any, low: Any, high: Any, levels: int) -> Any:
 _MAX_OUTLIER_FRACTION = 0.25
 
 
-def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
+def calibrate_ranges(model: Any, calibration: Any, steps: int, *, percentile: float = 100.0) -> int:
     """Set all ranges of an untrained QAT model by calibration.
 
-    Activation ranges are the minimum and maximum over all examples, of the model in inference mode without rounding.
+    Activation ranges are those of the values over all examples, of the model in inference mode without rounding.
     Examples that reach far beyond all others are left out, as in post-training quantization. Ranges contain zero, and
     shared ranges are equal. Weight ranges are set by the weights' quantizers.
 
@@ -204,6 +200,7 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
         model: The QAT model. Its ranges are changed in place.
         calibration: Inputs in the model's real units, in any form that `tfq.data.as_split` accepts.
         steps: Number of examples to use, at least 1.
+        percentile: How many percent of the values a range covers at each end. That of the model's input covers all.
 
     Returns:
         The number of batches.
@@ -216,11 +213,12 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
         for batch in batches_of(model, calibration, steps, "qat: calibration"):
             model(batch if len(batch) > 1 else batch[0], training=False)
             batches += 1
+    averaged = {id(pair["min_var"]) for place in _averaged(model) for pair in place.ranges}
     for name, variables in _activation_ranges(model):
         # A quantizer after an activation that another layer replaces is never called, and its range is not used.
         if (result := observed.get(id(variables["min_var"]))) is None:
             continue
-        ends = np.concatenate(result)
+        ends = np.concatenate(result.ends)
         if not np.isfinite(ends).all():
             raise TfqError(
                 f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
@@ -233,6 +231,9 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
             FarthestSamples((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1])
         )
         low, high, _ = without_outliers(down, up, len(ends))
+        if percentile < 100 and id(variables["min_var"]) in averaged:
+            bins, fraction = result.histogram.bins(), percentile / 100
+            low, high = max(low, bins.quantile(1 - fraction)), min(high, bins.quantile(fraction))
         tfmot_symbols.assign_ends(variables, min(0.0, low), max(0.0, high))
     unify_ranges(model)
     measure_weights(model)
@@ -248,14 +249,27 @@ def measure_weights(model: Any) -> None:
         quantizer(weight, True, weights=variables)
 
 
+@dataclass(frozen=True)
+class _Observed:
+    """What was observed of a tensor.
+
+    Attributes:
+        ends: One array (examples, 2) per call, with the minimum and maximum of each example.
+        histogram: The distribution of all finite values.
+    """
+
+    ends: list[NDArray] = field(default_factory=list)
+    histogram: Histogram = field(default_factory=Histogram)
+
+
 @contextlib.contextmanager
-def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
+def _observed(model: Any) -> Iterator[dict[int, _Observed]]:
     """Observe activations in eager calls, without quantizing them, inside a `with` block.
 
     Yields:
-        id(min_var) -> one array (examples, 2) per call, with the minimum and maximum of each example.
+        id(min_var) -> what was observed.
     """
-    results: dict[int, list[NDArray]] = {}
+    results: dict[int, _Observed] = {}
     base: Any = import_tfmot().quantization.keras.quantizers.Quantizer
 
     class Observer(base):
@@ -269,7 +283,10 @@ def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
             values = inputs.numpy()
             values = values.reshape(len(values), -1)
             ends = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
-            results.setdefault(id(weights["min_var"]), []).append(ends)
+            observed = results.setdefault(id(weights["min_var"]), _Observed())
+            observed.ends.append(ends)
+            if np.isfinite(ends).all():
+                observed.histogram.add(np.asarray(values, np.float32))
             return inputs
 
     with replaced(tfmot_symbols.activation_quantizers(model), lambda quantizer: Observer()):
@@ -444,6 +461,11 @@ def replaced(places: list[tfmot_symbols.ActivationQuantizer], other: Callable[[A
     finally:
         for place in places:
             place.replace(place.quantizer)
+
+
+def _averaged(model: Any) -> list[tfmot_symbols.ActivationQuantizer]:
+    """Return the activation quantizers that tfmot estimates by moving averages: all but that of the model's input."""
+    return [place for place in tfmot_symbols.activation_quantizers(model) if place.is_moving_average]
 
 
 def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:

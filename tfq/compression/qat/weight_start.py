@@ -4,7 +4,8 @@
 With weights that are rounded to nearest, a model with 4-bit weights is often far worse than the float model, and
 training spends its first epochs on that. Here the weights and steps of convolutions and Dense layers are chosen layer
 by layer on calibration data, as in `tfq.ptq.reconstruction`: the outputs of a layer for its quantized inputs come close
-to those of the float model.
+to those of the float model. Layers with 8-bit weights get the best real weights for their quantized inputs, so that
+they correct errors of the layers before them too.
 """
 
 import math
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import progress
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression._tfmot.tfmot_symbols import wrapped
 from tfq.compression.graph import cloned
 from tfq.compression.layer_inputs import inputs_of_layers, is_matrix_product, rows_of
-from tfq.compression.qat.weight_steps import HIGHEST, assign_steps, int4_weights, steps_of
+from tfq.compression.qat.weight_steps import HIGHEST, assign_steps, has_int4, steps_of
 from tfq.compression.training import batches_of
 from tfq.keras_bridge import import_tf_keras
-from tfq.ptq.reconstruction import Halves, LayerMoments, choose_weights
+from tfq.ptq.reconstruction import Halves, LayerMoments, choose_weights, regressed_weights
 
 # How far the trained weights are from their quantized values at most, in steps. From half a step on, they would
 # round to other values.
@@ -33,7 +35,7 @@ _MOST_ENERGY = 16.0
 
 
 class _Place(NamedTuple):
-    """A layer of the QAT model whose weights are chosen, the same layer of the float model, and its 4-bit kernel."""
+    """A layer of the QAT model whose weights are chosen, the same layer of the float model, and its kernel."""
 
     layer: Any
     old: Any
@@ -44,13 +46,20 @@ class _Place(NamedTuple):
     @property
     def rows(self) -> NDArray[np.float64]:
         """The weights: (outputs, K)."""
-        return np.asarray(self.quantizer.rows(self.kernel)).T.astype(np.float64)
+        return np.asarray(self.kernel).reshape(-1, self.kernel.shape[-1]).T.astype(np.float64)
+
+    @property
+    def has_int4(self) -> bool:
+        """Whether the weights have 4 bits; otherwise 8."""
+        return has_int4(self.quantizer)
 
 
 def reconstruct_weights(
     model: Any, original: Any, calibration: Any, examples: int, leave_out: Collection[str] = ()
 ) -> None:
-    """Choose the 4-bit weights and steps of a QAT model's convolutions and Dense layers, in place.
+    """Choose the weights and 4-bit steps of a QAT model's convolutions and Dense layers, in place.
+
+    Nothing changes in a model without 4-bit weights.
 
     The weights that are trained become those of the float model, moved to their quantized values as far as necessary.
     The mean error of a layer is corrected in its bias, or in the moving mean of the BatchNormalization after it.
@@ -64,13 +73,13 @@ def reconstruct_weights(
         leave_out: Names of layers of `original` that keep their weights.
     """
     original, _ = cloned(original)
-    layers = {layer.name: layer for layer in model.layers if is_matrix_product(wrapped(layer))}
+    layers = {layer.name: layer for layer in model.layers if _can_be_chosen(layer)}
     places = [
         _Place(layers[name], original.get_layer(wrapped(layers[name]).name), weight, quantizer, variables)
-        for name, weight, quantizer, variables in int4_weights(model)
+        for name, weight, quantizer, variables in tfmot_symbols.weight_ranges(model)
         if name in layers and wrapped(layers[name]).name not in leave_out
     ]
-    if not places:
+    if not any(place.has_int4 for place in places):
         return
     batches = list(batches_of(original, calibration, examples, "qat: calibration"))
     usual = _usual_examples(original, places, batches)
@@ -82,28 +91,45 @@ def reconstruct_weights(
             _choose(place, halves)
 
 
+def _can_be_chosen(layer: Any) -> bool:
+    inner = wrapped(layer)
+    return is_matrix_product(inner) and getattr(inner, "groups", 1) == 1 and len(layer.inbound_nodes) == 1
+
+
 def _choose(place: _Place, halves: Halves) -> None:
-    """Change the weights, steps and bias of a layer."""
-    rows, steps = place.rows, steps_of(place.variables)
+    """Change the weights and bias of a layer, and the steps of 4-bit weights."""
     inner, normalization = wrapped(place.layer), _normalization_after(place.layer)
+    is_centered = inner.use_bias or normalization is not None
+    if place.has_int4:
+        weights = _chosen_int4(place, halves, is_centered)
+    else:
+        weights = regressed_weights(place.rows, halves, centered=is_centered)
+        place.kernel.assign(weights.T.reshape(place.kernel.shape))
+        place.quantizer(place.kernel, True, weights=place.variables)
+    moments = sum(halves[1:], start=halves[0])
+    missing = moments.mean_targets[0] - weights @ moments.inputs.mean[0]
+    if inner.use_bias:
+        inner.bias.assign_add(missing.astype(np.float32))
+    elif normalization is not None:
+        normalization.moving_mean.assign_sub(missing.astype(np.float32))
+
+
+def _chosen_int4(place: _Place, halves: Halves, is_centered: bool) -> NDArray[np.float64]:
+    """Change the 4-bit weights and steps of a layer; return the quantized weights: (outputs, K)."""
+    rows, steps = place.rows, steps_of(place.variables)
     found = choose_weights(
         rows,
         np.clip(np.rint(rows / steps[:, None]), -HIGHEST, HIGHEST),
         steps,
         halves,
         limits=(-HIGHEST, HIGHEST),
-        centered=inner.use_bias or normalization is not None,
+        centered=is_centered,
         tries_scales=True,
     )
     ends = ((found.quantized + side * _FROM_QUANTIZED) * found.scales[:, None] for side in (-1, 1))
     place.kernel.assign(np.clip(rows, *ends).T.reshape(place.kernel.shape))
     assign_steps(place.variables, found.scales)
-    moments = sum(halves[1:], start=halves[0])
-    missing = moments.mean_targets[0] - (found.quantized * found.scales[:, None]) @ moments.inputs.mean[0]
-    if inner.use_bias:
-        inner.bias.assign_add(missing.astype(np.float32))
-    elif normalization is not None:
-        normalization.moving_mean.assign_sub(missing.astype(np.float32))
+    return found.quantized * found.scales[:, None]
 
 
 def _usual_examples(original: Any, places: Sequence[_Place], batches: list[list[NDArray]]) -> list[NDArray[np.bool_]]:

@@ -27,7 +27,12 @@ HIGHEST = 7
 
 def int4_weights(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
     """Return `tfmot_symbols.weight_ranges` of the weights of a QAT model that are trained with 4 bits."""
-    return [place for place in tfmot_symbols.weight_ranges(model) if getattr(place[2], "num_bits", 8) == 4]
+    return [place for place in tfmot_symbols.weight_ranges(model) if has_int4(place[2])]
+
+
+def has_int4(quantizer: Any) -> bool:
+    """Check whether the quantizer of a weight rounds to 4 bits."""
+    return getattr(quantizer, "num_bits", 8) == 4
 
 
 def initialize_steps(model: Any) -> None:
