@@ -253,7 +253,8 @@ class QATConfig(Config):
     range_estimator: str = setting(
         "ema",
         "how activation ranges are determined: ema (exponential moving average of the observed ranges) or lsq "
-        "(learned with the weights, learned step size quantization)",
+        "(learned with the weights, learned step size quantization; they start at the percentile of post-training "
+        "quantization)",
         choices=("ema", "lsq"),
     )
     freeze_batch_norm_step: int = setting(
