@@ -39,11 +39,13 @@ def network():
     return model
 
 
-def started(model, monkeypatch=None, **settings):
+def started(model, monkeypatch=None, int4_layers=("*",), **settings):
     """Return the model that training starts from; with `monkeypatch`, its weights are rounded to nearest."""
     if monkeypatch:
         monkeypatch.setattr("tfq.compression.qat.qat.reconstruct_weights", lambda *arguments, **settings: None)
-    return untrained_qat_model(model, IMAGES, QATConfig(int4_layers=("*",), num_calibration_samples=200, **settings))
+    return untrained_qat_model(
+        model, IMAGES, QATConfig(int4_layers=int4_layers, num_calibration_samples=200, **settings)
+    )
 
 
 def outputs(model, *names):
@@ -64,6 +66,20 @@ def test_the_start_is_closer_to_the_float_model_than_weights_rounded_to_nearest(
     (expected,) = outputs(model)
     errors = [np.square(outputs(started(model, patch))[0] - expected).mean() for patch in (None, monkeypatch)]
     assert errors[0] < 0.3 * errors[1]
+
+
+def test_a_layer_with_8_bits_corrects_the_errors_of_the_layers_with_4_bits():
+    model = network()
+    (expected,) = outputs(model)
+    start = started(model, int4_layers=("!head",))
+    (corrected,) = outputs(start)
+    (head,) = (layer for layer in start.layers if layer.name == "quant_head")
+    trained = next(weight for weight in head.weights if weight.shape == (16, 5))
+    trained.assign(model.get_layer("head").kernel)
+    (uncorrected,) = outputs(start)
+    # The bias corrects the mean of each output in both cases.
+    errors = [(got - expected).var(axis=0).sum() for got in (corrected, uncorrected)]
+    assert errors[0] < 0.97 * errors[1]
 
 
 def test_biases_and_moving_means_correct_the_mean_of_every_channel():
