@@ -36,9 +36,9 @@ def included(pattern: str) -> str:
     return pattern.removeprefix(_EXCLUSION)
 
 
-def like(pattern: str, *others: str) -> tuple[str, ...]:
-    """Return `others` as exclusions if `pattern` is one."""
-    return tuple(f"{_EXCLUSION}{other}" for other in others) if is_exclusion(pattern) else others
+def like(pattern: str, other: str) -> str:
+    """Return `other`, as an exclusion if `pattern` is one."""
+    return f"{_EXCLUSION}{other}" if is_exclusion(pattern) else other
 
 
 def op_address(subgraph: int, op: int) -> str:
@@ -57,7 +57,7 @@ _SOURCE = "float:"
 
 def in_source(pattern: str) -> str:
     """Return `pattern` for use on a converted file: an address `op:12` of the source file becomes `float:op:12`."""
-    return pattern if parse_address(pattern) is None else like(pattern, f"{_SOURCE}{included(pattern)}")[0]
+    return pattern if parse_address(pattern) is None else like(pattern, f"{_SOURCE}{included(pattern)}")
 
 
 def of_source(pattern: str) -> str | None:
@@ -136,10 +136,8 @@ def check_selection(
         tensors: As in `check_fits`.
     """
     for pattern in patterns:
-        what, known = (
-            f"{setting}: the pattern {pattern!r}",
-            dict.fromkeys(reasons) if is_exclusion(pattern) else reasons,
-        )
+        what = f"{setting}: the pattern {pattern!r}"
+        known = dict.fromkeys(reasons) if is_exclusion(pattern) else reasons
         check_fits(what, included(pattern), known, field=field, layers=layers, tensors=tensors)
     able = [name for name, reason in reasons.items() if reason is None]
     if any(map(is_exclusion, patterns)) and not any(fits(name, patterns) for name in (*able, *tensors)):

@@ -39,7 +39,7 @@ def with_ops_by_name(model: bytes, config: ConversionConfig) -> tuple[bytes, Con
             else:
                 address = included(pattern)
                 resolved[address] = _outputs(parsed, address, f"conversion.{field}")
-                results += like(pattern, *resolved[address])
+                results += [like(pattern, name) for name in resolved[address]]
         return tuple(results)
 
     settings = {field: getattr(config, field) for field in _FIELDS}

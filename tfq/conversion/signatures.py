@@ -157,7 +157,7 @@ def _own_shapes(model: tflite.Model, subgraph: int, input_shapes: Sequence[str])
 
 def _in_separate_file(pattern: str, subgraph: int) -> str:
     address = parse_address(pattern)
-    return like(pattern, op_address(0, address[1]))[0] if address and address[0] == subgraph else pattern
+    return like(pattern, op_address(0, address[1])) if address and address[0] == subgraph else pattern
 
 
 def _matching(model: tflite.Model, pattern: str) -> set[int]:

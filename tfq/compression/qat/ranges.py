@@ -124,7 +124,13 @@ def lsq_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
     places = tfmot_symbols.activation_quantizers(model)
     shared = shared_ranges(model)
     in_groups = {id(pair["min_var"]) for group in shared for pair in group}
-    singles = [[pair] for place in _averaged(model) for pair in place.ranges if id(pair["min_var"]) not in in_groups]
+    singles = [
+        [pair]
+        for place in places
+        if place.is_moving_average
+        for pair in place.ranges
+        if id(pair["min_var"]) not in in_groups
+    ]
     ends: dict[int, tuple[Any, float, float]] = {}
     groups: list[tuple[list[Pair], Any, float, float]] = []
     for group in (*shared, *singles):
@@ -209,29 +215,29 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int, *, percentile: fl
         TfqError: Activations are NaN or infinite.
     """
     batches = 0
-    with _observed(model) as observed, tfmot_symbols.fake_quant_as_identity():
+    with _observed(model, histograms=percentile < 100) as observed, tfmot_symbols.fake_quant_as_identity():
         for batch in batches_of(model, calibration, steps, "qat: calibration"):
             model(batch if len(batch) > 1 else batch[0], training=False)
             batches += 1
-    averaged = {id(pair["min_var"]) for place in _averaged(model) for pair in place.ranges}
-    for name, variables in _activation_ranges(model):
+    for place, variables in _activation_ranges(model):
         # A quantizer after an activation that another layer replaces is never called, and its range is not used.
         if (result := observed.get(id(variables["min_var"]))) is None:
             continue
         ends = np.concatenate(result.ends)
         if not np.isfinite(ends).all():
             raise TfqError(
-                f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
-                f"{ends[:, 1].max():g}): check the scale of the data and the weights of the model",
+                f"qat: the activations of {place.layer!r} on the calibration data are not finite "
+                f"({ends[:, 0].min():g} to {ends[:, 1].max():g}): "
+                "check the scale of the data and the weights of the model",
                 field="calibration",
                 expected="finite activations",
-                got=name,
+                got=place.layer,
             )
         down, up = (
             FarthestSamples((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1])
         )
         low, high, _ = without_outliers(down, up, len(ends))
-        if percentile < 100 and id(variables["min_var"]) in averaged:
+        if percentile < 100 and place.is_moving_average:  # tfmot does not average the range of the model's input
             bins, fraction = result.histogram.bins(), percentile / 100
             low, high = max(low, bins.quantile(1 - fraction)), min(high, bins.quantile(fraction))
         tfmot_symbols.assign_ends(variables, min(0.0, low), max(0.0, high))
@@ -255,7 +261,7 @@ class _Observed:
 
     Attributes:
         ends: One array (examples, 2) per call, with the minimum and maximum of each example.
-        histogram: The distribution of all finite values.
+        histogram: The distribution of all values, if histograms were requested and the values are finite.
     """
 
     ends: list[NDArray] = field(default_factory=list)
@@ -263,7 +269,7 @@ class _Observed:
 
 
 @contextlib.contextmanager
-def _observed(model: Any) -> Iterator[dict[int, _Observed]]:
+def _observed(model: Any, *, histograms: bool) -> Iterator[dict[int, _Observed]]:
     """Observe activations in eager calls, without quantizing them, inside a `with` block.
 
     Yields:
@@ -285,7 +291,7 @@ def _observed(model: Any) -> Iterator[dict[int, _Observed]]:
             ends = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
             observed = results.setdefault(id(weights["min_var"]), _Observed())
             observed.ends.append(ends)
-            if np.isfinite(ends).all():
+            if histograms and np.isfinite(ends).all():
                 observed.histogram.add(np.asarray(values, np.float32))
             return inputs
 
@@ -463,11 +469,6 @@ def replaced(places: list[tfmot_symbols.ActivationQuantizer], other: Callable[[A
             place.replace(place.quantizer)
 
 
-def _averaged(model: Any) -> list[tfmot_symbols.ActivationQuantizer]:
-    """Return the activation quantizers that tfmot estimates by moving averages: all but that of the model's input."""
-    return [place for place in tfmot_symbols.activation_quantizers(model) if place.is_moving_average]
-
-
-def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return (layer, variables) of each activation range, in layer order."""
-    return [(place.layer, pair) for place in tfmot_symbols.activation_quantizers(model) for pair in place.ranges]
+def _activation_ranges(model: Any) -> list[tuple[tfmot_symbols.ActivationQuantizer, Variables]]:
+    """Return (quantizer, variables) of each activation range, in layer order."""
+    return [(place, pair) for place in tfmot_symbols.activation_quantizers(model) for pair in place.ranges]

@@ -48,11 +48,6 @@ class _Place(NamedTuple):
         """The weights: (outputs, K)."""
         return np.asarray(self.kernel).reshape(-1, self.kernel.shape[-1]).T.astype(np.float64)
 
-    @property
-    def has_int4(self) -> bool:
-        """Whether the weights have 4 bits; otherwise 8."""
-        return has_int4(self.quantizer)
-
 
 def reconstruct_weights(
     model: Any, original: Any, calibration: Any, examples: int, leave_out: Collection[str] = ()
@@ -79,7 +74,7 @@ def reconstruct_weights(
         for name, weight, quantizer, variables in tfmot_symbols.weight_ranges(model)
         if name in layers and wrapped(layers[name]).name not in leave_out
     ]
-    if not any(place.has_int4 for place in places):
+    if not any(has_int4(place.quantizer) for place in places):
         return
     batches = list(batches_of(original, calibration, examples, "qat: calibration"))
     usual = _usual_examples(original, places, batches)
@@ -100,7 +95,7 @@ def _choose(place: _Place, halves: Halves) -> None:
     """Change the weights and bias of a layer, and the steps of 4-bit weights."""
     inner, normalization = wrapped(place.layer), _normalization_after(place.layer)
     is_centered = inner.use_bias or normalization is not None
-    if place.has_int4:
+    if has_int4(place.quantizer):
         weights = _chosen_int4(place, halves, is_centered)
     else:
         weights = regressed_weights(place.rows, halves, centered=is_centered)
